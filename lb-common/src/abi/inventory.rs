@@ -1,0 +1,102 @@
+//! The list of all maps. A test compares it with the compiled program; the daemon compares it with
+//! every pinned map before adopting it.
+
+use super::types::*;
+
+/// Type of a map, with the number the kernel gives it (`enum bpf_map_type`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum MapKind {
+    Hash = 1,
+    Array = 2,
+    PerCpuArray = 6,
+    LpmTrie = 11,
+}
+
+/// Flags of `BPF_MAP_CREATE`.
+pub const NO_PREALLOC: u32 = 1;
+/// See [`NO_PREALLOC`].
+pub const MMAPABLE: u32 = 1 << 10;
+
+/// One map of the balancer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapInfo {
+    pub name: &'static str,
+    pub kind: MapKind,
+    pub key_size: u32,
+    pub value_size: u32,
+    /// Entries a new map gets unless the daemon asks for more.
+    pub capacity: u32,
+    pub flags: u32,
+    /// The daemon replaces it by a larger copy when it is full.
+    pub grows: bool,
+}
+
+const fn map<K, V>(name: &'static str, kind: MapKind, capacity: u32, flags: u32) -> MapInfo {
+    MapInfo {
+        name,
+        kind,
+        key_size: size_of::<K>() as u32,
+        value_size: size_of::<V>() as u32,
+        capacity,
+        flags,
+        grows: false,
+    }
+}
+
+const fn growing<V>(name: &'static str, kind: MapKind, capacity: u32, flags: u32) -> MapInfo {
+    MapInfo { grows: true, ..map::<u32, V>(name, kind, capacity, flags) }
+}
+
+/// Slots of a new `RING`: 8 MiB.
+pub const RING_CAPACITY: u32 = 1 << 20;
+/// Backends of a new `BACKENDS`: 1 MiB, and 256 KiB a CPU for their counters.
+pub const BACKEND_CAPACITY: u32 = 1 << 14;
+/// VIPs of either family.
+pub const VIP_CAPACITY: u32 = 16_384;
+/// Drop counters: room for reasons to come, so that a new reason is no new layout.
+pub const DROP_CAPACITY: u32 = 64;
+
+/// Every map of the balancer's program.
+pub const INVENTORY: &[MapInfo] = &[
+    map::<[u8; 4], VipEntry>("VIPS4", MapKind::Hash, VIP_CAPACITY, NO_PREALLOC),
+    map::<[u8; 16], VipEntry>("VIPS6", MapKind::Hash, VIP_CAPACITY, NO_PREALLOC),
+    map::<PortKey, u32>("PORTS", MapKind::Hash, 65_536, NO_PREALLOC),
+    map::<PortRangeKey, u32>("PORT_RANGES", MapKind::LpmTrie, 65_536, NO_PREALLOC),
+    map::<u32, ServiceEntry>("SERVICES", MapKind::Array, MAX_SERVICES, 0),
+    growing::<u64>("RING", MapKind::Array, RING_CAPACITY, MMAPABLE),
+    growing::<BackendEntry>("BACKENDS", MapKind::Array, BACKEND_CAPACITY, MMAPABLE),
+    map::<u32, Stats>("SERVICE_STATS", MapKind::PerCpuArray, MAX_SERVICES, 0),
+    growing::<Stats>("BACKEND_STATS", MapKind::PerCpuArray, BACKEND_CAPACITY, 0),
+    map::<u32, u64>("DROPS", MapKind::PerCpuArray, DROP_CAPACITY, 0),
+    map::<u32, Identity>("SERVICE_NAMES", MapKind::Array, MAX_SERVICES, 0),
+    growing::<Identity>("BACKEND_NAMES", MapKind::Array, BACKEND_CAPACITY, 0),
+];
+
+/// A number that changes with any map's name, kind or sizes, and when `LAYOUT` is raised because the
+/// meaning of a field changed. Capacities may differ between nodes and are left out.
+pub const fn hash() -> u64 {
+    // FNV-1a.
+    let mut hash = 0xcbf2_9ce4_8422_2325 ^ LAYOUT;
+    let mut i = 0;
+    while i < INVENTORY.len() {
+        let map = INVENTORY[i];
+        let name = map.name.as_bytes();
+        let mut j = 0;
+        while j < name.len() {
+            hash = (hash ^ name[j] as u64).wrapping_mul(0x100_0000_01b3);
+            j += 1;
+        }
+        let numbers = [map.kind as u32, map.key_size, map.value_size, map.flags];
+        let mut j = 0;
+        while j < numbers.len() {
+            hash = (hash ^ numbers[j] as u64).wrapping_mul(0x100_0000_01b3);
+            j += 1;
+        }
+        i += 1;
+    }
+    hash
+}
+
+/// Raise it when a field changes its meaning without changing its size.
+const LAYOUT: u64 = 1;

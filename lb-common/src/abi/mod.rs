@@ -1,0 +1,13 @@
+//! Every map's name, key and value, once.
+//!
+//! All types are `repr(C)` without padding, their sizes asserted here; integers are in host order
+//! unless a field says otherwise. The layout is part of the product: pinned maps outlive the program
+//! that made them, so a change here changes [`hash`], and with it the directory the pins lie under.
+
+mod inventory;
+mod slot;
+mod types;
+
+pub use inventory::*;
+pub use slot::{Slot, SlotState};
+pub use types::*;

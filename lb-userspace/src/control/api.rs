@@ -1,0 +1,158 @@
+//! What the control API answers. The JSON field names are a contract with scripts: add, never rename.
+
+use crate::model::{Admin, Forward, Health, Protocol, Scheduler};
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// `lbctl status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatusView {
+    pub node: String,
+    /// Version of the daemon.
+    pub version: String,
+    /// Hash of the map layout, as in the pin directory's name.
+    pub abi: String,
+    /// Tag of the attached program, 16 hex digits.
+    pub program: String,
+    pub kernel: String,
+    pub uptime_seconds: f64,
+    pub pid: u32,
+    pub config_file: String,
+    /// SHA-256 over the configuration in force, runtime changes included, 16 hex digits.
+    pub config_hash: String,
+    /// Runtime changes in force.
+    pub runtime_changes: usize,
+    pub interfaces: Vec<InterfaceView>,
+    pub services: usize,
+    pub backends: usize,
+    /// Map memory in bytes, as the kernel accounts it.
+    pub map_bytes: u64,
+}
+
+/// One interface with the program attached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceView {
+    pub name: String,
+    pub ifindex: u32,
+    /// `native` or `generic`.
+    pub mode: String,
+    /// Why the mode is not native, or what is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
+}
+
+/// One service, as in `service list` and `service show`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceView {
+    pub name: String,
+    pub addresses: Vec<IpAddr>,
+    /// "443", "8000-8099", "0" (every port).
+    pub port: String,
+    pub protocol: Protocol,
+    pub forward: Forward,
+    pub scheduler: Scheduler,
+    pub packets: u64,
+    pub bytes: u64,
+    /// Slots of its ring, by state.
+    pub slots: SlotsView,
+    pub backends: Vec<BackendView>,
+}
+
+/// How many slots of a ring are in which state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct SlotsView {
+    pub total: u32,
+    pub plain: u32,
+    pub moving: u32,
+    pub tracked: u32,
+}
+
+/// One backend of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendView {
+    pub name: String,
+    pub address: IpAddr,
+    /// Port it is reached on; absent where the service has several ports.
+    pub port: Option<u16>,
+    pub weight: u16,
+    pub admin: Admin,
+    pub health: Health,
+    /// Last reason given by the health check, e.g. "connection refused".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_reason: Option<String>,
+    /// Slots whose new flows it takes.
+    pub slots: u32,
+    /// The next hop is known; without one its packets are dropped.
+    pub reachable: bool,
+    /// Where this backend or its changed settings come from: "file" or "runtime".
+    pub origin: String,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// One row of `drops`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropView {
+    pub reason: String,
+    pub packets: u64,
+    /// What the reason means, in one line.
+    pub help: String,
+}
+
+/// `explain`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainView {
+    /// `forward`, `drop` or `pass` (left to the kernel).
+    pub verdict: String,
+    pub service: Option<String>,
+    pub backend: Option<String>,
+    /// Why, in words.
+    pub reason: String,
+    /// Slot of the ring and its state, where a ring was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot_state: Option<String>,
+    /// "tx" or "redirect to eth1", with the MAC addresses and the outer header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<String>,
+}
+
+/// Answer to a change: what it did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeView {
+    /// One line for a person, e.g. "backend web4 added to www".
+    pub message: String,
+    /// What changed (or, with `plan`, would change), a line each.
+    pub changes: Vec<String>,
+    /// True if nothing was touched because only the plan was asked for.
+    pub planned_only: bool,
+}
+
+/// One setting of `config show`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingView {
+    /// Dotted path, e.g. `service.www.backend.web1.weight`.
+    pub key: String,
+    pub value: serde_json::Value,
+    /// `default`, `file` or `runtime`.
+    pub origin: String,
+}
+
+/// `config show`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ConfigView {
+    pub file: String,
+    pub hash: String,
+    pub settings: Vec<SettingView>,
+}
+
+/// The body of every error answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorView {
+    /// What was found, where, what was expected and what to do.
+    pub error: String,
+    /// True if the request or the configuration is wrong (exit status 2), false if it could not be
+    /// carried out (exit status 1).
+    pub usage: bool,
+}

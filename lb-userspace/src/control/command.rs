@@ -1,0 +1,82 @@
+//! What the server asks of the daemon: one message per request, with a way back.
+
+use super::api::*;
+use crate::model::{BackendName, ServiceName};
+use std::net::{IpAddr, SocketAddr};
+use tokio::sync::{mpsc, oneshot};
+
+/// Answer to a command.
+pub type Answer<T> = Result<T, CommandError>;
+/// The way back.
+pub type Reply<T> = oneshot::Sender<Answer<T>>;
+
+/// Why a command was not carried out. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// The request names something that does not exist, e.g. "no service 'wwww'; there are: www, dns".
+    #[error("{0}")]
+    NotFound(String),
+    /// The request or the configuration is wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// It contradicts the present state, e.g. the backend exists already.
+    #[error("{0}")]
+    Conflict(String),
+    /// It could not be carried out.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// One request.
+#[derive(Debug)]
+pub enum Command {
+    Status(Reply<StatusView>),
+    Services(Reply<Vec<ServiceView>>),
+    Drops(Reply<Vec<DropView>>),
+    Config(Reply<ConfigView>),
+    BackendAdd {
+        service: ServiceName,
+        name: BackendName,
+        address: IpAddr,
+        port: Option<u16>,
+        weight: Option<u16>,
+        reply: Reply<ChangeView>,
+    },
+    BackendRemove {
+        service: ServiceName,
+        name: BackendName,
+        reply: Reply<ChangeView>,
+    },
+    BackendAdmin {
+        service: ServiceName,
+        name: BackendName,
+        admin: crate::model::Admin,
+        reply: Reply<ChangeView>,
+    },
+    BackendWeight {
+        service: ServiceName,
+        name: BackendName,
+        weight: u16,
+        reply: Reply<ChangeView>,
+    },
+    Reload {
+        plan: bool,
+        reply: Reply<ChangeView>,
+    },
+    Reset {
+        reply: Reply<ChangeView>,
+    },
+    Explain {
+        protocol: crate::model::Protocol,
+        source: SocketAddr,
+        destination: SocketAddr,
+        reply: Reply<ExplainView>,
+    },
+    /// Removes the programs, links and maps from the kernel and ends the daemon.
+    Detach {
+        reply: Reply<ChangeView>,
+    },
+}
+
+/// How the server reaches the daemon's loop.
+pub type Commands = mpsc::Sender<Command>;

@@ -1,0 +1,18 @@
+//! The daemon `lbd` and the command line `lbctl`, as a library.
+//!
+//! Arrows between the rooms: `model` knows nobody; the pure modules (`config`, `maglev`, `plan`,
+//! `health::fsm`) know the model; the shells (`dataplane`, `net`, `health`, `control`, `metrics`) know
+//! those; `daemon` knows all of them; the two binaries know `daemon` and `control`.
+
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod dataplane;
+pub mod health;
+pub mod maglev;
+pub mod metrics;
+pub mod model;
+pub mod net;
+pub mod plan;
+pub mod state;
+pub mod telemetry;

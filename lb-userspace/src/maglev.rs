@@ -1,0 +1,1 @@
+//! The Maglev ring: consistent hashing with weights. Pure.

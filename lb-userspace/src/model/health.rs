@@ -1,0 +1,64 @@
+//! How the backends of a service are checked.
+
+use std::time::Duration;
+
+/// A service's health check, all defaults filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthSpec {
+    pub check: HealthCheck,
+    /// From the start of one check to the start of the next.
+    pub interval: Duration,
+    /// A check that takes longer has failed; at most `interval`.
+    pub timeout: Duration,
+    /// Passed checks in a row that bring a backend up, at least 1.
+    pub rise: u32,
+    /// Failed checks in a row that take it down, at least 1.
+    pub fall: u32,
+    /// Port to check where that is not the backend's.
+    pub port: Option<u16>,
+}
+
+/// What a check does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HealthCheck {
+    /// Nothing: the backend is up.
+    None,
+    /// Opens a TCP connection.
+    Tcp,
+    /// One HTTP/1.1 request.
+    Http(HttpCheck),
+}
+
+/// Parameters of an HTTP check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpCheck {
+    /// `GET` or `HEAD`.
+    pub method: String,
+    /// Absolute path, with query.
+    pub path: String,
+    /// `Host` header; the backend's address where absent.
+    pub host: Option<String>,
+    /// Status codes that pass.
+    pub status: Vec<StatusRange>,
+}
+
+/// Inclusive range of HTTP status codes, 100 to 599.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatusRange {
+    pub lo: u16,
+    pub hi: u16,
+}
+
+impl Default for HealthSpec {
+    /// TCP connect every second, 500 ms to answer, up after 2, down after 3.
+    fn default() -> Self {
+        Self {
+            check: HealthCheck::Tcp,
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_millis(500),
+            rise: 2,
+            fall: 3,
+            port: None,
+        }
+    }
+}

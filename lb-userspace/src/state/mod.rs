@@ -1,0 +1,1 @@
+//! What operators changed at run time, kept under state_dir.
