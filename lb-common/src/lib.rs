@@ -5,7 +5,7 @@
 //! The arrows between the rooms: `abi` and `wire` know nobody, `core` knows both.
 #![no_std]
 
-#[cfg(test)]
+#[cfg(any(test, feature = "user"))]
 extern crate std;
 
 pub mod abi;

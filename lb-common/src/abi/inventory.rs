@@ -69,6 +69,7 @@ pub const INVENTORY: &[MapInfo] = &[
     map::<u32, Stats>("SERVICE_STATS", MapKind::PerCpuArray, MAX_SERVICES, 0),
     growing::<Stats>("BACKEND_STATS", MapKind::PerCpuArray, BACKEND_CAPACITY, 0),
     map::<u32, u64>("DROPS", MapKind::PerCpuArray, DROP_CAPACITY, 0),
+    map::<u32, Bucket>("ICMP_BUCKET", MapKind::PerCpuArray, 1, 0),
     map::<u32, Identity>("SERVICE_NAMES", MapKind::Array, MAX_SERVICES, 0),
     growing::<Identity>("BACKEND_NAMES", MapKind::Array, BACKEND_CAPACITY, 0),
 ];

@@ -192,6 +192,16 @@ pub struct SourceKey {
     pub addr: [u8; 16],
 }
 
+/// Value of `ICMP_BUCKET`, per CPU: limits the ICMP messages the balancer sends of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Bucket {
+    /// Time of the last refill, nanoseconds of the monotonic clock; 0 = never.
+    pub refilled_ns: u64,
+    /// Tokens left.
+    pub tokens: u64,
+}
+
 macro_rules! plain_old_data {
     ($($type:ty = $size:literal),* $(,)?) => { $(
         const _: () = assert!(size_of::<$type>() == $size);
@@ -211,5 +221,6 @@ plain_old_data! {
     BackendEntry = 64,
     Stats = 16,
     Identity = 72,
+    Bucket = 16,
     SourceKey = 20,
 }

@@ -1,6 +1,22 @@
+//! The balancer.
 #![no_std]
 #![no_main]
+
+use aya_ebpf::{macros::xdp, programs::XdpContext};
+use lb_ebpf::{emit, frame::Frame};
+
+/// Forwards what is for a VIP, passes everything else to the kernel.
+#[xdp]
+pub fn lb(ctx: XdpContext) -> u32 {
+    emit::handle(&mut Frame::new(ctx.ctx))
+}
+
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
+
+/// The licence the kernel sees: helpers reserved to GPL programs may be used.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

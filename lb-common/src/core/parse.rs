@@ -1,0 +1,214 @@
+//! IPv4, IPv6, TCP and UDP: what must hold before a packet may go to a backend.
+
+use super::{Decision, DropReason, Refusal, Tables, select, service};
+use crate::{
+    abi::VipEntry,
+    hash,
+    packet::Packet,
+    wire::{ipv4, ipv6, proto, tcp, udp},
+};
+
+/// What later steps need of the IP header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ip {
+    /// Offset of the IP header in the frame: 14, 18 or 22.
+    pub l3: usize,
+    /// Offset of the transport header from the IP header.
+    pub header_len: usize,
+    /// True for IPv6.
+    pub v6: bool,
+    /// Length of the IP packet with its header; the frame may be longer (padding).
+    pub total_len: u16,
+    /// TOS or traffic class: DSCP and ECN.
+    pub tos: u8,
+    /// Protocol of the transport header.
+    pub proto: u8,
+}
+
+/// What the transport header says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct L4 {
+    /// Source port in the upper half, destination port in the lower.
+    pub ports: u32,
+}
+
+/// Headers walked through at most, and how far into the packet (RFC 8200 sets no limit; RFC 9098 tells
+/// what real networks let through).
+const MAX_EXTENSIONS: usize = 6;
+const MAX_HEADER_LEN: usize = 512;
+
+/// Combinations of FIN, SYN, RST and ACK that a TCP sends (RFC 9293 section 3.10); PSH, URG and the
+/// ECN bits go with all of them. Bit n stands for the combination n = fin | syn << 1 | rst << 2 | ack << 3.
+const VALID_FLAGS: u32 = 1 << 0b0010 // SYN
+    | 1 << 0b1010 // SYN ACK
+    | 1 << 0b0100 // RST
+    | 1 << 0b1100 // RST ACK
+    | 1 << 0b1001 // FIN ACK
+    | 1 << 0b1000; // ACK
+
+const fn refuse<'t>(reason: DropReason) -> Decision<'t> {
+    Decision::Drop(Refusal { reason })
+}
+
+/// A frame whose EtherType says IPv4; the header starts at `l3`.
+#[inline(always)]
+pub(super) fn v4<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize) -> Decision<'t> {
+    let Some(header) = packet.view::<{ ipv4::LEN }>(l3) else { return Decision::Pass };
+    let Some(vip) = tables.vip4(header.raw32::<{ ipv4::DST }>().to_ne_bytes()) else { return Decision::Pass };
+
+    let header_len = usize::from(header.u8::<{ ipv4::VIHL }>() & 0xf) * 4;
+    let total_len = header.u16::<{ ipv4::TOTAL_LEN }>();
+    if header.u8::<{ ipv4::VIHL }>() >> 4 != 4 || header_len < ipv4::LEN {
+        return refuse(DropReason::IpHeader);
+    }
+    if usize::from(total_len) < header_len || l3 + usize::from(total_len) > packet.len() {
+        return refuse(DropReason::IpLength);
+    }
+    let fragment = header.u16::<{ ipv4::FRAGMENT }>();
+    if fragment & !ipv4::DONT_FRAGMENT != 0 {
+        let reserved = fragment & ipv4::RESERVED != 0;
+        return refuse(if reserved { DropReason::IpFlags } else { DropReason::Fragment });
+    }
+    let ip = Ip {
+        l3,
+        header_len,
+        v6: false,
+        total_len,
+        tos: header.u8::<{ ipv4::TOS }>(),
+        proto: header.u8::<{ ipv4::PROTO }>(),
+    };
+    let src = header.u32::<{ ipv4::SRC }>();
+    transport(packet, tables, vip, ip, header.u8::<{ ipv4::TTL }>(), |seed, ports| {
+        hash::flow4(seed, src, ports)
+    })
+}
+
+/// A frame whose EtherType says IPv6; the header starts at `l3`.
+#[inline(always)]
+pub(super) fn v6<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize) -> Decision<'t> {
+    let Some(header) = packet.view::<{ ipv6::LEN }>(l3) else { return Decision::Pass };
+    let Some(dst) = packet.view::<16>(l3 + ipv6::DST) else { return Decision::Pass };
+    let Some(vip) = tables.vip6(dst.0) else { return Decision::Pass };
+
+    let word = header.u32::<{ ipv6::WORD }>();
+    if word >> 28 != 6 {
+        return refuse(DropReason::IpHeader);
+    }
+    let payload_len = header.u16::<{ ipv6::PAYLOAD_LEN }>();
+    let total = ipv6::LEN + usize::from(payload_len);
+    // A jumbogram (RFC 2675) says 0 here; no link the balancer runs on carries one.
+    if total > usize::from(u16::MAX) || l3 + total > packet.len() {
+        return refuse(DropReason::IpLength);
+    }
+    let (header_len, proto) = match extensions(packet, l3, header.u8::<{ ipv6::NEXT }>()) {
+        Chain::Transport { header_len, proto } => (header_len, proto),
+        Chain::Elsewhere => return Decision::Pass,
+        Chain::Bad(reason) => return refuse(reason),
+    };
+    if header_len > total {
+        return refuse(DropReason::IpLength);
+    }
+    let ip = Ip { l3, header_len, v6: true, total_len: total as u16, tos: (word >> 20) as u8, proto };
+    let (hi, lo) = (header.u64::<{ ipv6::SRC }>(), header.u64::<{ ipv6::SRC + 8 }>());
+    transport(packet, tables, vip, ip, header.u8::<{ ipv6::HOP_LIMIT }>(), |seed, ports| {
+        hash::flow6(seed, hi, lo, ports)
+    })
+}
+
+/// The end of a chain of IPv6 extension headers.
+enum Chain {
+    /// What follows is no extension header; `header_len` counts from the IPv6 header.
+    Transport {
+        header_len: usize,
+        proto: u8,
+    },
+    /// This host is not where the packet ends (routing header with segments left).
+    Elsewhere,
+    Bad(DropReason),
+}
+
+/// Walks the extension headers (RFC 8200 section 4).
+#[inline(always)]
+fn extensions<P: Packet>(packet: &P, l3: usize, first: u8) -> Chain {
+    let (mut next, mut at) = (first, ipv6::LEN);
+    for _ in 0..=MAX_EXTENSIONS {
+        let header = match next {
+            proto::HOP_BY_HOP
+            | proto::ROUTING
+            | proto::FRAGMENT
+            | proto::DESTINATION
+            | proto::AUTHENTICATION
+            | proto::MOBILITY
+            | proto::HIP
+            | proto::SHIM6 => match packet.view::<8>(l3 + at) {
+                Some(header) => header,
+                None => return Chain::Bad(DropReason::Truncated),
+            },
+            proto => return Chain::Transport { header_len: at, proto },
+        };
+        at += match next {
+            proto::FRAGMENT => {
+                // An atomic fragment (RFC 6946) is a whole packet.
+                if header.u16::<2>() & 0xfff9 != 0 {
+                    return Chain::Bad(DropReason::Fragment);
+                }
+                8
+            }
+            // RFC 4302 section 2.2: in 32-bit words, minus two.
+            proto::AUTHENTICATION => (usize::from(header.u8::<1>()) + 2) * 4,
+            proto::ROUTING if header.u8::<3>() != 0 => return Chain::Elsewhere,
+            _ => (usize::from(header.u8::<1>()) + 1) * 8,
+        };
+        if at > MAX_HEADER_LEN {
+            return Chain::Bad(DropReason::Ipv6Extension);
+        }
+        next = header.u8::<0>();
+    }
+    Chain::Bad(DropReason::Ipv6Extension)
+}
+
+/// TCP or UDP of a packet to a VIP whose IP header is in order.
+#[inline(always)]
+fn transport<'t, P: Packet, T: Tables>(
+    packet: &P,
+    tables: &'t T,
+    vip: &VipEntry,
+    ip: Ip,
+    ttl: u8,
+    flow: impl FnOnce(u64, u32) -> u64,
+) -> Decision<'t> {
+    if ip.proto != proto::TCP && ip.proto != proto::UDP {
+        return Decision::Pass;
+    }
+    let at = ip.l3 + ip.header_len;
+    let payload = usize::from(ip.total_len) - ip.header_len;
+    let Some(ports) = packet.view::<{ udp::LEN }>(at) else { return refuse(DropReason::Truncated) };
+    if payload < udp::LEN {
+        return refuse(DropReason::IpLength);
+    }
+    let l4 = L4 { ports: ports.u32::<0>() };
+    let Some(id) = service::find(tables, vip, ip.proto, l4.ports as u16) else { return Decision::Pass };
+
+    if ip.proto == proto::TCP {
+        let Some(header) = packet.view::<{ tcp::LEN }>(at) else { return refuse(DropReason::Truncated) };
+        let data_offset = usize::from(header.u8::<{ tcp::DATA_OFFSET }>() >> 4) * 4;
+        if data_offset < tcp::LEN || data_offset > payload {
+            return refuse(DropReason::TcpHeader);
+        }
+        let flags = u32::from(header.u8::<{ tcp::FLAGS }>());
+        if VALID_FLAGS >> (flags & 7 | flags >> 1 & 8) & 1 == 0 {
+            return refuse(DropReason::TcpFlags);
+        }
+    } else {
+        let length = usize::from(ports.u16::<{ udp::LENGTH }>());
+        if length < udp::LEN || length > payload {
+            return refuse(DropReason::UdpLength);
+        }
+    }
+    // RFC 1812 section 5.3.1: a packet whose TTL ends here is not forwarded.
+    if ttl <= 1 {
+        return refuse(DropReason::TtlExceeded);
+    }
+    let Some(entry) = tables.service(id) else { return refuse(DropReason::Internal) };
+    select::select(tables, id, entry, flow(entry.seed, l4.ports), ip)
+}

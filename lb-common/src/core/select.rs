@@ -1,0 +1,29 @@
+//! From a service and a flow to a backend.
+
+use super::{Decision, DropReason, Forward, Ip, Refusal, Tables};
+use crate::{abi::ServiceEntry, hash};
+
+/// Sends the flow with this hash to its slot's backend.
+#[inline(always)]
+pub(super) fn select<'t, T: Tables>(
+    tables: &'t T,
+    id: u32,
+    service: &ServiceEntry,
+    flow: u64,
+    ip: Ip,
+) -> Decision<'t> {
+    let index = hash::slot(flow, service.ring_size);
+    let Some(slot) = tables.slot(service.ring_base.wrapping_add(index)) else {
+        return Decision::Drop(Refusal { reason: DropReason::Internal });
+    };
+    let backend_id = slot.owner();
+    if backend_id == 0 {
+        return Decision::Drop(Refusal { reason: DropReason::NoBackend });
+    }
+    match tables.backend(backend_id) {
+        Some(backend) => {
+            Decision::Forward(Forward { service: id, backend_id, backend, ip, hash: flow, slot: index })
+        }
+        None => Decision::Drop(Refusal { reason: DropReason::Internal }),
+    }
+}

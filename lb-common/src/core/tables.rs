@@ -1,0 +1,80 @@
+//! The tables the core reads, as a trait: BPF maps in the kernel, plain memory elsewhere; and the token
+//! bucket that limits what the balancer sends of its own.
+
+use crate::abi::{BackendEntry, Bucket, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry};
+
+/// What the core looks things up in. Addresses are as they stand in the packet.
+pub trait Tables {
+    /// The VIP of an IPv4 address.
+    fn vip4(&self, address: [u8; 4]) -> Option<&VipEntry>;
+    /// The VIP of an IPv6 address.
+    fn vip6(&self, address: &[u8; 16]) -> Option<&VipEntry>;
+    /// Service of an exact port of a VIP with many rules.
+    fn port(&self, key: &PortKey) -> Option<u32>;
+    /// Service of a port range of a VIP with many rules: longest prefix match.
+    fn port_range(&self, key: &PortRangeKey) -> Option<u32>;
+    /// The service of an id.
+    fn service(&self, id: u32) -> Option<&ServiceEntry>;
+    /// A word of the ring array, read atomically.
+    fn slot(&self, index: u32) -> Option<Slot>;
+    /// The backend of an id.
+    fn backend(&self, id: u32) -> Option<&BackendEntry>;
+    /// Takes one token for an ICMP answer; false if there is none.
+    fn icmp_token(&self) -> bool;
+}
+
+impl Bucket {
+    /// Takes one token at time `now_ns`, after refilling at `rate` tokens a second up to `burst`.
+    #[inline(always)]
+    pub fn take(&mut self, now_ns: u64, rate: u64, burst: u64) -> bool {
+        const SECOND: u64 = 1_000_000_000;
+        let elapsed = now_ns.saturating_sub(self.refilled_ns);
+        if self.refilled_ns == 0 || elapsed >= SECOND {
+            self.tokens =
+                if self.refilled_ns == 0 || rate >= burst { burst } else { (self.tokens + rate).min(burst) };
+            self.refilled_ns = now_ns;
+        } else {
+            let earned = elapsed * rate / SECOND;
+            if earned > 0 {
+                self.tokens = (self.tokens + earned).min(burst);
+                // Whole tokens only: the rest of the time goes on counting.
+                self.refilled_ns += earned * SECOND / rate.max(1);
+            }
+        }
+        if self.tokens == 0 {
+            return false;
+        }
+        self.tokens -= 1;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_bucket_gives_no_more_than_burst_and_rate(
+            steps in proptest::collection::vec(0..50_000_000u64, 1..400), rate in 1..2_000u64, burst in 1..200u64,
+        ) {
+            let mut bucket = Bucket::default();
+            let (start, mut now, mut taken) = (1_000u64, 1_000u64, 0u64);
+            for step in steps {
+                now += step;
+                taken += u64::from(bucket.take(now, rate, burst));
+            }
+            prop_assert!(taken <= burst + (now - start) * rate / 1_000_000_000 + 1);
+        }
+    }
+
+    #[test]
+    fn an_empty_bucket_fills_at_its_rate() {
+        let mut bucket = Bucket::default();
+        assert_eq!((0..20).filter(|_| bucket.take(1, 10, 5)).count(), 5);
+        assert!(!bucket.take(50_000_000, 10, 5));
+        assert!(bucket.take(101_000_001, 10, 5));
+        assert!(!bucket.take(101_000_002, 10, 5));
+    }
+}

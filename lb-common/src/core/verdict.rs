@@ -1,0 +1,93 @@
+//! What the core answers.
+
+use super::Ip;
+use crate::abi::BackendEntry;
+
+/// What happens to a packet.
+pub enum Decision<'t> {
+    /// Not for us: the kernel takes it, untouched.
+    Pass,
+    /// For us, and refused.
+    Drop(Refusal),
+    /// To a backend.
+    Forward(Forward<'t>),
+}
+
+/// A packet refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Refusal {
+    pub reason: DropReason,
+}
+
+/// A packet on its way to a backend.
+pub struct Forward<'t> {
+    /// Service id: index of its counters.
+    pub service: u32,
+    /// Backend id: index of its counters.
+    pub backend_id: u32,
+    pub backend: &'t BackendEntry,
+    pub ip: Ip,
+    /// The flow hash; its lower half varies the outer header.
+    pub hash: u64,
+    /// Index of the slot that chose the backend, within the service's ring.
+    pub slot: u32,
+}
+
+macro_rules! drop_reasons {
+    ($($(#[$doc:meta])* $variant:ident = $number:literal, $name:literal, $help:literal;)*) => {
+        /// Why a packet was dropped: the index of its counter in `DROPS`.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(u32)]
+        pub enum DropReason {
+            $($(#[$doc])* #[doc = $help] $variant = $number,)*
+        }
+
+        impl DropReason {
+            /// Every reason.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The label of its counter.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// One line for an operator.
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$variant => $help,)* }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    Truncated = 0, "truncated", "the frame ends inside a header";
+    IpHeader = 1, "ip_header", "IP version or header length is impossible";
+    IpLength = 2, "ip_length", "the IP length is beyond the frame or inside a header";
+    IpFlags = 3, "ip_flags", "the reserved IPv4 flag is set";
+    Fragment = 4, "fragment", "IP fragments carry no ports to choose a backend by";
+    TtlExceeded = 5, "ttl_exceeded", "TTL or hop limit ended here";
+    Ipv6Extension = 6, "ipv6_extension", "too many or impossible IPv6 extension headers";
+    TcpHeader = 7, "tcp_header", "the TCP data offset is impossible";
+    TcpFlags = 8, "tcp_flags", "no TCP segment has these flags";
+    UdpLength = 9, "udp_length", "the UDP length does not fit the IP length";
+    NoBackend = 10, "no_backend", "every backend of the service is down, drained or disabled";
+    NoNextHop = 11, "no_next_hop", "the backend has no route or no neighbour entry";
+    TooBig = 12, "too_big", "larger than the egress takes; the sender was told";
+    TooBigUnanswered = 13, "too_big_unanswered", "larger than the egress takes; the rate limit on ICMP kept us from telling";
+    NoHeadroom = 14, "no_headroom", "the driver leaves no room for the outer header";
+    Internal = 15, "internal", "the tables contradict themselves; please report it";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_distinct_and_fit_the_map() {
+        for (i, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, i);
+            assert!((*reason as u32) < crate::abi::DROP_CAPACITY);
+            assert!(DropReason::ALL[..i].iter().all(|other| other.name() != reason.name()));
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Counting and sending: what becomes of a decision.
+
+use crate::{frame::Frame, maps, tables::Maps};
+use aya_ebpf::{
+    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
+    helpers::bpf_redirect,
+    maps::PerCpuArray,
+};
+use lb_common::{
+    abi::Stats,
+    core::{Decision, DropReason, Forward, forward, icmp},
+};
+
+/// Decides about a frame, rewrites and counts it; the answer is the XDP verdict.
+#[inline(always)]
+pub fn handle(frame: &mut Frame) -> u32 {
+    match lb_common::core::decide(frame, &Maps) {
+        Decision::Pass => XDP_PASS,
+        Decision::Drop(refusal) => refuse(refusal.reason),
+        Decision::Forward(to) => send(frame, &to),
+    }
+}
+
+#[inline(always)]
+fn send(frame: &mut Frame, to: &Forward<'_>) -> u32 {
+    match forward::rewrite(frame, to) {
+        Ok(()) => {}
+        Err(DropReason::TooBig) => return tell_too_big(frame, to),
+        Err(reason) => return refuse(reason),
+    }
+    let bytes = u64::from(to.ip.total_len);
+    count(&maps::SERVICE_STATS, to.service, bytes);
+    count(&maps::BACKEND_STATS, to.backend_id, bytes);
+    if to.backend.ifindex == frame.ingress() {
+        return XDP_TX;
+    }
+    // SAFETY: a helper call without pointers.
+    unsafe { bpf_redirect(to.backend.ifindex, 0) as u32 }
+}
+
+/// The sender learns the MTU; its packet is gone either way.
+#[inline(always)]
+fn tell_too_big(frame: &mut Frame, to: &Forward<'_>) -> u32 {
+    let mtu = forward::path_mtu(to.backend);
+    if !lb_common::core::Tables::icmp_token(&Maps) || icmp::too_big(frame, &to.ip, mtu).is_none() {
+        return refuse(DropReason::TooBigUnanswered);
+    }
+    refuse(DropReason::TooBig);
+    XDP_TX
+}
+
+#[inline(always)]
+fn refuse(reason: DropReason) -> u32 {
+    if let Some(counter) = maps::DROPS.get_ptr_mut(reason as u32) {
+        // SAFETY: this CPU's own element.
+        unsafe { *counter += 1 };
+    }
+    XDP_DROP
+}
+
+#[inline(always)]
+fn count(stats: &PerCpuArray<Stats>, id: u32, bytes: u64) {
+    if let Some(stats) = stats.get_ptr_mut(id) {
+        // SAFETY: this CPU's own element.
+        unsafe {
+            (*stats).packets += 1;
+            (*stats).bytes += bytes;
+        }
+    }
+}
