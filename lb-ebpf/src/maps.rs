@@ -23,7 +23,7 @@ pub static PORTS: HashMap<PortKey, u32> = HashMap::with_max_entries(65_536, NO_P
 pub static PORT_RANGES: LpmTrie<[u8; 8], u32> = LpmTrie::with_max_entries(65_536, NO_PREALLOC);
 
 #[map]
-pub static SERVICES: Array<ServiceEntry> = Array::with_max_entries(MAX_SERVICES, 0);
+pub static SERVICES: Array<ServiceEntry> = Array::with_max_entries(MAX_SERVICES, MMAPABLE);
 
 /// The slots of all rings, one flat array: the daemon writes them through a memory map, a word at a time.
 #[map]

@@ -4,6 +4,7 @@
 //! `health::fsm`) know the model; the shells (`dataplane`, `net`, `health`, `control`, `metrics`) know
 //! those; `daemon` knows all of them; the two binaries know `daemon` and `control`.
 
+pub mod affinity;
 pub mod config;
 pub mod control;
 pub mod daemon;

@@ -1,1 +1,215 @@
 //! The Maglev ring: consistent hashing with weights. Pure.
+//!
+//! Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016, section 3.4. Every member
+//! walks its own permutation of the slots and takes the next free one when it is its turn. Weights are turns: a
+//! member of weight w takes its k-th slot at time k/w (stride scheduling), so that each ends up with its share
+//! of the slots and a change of one weight disturbs the others' turns little.
+//!
+//! The ring is a contract between nodes: it depends on the seed, the size and the set of members, not on
+//! their order, and golden vectors in the tests hold it in place.
+
+use lb_common::hash::mix;
+use std::{cmp::Reverse, collections::BinaryHeap};
+
+/// One member: a key that is the same on every node, and its weight; weight 0 takes no slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    /// Identifies the member: see [`key`].
+    pub key: u64,
+    /// Relative share of the slots.
+    pub weight: u16,
+}
+
+/// Primes to choose a ring's size from, each about twice the one before (the largest is Maglev's own).
+const SIZES: [u32; 7] = [1_009, 2_003, 4_099, 8_191, 16_381, 32_749, 65_537];
+
+/// Size of a new ring for `backends` backends: a prime of about 100 slots for each of twice as many, so
+/// that the service can grow; at least 1,009, at most 65,537.
+#[must_use]
+pub fn default_size(backends: usize) -> u32 {
+    let wanted = u32::try_from(backends.max(1).saturating_mul(200)).unwrap_or(u32::MAX);
+    SIZES.into_iter().find(|size| *size >= wanted).unwrap_or(lb_common::abi::MAX_RING)
+}
+
+/// True for a size a ring may have: a prime, so that every skip walks all slots.
+#[must_use]
+pub fn is_valid_size(size: u32) -> bool {
+    (3..=lb_common::abi::MAX_RING).contains(&size)
+        && (2..).take_while(|d| d * d <= size).all(|d| !size.is_multiple_of(d))
+}
+
+/// A member's key from its address and port, the same on every node.
+#[must_use]
+pub fn key(address: std::net::IpAddr, port: u16) -> u64 {
+    let bits = match address {
+        std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        std::net::IpAddr::V6(v6) => v6.to_bits(),
+    };
+    mix(mix(bits as u64) ^ ((bits >> 64) as u64)) ^ mix(u64::from(port) + 1)
+}
+
+/// The owner of each slot, as an index into `members`; `None` for every slot if no member has a weight.
+///
+/// Members with equal keys share one place: the caller keeps keys distinct.
+#[must_use]
+pub fn ring(seed: u64, size: u32, members: &[Member]) -> Vec<Option<u32>> {
+    assert!(size >= 2, "a ring has at least two slots");
+    let mut slots = vec![None; size as usize];
+    let mut order: Vec<u32> = (0..members.len() as u32).filter(|i| members[*i as usize].weight > 0).collect();
+    order.sort_by_key(|i| members[*i as usize].key);
+    let mut walks: Vec<Walk> = order
+        .iter()
+        .map(|i| Walk::new(seed, members[*i as usize].key, u64::from(size)))
+        .collect();
+    // Turns, the earliest first; ties in the order of the keys.
+    let mut turns: BinaryHeap<Reverse<(u64, usize)>> = order
+        .iter()
+        .enumerate()
+        .map(|(place, i)| Reverse((turn(0, members[*i as usize].weight), place)))
+        .collect();
+    let mut taken = 0;
+    while taken < size {
+        let Some(Reverse((_, place))) = turns.pop() else { break };
+        let member = order[place];
+        let walk = &mut walks[place];
+        let slot = loop {
+            let slot = walk.next_slot();
+            if slots[slot as usize].is_none() {
+                break slot;
+            }
+        };
+        slots[slot as usize] = Some(member);
+        taken += 1;
+        walk.turns += 1;
+        turns.push(Reverse((turn(walk.turns, members[member as usize].weight), place)));
+    }
+    slots
+}
+
+/// Time of turn number `done` (from 0) of a member, in units of 2^-24 of a round of weight 1.
+fn turn(done: u64, weight: u16) -> u64 {
+    ((done + 1) << 24) / u64::from(weight)
+}
+
+/// A member's walk through its permutation.
+struct Walk {
+    at: u64,
+    skip: u64,
+    size: u64,
+    /// Slots taken so far.
+    turns: u64,
+}
+
+impl Walk {
+    fn new(seed: u64, key: u64, size: u64) -> Self {
+        let first = mix(seed ^ key);
+        let second = mix(first ^ 0x6c62_6421);
+        Self { at: first % size, skip: second % (size - 1) + 1, size, turns: 0 }
+    }
+
+    fn next_slot(&mut self) -> u64 {
+        let slot = self.at;
+        self.at = (self.at + self.skip) % self.size;
+        slot
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn members(n: u32, weight: impl Fn(u32) -> u16) -> Vec<Member> {
+        (0..n)
+            .map(|i| Member { key: key(std::net::Ipv4Addr::from_bits(0x0a00_000b + i).into(), 0), weight: weight(i) })
+            .collect()
+    }
+
+    fn counts(ring: &[Option<u32>], n: usize) -> Vec<usize> {
+        let mut counts = vec![0; n];
+        for slot in ring {
+            counts[slot.expect("a full ring") as usize] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn golden_vectors() {
+        let three = ring(7, 13, &members(3, |_| 1));
+        assert_eq!(three.iter().map(|s| s.unwrap()).collect::<Vec<_>>(), GOLDEN_EQUAL);
+        let weighted = ring(7, 13, &members(3, |i| [3, 1, 1][i as usize]));
+        assert_eq!(weighted.iter().map(|s| s.unwrap()).collect::<Vec<_>>(), GOLDEN_WEIGHTED);
+        let large = ring(0x6c62_64, 65_537, &members(100, |i| 50 + i as u16));
+        let digest = large.iter().fold(0u64, |hash, slot| mix(hash ^ u64::from(slot.unwrap())));
+        assert_eq!(digest, GOLDEN_LARGE, "{digest:#x}");
+    }
+    const GOLDEN_EQUAL: [u32; 13] = [2, 2, 0, 2, 1, 1, 0, 0, 0, 1, 2, 2, 1];
+    const GOLDEN_WEIGHTED: [u32; 13] = [2, 0, 0, 0, 0, 1, 0, 0, 0, 1, 2, 2, 0];
+    const GOLDEN_LARGE: u64 = 0x4dd6_705b_0ff5_fc8e;
+
+    #[test]
+    fn equal_members_differ_by_at_most_a_few_slots() {
+        let counts = counts(&ring(1, 65_537, &members(200, |_| 100)), 200);
+        let (min, max) = (*counts.iter().min().unwrap(), *counts.iter().max().unwrap());
+        assert!(max - min <= 1, "{min} to {max}");
+    }
+
+    #[test]
+    fn removing_one_of_ten_moves_less_than_one_percent_of_the_rest() {
+        for seed in 0..5 {
+            let all = members(10, |_| 100);
+            let before = ring(seed, 65_537, &all);
+            for removed in 0..10u32 {
+                let mut left = all.clone();
+                left[removed as usize].weight = 0;
+                let after = ring(seed, 65_537, &left);
+                let moved = before.iter().zip(&after).filter(|(b, a)| **b != Some(removed) && b != a).count();
+                let rest = before.iter().filter(|b| **b != Some(removed)).count();
+                assert!(moved * 100 < rest, "seed {seed}: {moved} of {rest} moved without need");
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_are_primes() {
+        for size in SIZES {
+            assert!(is_valid_size(size), "{size}");
+        }
+        assert_eq!(default_size(0), 1_009);
+        assert_eq!(default_size(3), 1_009);
+        assert_eq!(default_size(100), 32_749);
+        assert_eq!(default_size(4_096), 65_537);
+        assert!(!is_valid_size(1) && !is_valid_size(65_536) && !is_valid_size(65_539));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn every_member_gets_its_share(seed: u64, weights in proptest::collection::vec(0..1000u16, 1..40)) {
+            let size = 16_381;
+            let ring = ring(seed, size, &members(weights.len() as u32, |i| weights[i as usize]));
+            let total: u64 = weights.iter().map(|w| u64::from(*w)).sum();
+            if total == 0 {
+                prop_assert!(ring.iter().all(Option::is_none));
+                return Ok(());
+            }
+            for (weight, count) in weights.iter().zip(counts(&ring, weights.len())) {
+                let share = f64::from(size) * f64::from(*weight) / total as f64;
+                // Stride scheduling lags by at most a turn for every other member (Waldspurger 1995, section 3).
+                let lag = 1.0 + weights.len() as f64 / 4.0;
+                prop_assert!((count as f64 - share).abs() <= lag, "weight {} of {}: {} slots, share {}", weight, total, count, share);
+            }
+        }
+
+        #[test]
+        fn the_order_of_members_does_not_matter(seed: u64, n in 2..30u32, by in 1..29usize) {
+            let ordered = members(n, |i| 10 + i as u16);
+            let mut turned = ordered.clone();
+            turned.rotate_left(by % n as usize);
+            let a: Vec<_> = ring(seed, 1_009, &ordered).iter().map(|s| ordered[s.unwrap() as usize].key).collect();
+            let b: Vec<_> = ring(seed, 1_009, &turned).iter().map(|s| turned[s.unwrap() as usize].key).collect();
+            prop_assert_eq!(a, b);
+        }
+    }
+}

@@ -63,7 +63,7 @@ pub const INVENTORY: &[MapInfo] = &[
     map::<[u8; 16], VipEntry>("VIPS6", MapKind::Hash, VIP_CAPACITY, NO_PREALLOC),
     map::<PortKey, u32>("PORTS", MapKind::Hash, 65_536, NO_PREALLOC),
     map::<PortRangeKey, u32>("PORT_RANGES", MapKind::LpmTrie, 65_536, NO_PREALLOC),
-    map::<u32, ServiceEntry>("SERVICES", MapKind::Array, MAX_SERVICES, 0),
+    map::<u32, ServiceEntry>("SERVICES", MapKind::Array, MAX_SERVICES, MMAPABLE),
     growing::<u64>("RING", MapKind::Array, RING_CAPACITY, MMAPABLE),
     growing::<BackendEntry>("BACKENDS", MapKind::Array, BACKEND_CAPACITY, MMAPABLE),
     map::<u32, Stats>("SERVICE_STATS", MapKind::PerCpuArray, MAX_SERVICES, 0),

@@ -155,6 +155,8 @@ impl BackendEntry {
     pub const DOWN: u8 = 1;
     /// It is draining: no new flows.
     pub const DRAINING: u8 = 2;
+    /// It takes no packets: down or disabled.
+    pub const DEAD: u8 = 4;
 }
 
 /// Value of `SERVICE_STATS` and `BACKEND_STATS`, per CPU. Bytes are those of the IP packets received.

@@ -1,0 +1,130 @@
+//! Changes of the maps and their safe order.
+
+use super::{BackendRecord, Image, ServiceRecord};
+use lb_common::abi::{PortKey, PortRangeKey, Slot, VipEntry};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
+
+/// One change of the maps, with what was there before, so that it can be taken back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    Backend { id: u32, old: Option<BackendRecord>, new: Option<BackendRecord> },
+    /// Words of the ring array: index, old word, new word.
+    Slots { service: u32, words: Vec<(u32, Slot, Slot)> },
+    Service { id: u32, old: Option<ServiceRecord>, new: Option<ServiceRecord> },
+    Port { key: PortKey, old: Option<u32>, new: Option<u32> },
+    PortRange { key: PortRangeKey, old: Option<u32>, new: Option<u32> },
+    Vip { address: IpAddr, old: Option<VipEntry>, new: Option<VipEntry> },
+}
+
+impl Action {
+    /// The action that takes this one back.
+    #[must_use]
+    pub fn inverse(&self) -> Self {
+        match self.clone() {
+            Self::Backend { id, old, new } => Self::Backend { id, old: new, new: old },
+            Self::Slots { service, words } => {
+                Self::Slots { service, words: words.into_iter().map(|(i, old, new)| (i, new, old)).collect() }
+            }
+            Self::Service { id, old, new } => Self::Service { id, old: new, new: old },
+            Self::Port { key, old, new } => Self::Port { key, old: new, new: old },
+            Self::PortRange { key, old, new } => Self::PortRange { key, old: new, new: old },
+            Self::Vip { address, old, new } => Self::Vip { address, old: new, new: old },
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = |old: bool, new: bool| match (old, new) {
+            (false, _) => "add",
+            (true, true) => "change",
+            (true, false) => "remove",
+        };
+        match self {
+            Self::Backend { id, old, new } => write!(f, "{} backend {id}", verb(old.is_some(), new.is_some())),
+            Self::Slots { service, words } => write!(f, "write {} slots of service {service}", words.len()),
+            Self::Service { id, old, new } => write!(f, "{} service {id}", verb(old.is_some(), new.is_some())),
+            Self::Port { key, old, new } => {
+                write!(f, "{} port {} of VIP {}", verb(old.is_some(), new.is_some()), key.port, key.vip)
+            }
+            Self::PortRange { key, old, new } => write!(
+                f,
+                "{} port range {}/{} of VIP {}",
+                verb(old.is_some(), new.is_some()),
+                u16::from_be_bytes(key.port),
+                key.prefix_len - PortRangeKey::FIXED_BITS,
+                u32::from_be_bytes(key.vip)
+            ),
+            Self::Vip { address, old, new } => write!(f, "{} VIP {address}", verb(old.is_some(), new.is_some())),
+        }
+    }
+}
+
+/// The actions that turn `old` into `new`, in an order in which no packet meets half a change:
+/// backends before slots, slots before services, services before ports, ports before VIPs; removals the
+/// other way round, after everything that replaces them.
+#[must_use]
+pub fn diff(old: &Image, new: &Image) -> Vec<Action> {
+    let mut actions = Vec::new();
+    let (backends_set, backends_gone) = split(&old.backends, &new.backends);
+    let (services_set, services_gone) = split(&old.services, &new.services);
+    let (ports_set, ports_gone) = split(&old.ports, &new.ports);
+    let (ranges_set, ranges_gone) = split(&old.port_ranges, &new.port_ranges);
+    let (vips_set, vips_gone) = split(&old.vips, &new.vips);
+
+    actions.extend(backends_set.into_iter().map(|(id, old, new)| Action::Backend { id, old, new }));
+    for (id, record) in &new.services {
+        let base = record.entry.ring_base;
+        let after = new.rings.get(id).map_or(&[][..], Vec::as_slice);
+        // A place that no service held may hold anything: all of it is written.
+        let before = old.rings.get(id);
+        let words: Vec<_> = after
+            .iter()
+            .enumerate()
+            .map(|(i, word)| (base + i as u32, before.and_then(|b| b.get(i).copied()).unwrap_or_default(), *word))
+            .filter(|(_, old, new)| before.is_none() || old != new)
+            .collect();
+        if !words.is_empty() {
+            actions.push(Action::Slots { service: *id, words });
+        }
+    }
+    actions.extend(services_set.into_iter().map(|(id, old, new)| Action::Service { id, old, new }));
+    actions.extend(ports_set.into_iter().map(|(key, old, new)| Action::Port { key, old, new }));
+    actions.extend(ranges_set.into_iter().map(|(key, old, new)| Action::PortRange { key, old, new }));
+    actions.extend(vips_set.into_iter().map(|(address, old, new)| Action::Vip { address, old, new }));
+
+    actions.extend(vips_gone.into_iter().map(|(address, old, new)| Action::Vip { address, old, new }));
+    actions.extend(ranges_gone.into_iter().map(|(key, old, new)| Action::PortRange { key, old, new }));
+    actions.extend(ports_gone.into_iter().map(|(key, old, new)| Action::Port { key, old, new }));
+    for (id, old_record, new_record) in services_gone {
+        actions.push(Action::Service { id, old: old_record, new: new_record });
+        if let (Some(record), Some(words)) = (old_record, old.rings.get(&id)) {
+            let words: Vec<_> = words
+                .iter()
+                .enumerate()
+                .map(|(i, word)| (record.entry.ring_base + i as u32, *word, Slot::default()))
+                .filter(|(_, old, new)| old != new)
+                .collect();
+            if !words.is_empty() {
+                actions.push(Action::Slots { service: id, words });
+            }
+        }
+    }
+    actions.extend(backends_gone.into_iter().map(|(id, old, new)| Action::Backend { id, old, new }));
+    actions
+}
+
+type Changes<K, V> = Vec<(K, Option<V>, Option<V>)>;
+
+/// What is new or different, and what is gone.
+fn split<K: Ord + Copy, V: PartialEq + Copy>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> (Changes<K, V>, Changes<K, V>) {
+    let keys: BTreeSet<K> = old.keys().chain(new.keys()).copied().collect();
+    keys.into_iter()
+        .map(|key| (key, old.get(&key).copied(), new.get(&key).copied()))
+        .filter(|(_, old, new)| old != new)
+        .partition(|(_, _, new)| new.is_some())
+}

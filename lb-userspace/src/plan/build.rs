@@ -1,0 +1,366 @@
+//! From the services wanted and the image that is, to the image that should be.
+
+use super::{
+    BackendRecord, Image, ServiceRecord,
+    image::{identity, name_of},
+    ports::{Claim, lay_out},
+};
+use crate::{
+    affinity, maglev,
+    model::{Admin, BackendSpec, Forward, Health, ServiceSpec},
+};
+use ipnet::{Ipv4Net, Ipv6Net};
+use lb_common::abi::{BackendEntry, ForwardKind, MAX_SERVICES, ServiceEntry, Slot};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+/// A service as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedService {
+    pub spec: ServiceSpec,
+    /// Slots of its ring, a prime.
+    pub ring_size: u32,
+    /// Its backends, whatever their state.
+    pub backends: Vec<WantedBackend>,
+}
+
+/// A backend as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedBackend {
+    pub spec: BackendSpec,
+    pub admin: Admin,
+    pub health: Health,
+    /// How it is reached; `None` until its route and neighbour were found once.
+    pub next_hop: Option<NextHopEntry>,
+}
+
+impl WantedBackend {
+    /// Takes new flows.
+    #[must_use]
+    pub fn takes_new(&self) -> bool {
+        self.admin == Admin::Enabled && self.health != Health::Down && self.spec.weight > 0 && self.next_hop.is_some()
+    }
+
+    /// Takes no packets at all.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.admin == Admin::Disabled || self.health == Health::Down
+    }
+}
+
+/// The next hop of a backend as the program needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NextHopEntry {
+    pub ifindex: u32,
+    pub dst_mac: [u8; 6],
+    pub src_mac: [u8; 6],
+    /// VLAN id, 0 = untagged.
+    pub vlan: u16,
+    /// Largest IP packet of the egress.
+    pub mtu: u16,
+    /// This node's own address on the way there.
+    pub source: Option<IpAddr>,
+}
+
+/// Where outer source addresses come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelSettings {
+    /// `ipip`: the host bits vary with the flow.
+    pub source_ipv4: Ipv4Net,
+    pub source_ipv6: Ipv6Net,
+    /// `gue`: a fixed source instead of this node's own address.
+    pub gue_source_ipv4: Option<std::net::Ipv4Addr>,
+    pub gue_source_ipv6: Option<std::net::Ipv6Addr>,
+}
+
+/// Why there is no such image. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BuildError {
+    /// The ring array must grow first.
+    #[error("the ring array has no {needed} free slots in a row (it holds {capacity})")]
+    RingFull { needed: u32, capacity: u32 },
+    /// The backend array must grow first.
+    #[error("the backend array is full ({capacity})")]
+    BackendsFull { capacity: u32 },
+    #[error("{found} services: at most {MAX_SERVICES} fit")]
+    TooManyServices { found: usize },
+}
+
+/// Builds the image. `avoid` names backend ids that were freed a moment ago: packets in flight may still
+/// carry them. Ids, ring places and slots of what stays are kept.
+pub fn build(
+    wanted: &[WantedService], observed: &Image, tunnel: &TunnelSettings, avoid: &BTreeSet<u32>,
+) -> Result<Image, BuildError> {
+    let mut image = Image::empty(observed.ring_capacity, observed.backend_capacity);
+    let mut places = Places::of(observed);
+    let mut service_ids = Ids::new(observed.services.keys().copied(), 1, MAX_SERVICES);
+    let mut backend_ids =
+        Ids::new(observed.backends.keys().chain(avoid).copied(), 1, observed.backend_capacity);
+    let mut claims: BTreeMap<IpAddr, Vec<Claim>> = BTreeMap::new();
+    let known = KnownIds::of(observed);
+
+    for service in wanted {
+        let kept = known.service(observed, service);
+        let id = match kept {
+            Some(id) => id,
+            None => service_ids.take().ok_or(BuildError::TooManyServices { found: wanted.len() })?,
+        };
+        let base = match kept {
+            Some(id) => observed.services[&id].entry.ring_base,
+            None => places.take(service.ring_size).ok_or(BuildError::RingFull {
+                needed: service.ring_size,
+                capacity: observed.ring_capacity,
+            })?,
+        };
+        let entry = ServiceEntry {
+            ring_base: base,
+            ring_size: service.ring_size,
+            seed: service.spec.seed,
+            idle_ns: u64::try_from(service.spec.idle_timeout.as_nanos()).unwrap_or(u64::MAX),
+            flags: 0,
+            pad: 0,
+        };
+        image.services.insert(id, ServiceRecord { entry, identity: identity(service.spec.name.as_str(), 0, 0) });
+        for address in &service.spec.addresses {
+            claims.entry(*address).or_default().push(Claim {
+                port: service.spec.port,
+                proto: service.spec.protocol.number(),
+                service: id,
+            });
+        }
+        let mut ids = Vec::with_capacity(service.backends.len());
+        for backend in &service.backends {
+            let old = known.backend(id, &backend.spec);
+            let backend_id = match old {
+                Some(backend_id) => backend_id,
+                None => backend_ids.take().ok_or(BuildError::BackendsFull { capacity: observed.backend_capacity })?,
+            };
+            ids.push(backend_id);
+            let before = old.and_then(|old| observed.backends.get(&old));
+            image.backends.insert(backend_id, backend_record(service, id, backend, before, tunnel));
+        }
+        let before = kept.and_then(|id| observed.rings.get(&id));
+        image.rings.insert(id, slots(service, &ids, before));
+    }
+    for (vip, (address, claims)) in vip_numbers(&claims, observed).into_iter().zip(&claims) {
+        let tables = lay_out(vip, claims);
+        image.vips.insert(*address, tables.entry);
+        image.ports.extend(tables.ports);
+        image.port_ranges.extend(tables.ranges);
+    }
+    Ok(image)
+}
+
+/// Who has which id now.
+struct KnownIds<'a> {
+    services: BTreeMap<&'a str, u32>,
+    backends: BTreeMap<(u32, &'a str), (u32, [u8; 16], u8)>,
+}
+
+impl<'a> KnownIds<'a> {
+    fn of(observed: &'a Image) -> Self {
+        Self {
+            services: observed.services.iter().map(|(id, record)| (name_of(&record.identity), *id)).collect(),
+            backends: observed
+                .backends
+                .iter()
+                .map(|(id, record)| {
+                    let entry = &record.entry;
+                    ((entry.service, name_of(&record.identity)), (*id, entry.outer_dst, entry.family))
+                })
+                .collect(),
+        }
+    }
+
+    /// A service keeps its id while its ring does: base and size are two words of its entry, and a
+    /// packet must not see one of each, so another size or seed is another service.
+    fn service(&self, observed: &Image, wanted: &WantedService) -> Option<u32> {
+        let id = *self.services.get(wanted.spec.name.as_str())?;
+        let entry = &observed.services[&id].entry;
+        (entry.ring_size == wanted.ring_size && entry.seed == wanted.spec.seed).then_some(id)
+    }
+
+    /// A backend keeps its id while its address stays: another address is another server.
+    fn backend(&self, service: u32, spec: &BackendSpec) -> Option<u32> {
+        let (id, address, family) = *self.backends.get(&(service, spec.name.as_str()))?;
+        ((address, family) == address_bytes(spec.address)).then_some(id)
+    }
+}
+
+fn address_bytes(address: IpAddr) -> ([u8; 16], u8) {
+    match address {
+        IpAddr::V4(v4) => {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&v4.octets());
+            (bytes, 4)
+        }
+        IpAddr::V6(v6) => (v6.octets(), 6),
+    }
+}
+
+fn backend_record(
+    service: &WantedService, id: u32, backend: &WantedBackend, before: Option<&BackendRecord>, tunnel: &TunnelSettings,
+) -> BackendRecord {
+    let (outer_dst, family) = address_bytes(backend.spec.address);
+    let mut flags = 0;
+    if backend.health == Health::Down {
+        flags |= BackendEntry::DOWN;
+    }
+    if backend.admin == Admin::Draining {
+        flags |= BackendEntry::DRAINING;
+    }
+    if backend.is_dead() {
+        flags |= BackendEntry::DEAD;
+    }
+    // It died: flow entries that name its former life are dead with it.
+    let (was_dead, incarnation) =
+        before.map_or((false, 0), |b| (b.entry.flags & BackendEntry::DEAD != 0, b.entry.incarnation));
+    let died = backend.is_dead() && !was_dead && before.is_some();
+    let mut entry = BackendEntry {
+        outer_dst,
+        family,
+        flags,
+        kind: match service.spec.forward {
+            Forward::Dsr => ForwardKind::Dsr,
+            Forward::Ipip => ForwardKind::Ipip,
+            Forward::Gue => ForwardKind::Gue,
+        } as u8,
+        incarnation: incarnation.wrapping_add(died.into()),
+        gue_port: service.spec.gue_port,
+        service: id,
+        ..BackendEntry::default()
+    };
+    if let Some(hop) = &backend.next_hop {
+        entry.l2[..6].copy_from_slice(&hop.dst_mac);
+        entry.l2[6..].copy_from_slice(&hop.src_mac);
+        entry.ifindex = hop.ifindex;
+        entry.mtu = hop.mtu;
+        entry.vlan = hop.vlan;
+        outer_source(&mut entry, service.spec.forward, hop, tunnel);
+    }
+    let port = backend.spec.port.unwrap_or(0);
+    BackendRecord { entry, identity: identity(backend.spec.name.as_str(), port, backend.spec.weight) }
+}
+
+/// Outer source address: `ipip` from the configured prefix, its host bits varying with the flow; `gue` this
+/// node's own address, since its UDP port varies.
+fn outer_source(entry: &mut BackendEntry, forward: Forward, hop: &NextHopEntry, tunnel: &TunnelSettings) {
+    match (forward, entry.family) {
+        (Forward::Dsr, _) => {}
+        (Forward::Ipip, 4) => {
+            entry.outer_src[..4].copy_from_slice(&tunnel.source_ipv4.network().octets());
+            entry.entropy_bits = 32 - tunnel.source_ipv4.prefix_len();
+        }
+        (Forward::Ipip, _) => {
+            entry.outer_src = tunnel.source_ipv6.network().octets();
+            entry.entropy_bits = (128 - tunnel.source_ipv6.prefix_len()).min(32);
+        }
+        (Forward::Gue, 4) => {
+            let own = match hop.source {
+                Some(IpAddr::V4(own)) => own,
+                Some(IpAddr::V6(_)) | None => tunnel.source_ipv4.network(),
+            };
+            entry.outer_src[..4].copy_from_slice(&tunnel.gue_source_ipv4.unwrap_or(own).octets());
+        }
+        (Forward::Gue, _) => {
+            let own = match hop.source {
+                Some(IpAddr::V6(own)) => own,
+                Some(IpAddr::V4(_)) | None => tunnel.source_ipv6.network(),
+            };
+            entry.outer_src = tunnel.gue_source_ipv6.unwrap_or(own).octets();
+        }
+    }
+}
+
+/// The words of a service's ring: the owners by Maglev, each word changed by the rules of [`affinity`].
+fn slots(service: &WantedService, ids: &[u32], before: Option<&Vec<Slot>>) -> Vec<Slot> {
+    let members: Vec<_> = service
+        .backends
+        .iter()
+        .map(|b| maglev::Member {
+            key: maglev::key(b.spec.address, b.spec.port.unwrap_or(0)),
+            weight: if b.takes_new() { b.spec.weight } else { 0 },
+        })
+        .collect();
+    let alive: BTreeSet<u32> =
+        service.backends.iter().zip(ids).filter(|(b, _)| !b.is_dead()).map(|(_, id)| *id).collect();
+    maglev::ring(service.spec.seed, service.ring_size, &members)
+        .into_iter()
+        .enumerate()
+        .map(|(i, owner)| {
+            let owner = owner.map_or(0, |member| ids[member as usize]);
+            let slot = before.and_then(|words| words.get(i)).copied().unwrap_or_default();
+            affinity::change(slot, owner, |id| !alive.contains(&id), true)
+        })
+        .collect()
+}
+
+/// A number for each VIP, kept while it exists.
+fn vip_numbers(claims: &BTreeMap<IpAddr, Vec<Claim>>, observed: &Image) -> Vec<u32> {
+    let mut numbers = Ids::new(observed.vips.values().map(|v| v.vip), 1, u32::MAX);
+    claims
+        .keys()
+        .map(|address| match observed.vips.get(address) {
+            Some(entry) => entry.vip,
+            None => numbers.take().unwrap_or(0),
+        })
+        .collect()
+}
+
+/// Free ids, lowest first.
+struct Ids {
+    used: BTreeSet<u32>,
+    next: u32,
+    end: u32,
+}
+
+impl Ids {
+    fn new(used: impl Iterator<Item = u32>, start: u32, end: u32) -> Self {
+        Self { used: used.collect(), next: start, end }
+    }
+
+    fn take(&mut self) -> Option<u32> {
+        while self.used.contains(&self.next) {
+            self.next += 1;
+        }
+        if self.next >= self.end {
+            return None;
+        }
+        self.next += 1;
+        Some(self.next - 1)
+    }
+}
+
+/// Free places of the ring array. What a service that goes now holds is not free yet: its words are
+/// cleared after the new ones are written.
+struct Places {
+    free: Vec<(u32, u32)>,
+}
+
+impl Places {
+    fn of(observed: &Image) -> Self {
+        let mut used: Vec<_> =
+            observed.services.values().map(|s| (s.entry.ring_base, s.entry.ring_size)).collect();
+        used.sort_unstable();
+        let (mut free, mut at) = (Vec::new(), 0u32);
+        for (base, size) in used {
+            if base > at {
+                free.push((at, base - at));
+            }
+            at = at.max(base.saturating_add(size));
+        }
+        if observed.ring_capacity > at {
+            free.push((at, observed.ring_capacity - at));
+        }
+        Self { free }
+    }
+
+    fn take(&mut self, size: u32) -> Option<u32> {
+        let place = self.free.iter_mut().find(|(_, room)| *room >= size)?;
+        let base = place.0;
+        *place = (place.0 + size, place.1 - size);
+        Some(base)
+    }
+}
