@@ -15,16 +15,19 @@ use lb_common::abi::{Slot, SlotState};
 pub fn change(slot: Slot, wanted: u32, dead: impl Fn(u32) -> bool, track: bool) -> Slot {
     let (owner, home, state) = (slot.owner(), slot.home(), slot.state());
     if !track {
-        return if state == SlotState::Plain && owner == wanted { slot } else { slot.with(wanted, wanted, SlotState::Plain) };
+        return if state == SlotState::Plain && owner == wanted {
+            slot
+        } else {
+            slot.with(wanted, wanted, SlotState::Plain)
+        };
     }
     // A slot that nobody held has no flows to keep.
     let gone = |backend: u32| backend == 0 || dead(backend);
     let next = match (state, gone(owner), gone(home)) {
         // Both gone: nothing to keep there; entries may still name others.
         (SlotState::Moving, true, true) => (wanted, wanted, SlotState::Tracked),
-        (SlotState::Plain | SlotState::Tracked, true, _) | (SlotState::Plain | SlotState::Tracked, _, true) => {
-            (wanted, wanted, state)
-        }
+        (SlotState::Plain | SlotState::Tracked, true, _)
+        | (SlotState::Plain | SlotState::Tracked, _, true) => (wanted, wanted, state),
         // The home died: its flows are lost, those of the owner have entries; what has none goes to the owner.
         (SlotState::Moving, false, true) if owner == wanted => (owner, owner, SlotState::Tracked),
         (SlotState::Moving, false, true) => (wanted, owner, SlotState::Moving),
@@ -114,7 +117,10 @@ mod tests {
                                 continue;
                             }
                             let after = change(slot(owner, home, state), wanted, is_dead, true);
-                            let case = format!("{:?} wanted {wanted} dead {dead:04b}: {after:?}", slot(owner, home, state));
+                            let case = format!(
+                                "{:?} wanted {wanted} dead {dead:04b}: {after:?}",
+                                slot(owner, home, state)
+                            );
                             if home != 0 && !is_dead(home) {
                                 assert_eq!(after.home(), home, "{case}");
                             }

@@ -57,10 +57,8 @@ pub fn ring(seed: u64, size: u32, members: &[Member]) -> Vec<Option<u32>> {
     let mut slots = vec![None; size as usize];
     let mut order: Vec<u32> = (0..members.len() as u32).filter(|i| members[*i as usize].weight > 0).collect();
     order.sort_by_key(|i| members[*i as usize].key);
-    let mut walks: Vec<Walk> = order
-        .iter()
-        .map(|i| Walk::new(seed, members[*i as usize].key, u64::from(size)))
-        .collect();
+    let mut walks: Vec<Walk> =
+        order.iter().map(|i| Walk::new(seed, members[*i as usize].key, u64::from(size))).collect();
     // Turns, the earliest first; ties in the order of the keys.
     let mut turns: BinaryHeap<Reverse<(u64, usize)>> = order
         .iter()
@@ -121,7 +119,10 @@ mod tests {
 
     fn members(n: u32, weight: impl Fn(u32) -> u16) -> Vec<Member> {
         (0..n)
-            .map(|i| Member { key: key(std::net::Ipv4Addr::from_bits(0x0a00_000b + i).into(), 0), weight: weight(i) })
+            .map(|i| Member {
+                key: key(std::net::Ipv4Addr::from_bits(0x0a00_000b + i).into(), 0),
+                weight: weight(i),
+            })
             .collect()
     }
 

@@ -1,1 +1,22 @@
 //! The kernel side: loading, attaching, pinning, reading the maps back, and the only writer of the maps.
+//!
+//! Everything lies under the pin directory, so that forwarding outlives the daemon:
+//!
+//! ```text
+//! PIN_DIR/abi-0123456789abcdef/NAME   the maps of one layout
+//! PIN_DIR/links/native-3              the link of the interface with index 3
+//! PIN_DIR/decap/...                   the decapsulator of a backend
+//! ```
+
+mod attach;
+pub mod decap;
+mod elf;
+mod error;
+mod kernel;
+mod maps;
+
+pub use attach::{Attached, Mode, XdpMode};
+pub use elf::{BENCH, DECAP, LB};
+pub use error::DataplaneError;
+pub use kernel::{Capacities, Kernel, abi_name};
+pub use maps::Maps;

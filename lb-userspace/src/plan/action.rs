@@ -11,13 +11,36 @@ use std::{
 /// One change of the maps, with what was there before, so that it can be taken back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    Backend { id: u32, old: Option<BackendRecord>, new: Option<BackendRecord> },
+    Backend {
+        id: u32,
+        old: Option<BackendRecord>,
+        new: Option<BackendRecord>,
+    },
     /// Words of the ring array: index, old word, new word.
-    Slots { service: u32, words: Vec<(u32, Slot, Slot)> },
-    Service { id: u32, old: Option<ServiceRecord>, new: Option<ServiceRecord> },
-    Port { key: PortKey, old: Option<u32>, new: Option<u32> },
-    PortRange { key: PortRangeKey, old: Option<u32>, new: Option<u32> },
-    Vip { address: IpAddr, old: Option<VipEntry>, new: Option<VipEntry> },
+    Slots {
+        service: u32,
+        words: Vec<(u32, Slot, Slot)>,
+    },
+    Service {
+        id: u32,
+        old: Option<ServiceRecord>,
+        new: Option<ServiceRecord>,
+    },
+    Port {
+        key: PortKey,
+        old: Option<u32>,
+        new: Option<u32>,
+    },
+    PortRange {
+        key: PortRangeKey,
+        old: Option<u32>,
+        new: Option<u32>,
+    },
+    Vip {
+        address: IpAddr,
+        old: Option<VipEntry>,
+        new: Option<VipEntry>,
+    },
 }
 
 impl Action {
@@ -45,9 +68,13 @@ impl fmt::Display for Action {
             (true, false) => "remove",
         };
         match self {
-            Self::Backend { id, old, new } => write!(f, "{} backend {id}", verb(old.is_some(), new.is_some())),
+            Self::Backend { id, old, new } => {
+                write!(f, "{} backend {id}", verb(old.is_some(), new.is_some()))
+            }
             Self::Slots { service, words } => write!(f, "write {} slots of service {service}", words.len()),
-            Self::Service { id, old, new } => write!(f, "{} service {id}", verb(old.is_some(), new.is_some())),
+            Self::Service { id, old, new } => {
+                write!(f, "{} service {id}", verb(old.is_some(), new.is_some()))
+            }
             Self::Port { key, old, new } => {
                 write!(f, "{} port {} of VIP {}", verb(old.is_some(), new.is_some()), key.port, key.vip)
             }
@@ -59,7 +86,9 @@ impl fmt::Display for Action {
                 key.prefix_len - PortRangeKey::FIXED_BITS,
                 u32::from_be_bytes(key.vip)
             ),
-            Self::Vip { address, old, new } => write!(f, "{} VIP {address}", verb(old.is_some(), new.is_some())),
+            Self::Vip { address, old, new } => {
+                write!(f, "{} VIP {address}", verb(old.is_some(), new.is_some()))
+            }
         }
     }
 }
@@ -85,7 +114,9 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Action> {
         let words: Vec<_> = after
             .iter()
             .enumerate()
-            .map(|(i, word)| (base + i as u32, before.and_then(|b| b.get(i).copied()).unwrap_or_default(), *word))
+            .map(|(i, word)| {
+                (base + i as u32, before.and_then(|b| b.get(i).copied()).unwrap_or_default(), *word)
+            })
             .filter(|(_, old, new)| before.is_none() || old != new)
             .collect();
         if !words.is_empty() {
@@ -121,7 +152,10 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Action> {
 type Changes<K, V> = Vec<(K, Option<V>, Option<V>)>;
 
 /// What is new or different, and what is gone.
-fn split<K: Ord + Copy, V: PartialEq + Copy>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> (Changes<K, V>, Changes<K, V>) {
+fn split<K: Ord + Copy, V: PartialEq + Copy>(
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+) -> (Changes<K, V>, Changes<K, V>) {
     let keys: BTreeSet<K> = old.keys().chain(new.keys()).copied().collect();
     keys.into_iter()
         .map(|key| (key, old.get(&key).copied(), new.get(&key).copied()))

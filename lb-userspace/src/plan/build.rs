@@ -40,7 +40,10 @@ impl WantedBackend {
     /// Takes new flows.
     #[must_use]
     pub fn takes_new(&self) -> bool {
-        self.admin == Admin::Enabled && self.health != Health::Down && self.spec.weight > 0 && self.next_hop.is_some()
+        self.admin == Admin::Enabled
+            && self.health != Health::Down
+            && self.spec.weight > 0
+            && self.next_hop.is_some()
     }
 
     /// Takes no packets at all.
@@ -91,7 +94,10 @@ pub enum BuildError {
 /// Builds the image. `avoid` names backend ids that were freed a moment ago: packets in flight may still
 /// carry them. Ids, ring places and slots of what stays are kept.
 pub fn build(
-    wanted: &[WantedService], observed: &Image, tunnel: &TunnelSettings, avoid: &BTreeSet<u32>,
+    wanted: &[WantedService],
+    observed: &Image,
+    tunnel: &TunnelSettings,
+    avoid: &BTreeSet<u32>,
 ) -> Result<Image, BuildError> {
     let mut image = Image::empty(observed.ring_capacity, observed.backend_capacity);
     let mut places = Places::of(observed);
@@ -122,7 +128,9 @@ pub fn build(
             flags: 0,
             pad: 0,
         };
-        image.services.insert(id, ServiceRecord { entry, identity: identity(service.spec.name.as_str(), 0, 0) });
+        image
+            .services
+            .insert(id, ServiceRecord { entry, identity: identity(service.spec.name.as_str(), 0, 0) });
         for address in &service.spec.addresses {
             claims.entry(*address).or_default().push(Claim {
                 port: service.spec.port,
@@ -135,7 +143,9 @@ pub fn build(
             let old = known.backend(id, &backend.spec);
             let backend_id = match old {
                 Some(backend_id) => backend_id,
-                None => backend_ids.take().ok_or(BuildError::BackendsFull { capacity: observed.backend_capacity })?,
+                None => backend_ids
+                    .take()
+                    .ok_or(BuildError::BackendsFull { capacity: observed.backend_capacity })?,
             };
             ids.push(backend_id);
             let before = old.and_then(|old| observed.backends.get(&old));
@@ -201,7 +211,11 @@ fn address_bytes(address: IpAddr) -> ([u8; 16], u8) {
 }
 
 fn backend_record(
-    service: &WantedService, id: u32, backend: &WantedBackend, before: Option<&BackendRecord>, tunnel: &TunnelSettings,
+    service: &WantedService,
+    id: u32,
+    backend: &WantedBackend,
+    before: Option<&BackendRecord>,
+    tunnel: &TunnelSettings,
 ) -> BackendRecord {
     let (outer_dst, family) = address_bytes(backend.spec.address);
     let mut flags = 0;

@@ -62,3 +62,52 @@ pub fn name_of(identity: &Identity) -> &str {
     let end = identity.name.iter().position(|b| *b == 0).unwrap_or(NAME_LEN);
     std::str::from_utf8(&identity.name[..end]).unwrap_or("")
 }
+
+impl Image {
+    /// Carries out an action in memory, as the kernel's maps would.
+    pub fn apply(&mut self, action: &super::Action) {
+        use super::Action;
+        fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+            match value {
+                Some(value) => map.insert(key, value),
+                None => map.remove(&key),
+            };
+        }
+        match action {
+            Action::Backend { id, new, .. } => set(&mut self.backends, *id, *new),
+            Action::Service { id, new, .. } => {
+                set(&mut self.services, *id, *new);
+                match new {
+                    Some(record) => {
+                        let size = record.entry.ring_size as usize;
+                        self.rings.entry(*id).or_default().resize(size, Slot::default());
+                    }
+                    None => {
+                        self.rings.remove(id);
+                    }
+                }
+            }
+            // The words of a service that is not there yet (or no longer) count once its entry is.
+            Action::Slots { service, words } => {
+                let base = self.services.get(service).map(|s| s.entry.ring_base);
+                let base = base.or_else(|| words.first().map(|(index, ..)| *index)).unwrap_or(0);
+                let known = self.services.contains_key(service);
+                let cleared = words.iter().all(|(_, _, new)| *new == Slot::default());
+                if !known && cleared {
+                    return;
+                }
+                let ring = self.rings.entry(*service).or_default();
+                for (index, _, new) in words {
+                    let at = (index - base) as usize;
+                    if ring.len() <= at {
+                        ring.resize(at + 1, Slot::default());
+                    }
+                    ring[at] = *new;
+                }
+            }
+            Action::Port { key, new, .. } => set(&mut self.ports, *key, *new),
+            Action::PortRange { key, new, .. } => set(&mut self.port_ranges, *key, *new),
+            Action::Vip { address, new, .. } => set(&mut self.vips, *address, *new),
+        }
+    }
+}

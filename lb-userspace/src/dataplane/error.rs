@@ -1,0 +1,56 @@
+//! What can go wrong between the daemon and the kernel.
+
+use std::{io, path::PathBuf};
+
+/// An operation on programs, links or maps failed. Forwarding goes on as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    #[error(
+        "cannot load the eBPF program: {0}; it needs Linux 6.1 or later and CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN"
+    )]
+    Load(#[source] Box<aya::EbpfError>),
+    #[error("the kernel refused the program '{program}': {source}")]
+    Program { program: &'static str, source: Box<aya::programs::ProgramError> },
+    #[error(
+        "pinned map {path}: {found}, expected {expected}; it was made by something else: remove it with \
+         `lbd --detach` or name another pin_dir"
+    )]
+    ForeignMap { path: PathBuf, found: String, expected: String },
+    #[error("map {map}: {source}")]
+    Map { map: &'static str, source: Box<aya::maps::MapError> },
+    #[error("map {map} is full ({capacity} entries)")]
+    Full { map: &'static str, capacity: u32 },
+    #[error("cannot map {map} into memory: {source}")]
+    Mmap { map: &'static str, source: io::Error },
+    #[error("{path}: {source}")]
+    Pin { path: PathBuf, source: io::Error },
+    #[error(
+        "interface {interface} already has an XDP program (id {program}) that is not lbd's; remove it with \
+         `ip link set dev {interface} xdp off`"
+    )]
+    Busy { interface: String, program: String },
+    #[error(
+        "interface {interface}: its driver does not take an XDP program in native mode: {source}; set xdp_mode = \"generic\" or \"auto\""
+    )]
+    NoNative { interface: String, source: Box<aya::programs::ProgramError> },
+    #[error("cannot attach to interface {interface}: {source}")]
+    Attach { interface: String, source: Box<aya::programs::ProgramError> },
+    #[error(
+        "interface {interface}: this kernel gives no BPF link for it, so the program could not outlive the daemon; Linux 5.9 or later is needed"
+    )]
+    NoLink { interface: String },
+    #[error("no interface {interface}; there are: {existing}")]
+    NoInterface { interface: String, existing: String },
+}
+
+impl DataplaneError {
+    /// Wraps an error of aya's about a map.
+    pub(super) fn map(map: &'static str) -> impl FnOnce(aya::maps::MapError) -> Self {
+        move |source| Self::Map { map, source: Box::new(source) }
+    }
+
+    /// Wraps an error about a file of the pin directory.
+    pub(super) fn pin(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Pin { path: path.into(), source }
+    }
+}

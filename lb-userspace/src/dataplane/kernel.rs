@@ -1,0 +1,277 @@
+//! The loaded program with its maps: adopted from an earlier daemon where there are pins, made where not.
+
+use super::{Attached, DataplaneError, Maps, XdpMode, attach, elf};
+use crate::plan::{Action, Image};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::MapData,
+    programs::{ProgramInfo, Xdp},
+};
+use lb_common::abi::{self, MapInfo};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+const PROGRAM: &str = "lb";
+/// Suffix of a map that is about to take another's place.
+const NEXT: &str = "_next";
+
+/// Least capacities of the maps that grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacities {
+    /// Slots of all rings together.
+    pub ring: u32,
+    /// Backends of all services together, id 0 included.
+    pub backends: u32,
+}
+
+impl Default for Capacities {
+    fn default() -> Self {
+        Self { ring: abi::RING_CAPACITY, backends: abi::BACKEND_CAPACITY }
+    }
+}
+
+impl Capacities {
+    fn of(self, map: &MapInfo) -> u32 {
+        match (map.grows, map.name) {
+            (true, "RING") => self.ring,
+            (true, _) => self.backends,
+            (false, _) => map.capacity,
+        }
+    }
+}
+
+/// The program and its maps in the kernel.
+pub struct Kernel {
+    ebpf: Ebpf,
+    maps: Maps,
+    pin_dir: PathBuf,
+    links: attach::Links,
+}
+
+/// Name of the directory that holds the maps of this layout.
+#[must_use]
+pub fn abi_name() -> String {
+    format!("abi-{:016x}", abi::hash())
+}
+
+impl Kernel {
+    /// Adopts what is pinned under `pin_dir` or makes it. Nothing is attached yet, and what is attached
+    /// goes on as it is.
+    pub fn open(pin_dir: &Path, capacities: Capacities) -> Result<Self, DataplaneError> {
+        let maps_dir = pin_dir.join(abi_name());
+        fs::create_dir_all(&maps_dir).map_err(DataplaneError::pin(&maps_dir))?;
+        let links = attach::Links::open(pin_dir)?;
+        finish_growth(&maps_dir, &links)?;
+        for map in abi::INVENTORY {
+            check_pin(&maps_dir.join(map.name), map)?;
+        }
+        let (ebpf, maps) = load(&maps_dir, capacities, |_| false)?;
+        Ok(Self { ebpf, maps, pin_dir: pin_dir.to_owned(), links })
+    }
+
+    /// The maps.
+    #[must_use]
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// Carries out the actions, all or none: what was done is taken back when one fails.
+    pub fn execute(&mut self, actions: &[Action]) -> Result<(), DataplaneError> {
+        for (done, action) in actions.iter().enumerate() {
+            if let Err(error) = self.maps.apply(action) {
+                for action in actions[..done].iter().rev() {
+                    if let Err(second) = self.maps.apply(&action.inverse()) {
+                        tracing::error!(%second, %action, "could not take back a change of the maps");
+                    }
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the maps hold.
+    pub fn observe(&self) -> Result<Image, DataplaneError> {
+        self.maps.observe()
+    }
+
+    /// Replaces the maps that are too small by larger copies, and the program by one that reads them,
+    /// interface by interface; packets meet the old program or the new one, both with the same tables.
+    /// Packets counted between the copy and the switch are missing from the backends' counters.
+    pub fn grow(&mut self, wanted: Capacities) -> Result<(), DataplaneError> {
+        let maps_dir = self.pin_dir.join(abi_name());
+        let (ring, backends) = self.maps.capacities();
+        let capacities = Capacities { ring: wanted.ring.max(ring), backends: wanted.backends.max(backends) };
+        let grown = |map: &MapInfo| {
+            map.grows && capacities.of(map) > if map.name == "RING" { ring } else { backends }
+        };
+        let names: Vec<_> = abi::INVENTORY.iter().filter(|map| grown(map)).map(|map| map.name).collect();
+        for name in &names {
+            remove_if_there(&maps_dir.join(format!("{name}{NEXT}")))?;
+        }
+        let (ebpf, mut maps) = load(&maps_dir, capacities, grown)?;
+        maps.copy_from(&self.maps)?;
+        let mut new =
+            Self { ebpf, maps, pin_dir: self.pin_dir.clone(), links: attach::Links::open(&self.pin_dir)? };
+        new.replace_attached()?;
+        for name in names {
+            let (from, to) = (maps_dir.join(format!("{name}{NEXT}")), maps_dir.join(name));
+            fs::rename(&from, &to).map_err(DataplaneError::pin(&to))?;
+        }
+        *self = new;
+        Ok(())
+    }
+
+    fn program(&mut self) -> Result<&mut Xdp, DataplaneError> {
+        program(&mut self.ebpf)
+    }
+
+    /// Puts this program in the place of the one that is attached, wherever one is.
+    fn replace_attached(&mut self) -> Result<(), DataplaneError> {
+        let links = std::mem::take(&mut self.links);
+        let program = program(&mut self.ebpf)?;
+        let result = links.replace_all(program);
+        self.links = attach::Links::open(&self.pin_dir)?;
+        result
+    }
+
+    /// Attaches the program to the interfaces, and detaches it from all others. An interface that has
+    /// an older version of it gets this one in its place, without a gap; one that has this one is left alone.
+    pub fn attach(&mut self, interfaces: &[String], mode: XdpMode) -> Result<Vec<Attached>, DataplaneError> {
+        let mut links = std::mem::take(&mut self.links);
+        let program = program(&mut self.ebpf)?;
+        let attached = links.attach(program, interfaces, mode);
+        self.links = links;
+        attached
+    }
+
+    /// Tag of the program, as `bpftool prog` shows it.
+    pub fn tag(&mut self) -> Result<String, DataplaneError> {
+        let info = info(self.program()?)?;
+        Ok(format!("{:016x}", info.tag().swap_bytes()))
+    }
+
+    /// Bytes of kernel memory the maps take.
+    pub fn map_bytes(&mut self) -> Result<u64, DataplaneError> {
+        let ids = info(self.program()?)?.map_ids().ok().flatten().unwrap_or_default();
+        Ok(ids.into_iter().filter_map(|id| memlock(id).ok()).sum())
+    }
+
+    /// Removes maps of other layouts: after this layout's program is attached everywhere nobody reads them.
+    pub fn remove_old_layouts(&self) -> Result<(), DataplaneError> {
+        let keep = abi_name();
+        for entry in fs::read_dir(&self.pin_dir).map_err(DataplaneError::pin(&self.pin_dir))?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("abi-") && name != keep {
+                fs::remove_dir_all(entry.path()).map_err(DataplaneError::pin(entry.path()))?;
+                tracing::info!(directory = %entry.path().display(), "removed the maps of another version");
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes links and maps: the interfaces are as if lbd had never been there.
+    pub fn detach(pin_dir: &Path) -> Result<(), DataplaneError> {
+        attach::Links::open(pin_dir)?.detach_all()?;
+        let Ok(entries) = fs::read_dir(pin_dir) else { return Ok(()) };
+        for entry in entries.flatten() {
+            if entry.file_name().to_string_lossy().starts_with("abi-") {
+                fs::remove_dir_all(entry.path()).map_err(DataplaneError::pin(entry.path()))?;
+            }
+        }
+        // The directory stays where a decapsulator or somebody else's pins are in it.
+        let _ = fs::remove_dir(pin_dir);
+        Ok(())
+    }
+}
+
+fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, DataplaneError> {
+    ebpf.program_mut(PROGRAM)
+        .unwrap_or_else(|| panic!("the ELF has no program {PROGRAM}"))
+        .try_into()
+        .map_err(|source| DataplaneError::Program { program: PROGRAM, source: Box::new(source) })
+}
+
+fn info(program: &Xdp) -> Result<ProgramInfo, DataplaneError> {
+    program.info().map_err(|source| DataplaneError::Program { program: PROGRAM, source: Box::new(source) })
+}
+
+/// Loads the program over the pinned maps; `next` tells which maps are made anew beside their pin.
+fn load(
+    maps_dir: &Path,
+    capacities: Capacities,
+    next: impl Fn(&MapInfo) -> bool,
+) -> Result<(Ebpf, Maps), DataplaneError> {
+    let mut loader = EbpfLoader::new();
+    for map in abi::INVENTORY {
+        let suffix = if next(map) { NEXT } else { "" };
+        loader
+            .map_max_entries(map.name, capacities.of(map))
+            .map_pin_path(map.name, maps_dir.join(format!("{}{suffix}", map.name)));
+    }
+    let mut ebpf = loader.load(elf::LB).map_err(|source| DataplaneError::Load(Box::new(source)))?;
+    program(&mut ebpf)?
+        .load()
+        .map_err(|source| DataplaneError::Program { program: PROGRAM, source: Box::new(source) })?;
+    let maps = Maps::take(&mut ebpf)?;
+    Ok((ebpf, maps))
+}
+
+/// A pinned map is adopted only if it is what the inventory says.
+fn check_pin(path: &Path, wanted: &MapInfo) -> Result<(), DataplaneError> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let info =
+        MapData::from_pin(path).and_then(|map| map.info()).map_err(DataplaneError::map(wanted.name))?;
+    let kind = info.map_type().map_err(DataplaneError::map(wanted.name))? as u32;
+    let found = (kind, info.key_size(), info.value_size(), info.map_flags());
+    let expected = (wanted.kind as u32, wanted.key_size, wanted.value_size, wanted.flags);
+    if found == expected {
+        return Ok(());
+    }
+    let show = |(kind, key, value, flags): (u32, u32, u32, u32)| {
+        format!("type {kind}, key {key} bytes, value {value} bytes, flags {flags:#x}")
+    };
+    Err(DataplaneError::ForeignMap { path: path.to_owned(), found: show(found), expected: show(expected) })
+}
+
+/// A daemon that died while it replaced a map left two of them: the one that the attached program
+/// reads stays.
+fn finish_growth(maps_dir: &Path, links: &attach::Links) -> Result<(), DataplaneError> {
+    for map in abi::INVENTORY.iter().filter(|map| map.grows) {
+        let (old, next) = (maps_dir.join(map.name), maps_dir.join(format!("{}{NEXT}", map.name)));
+        if !next.exists() {
+            continue;
+        }
+        let id = MapData::from_pin(&next)
+            .and_then(|data| data.info())
+            .map_err(DataplaneError::map(map.name))?
+            .id();
+        if links.maps_in_use()?.contains(&id) {
+            fs::rename(&next, &old).map_err(DataplaneError::pin(&old))?;
+        } else {
+            remove_if_there(&next)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_if_there(path: &Path) -> Result<(), DataplaneError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DataplaneError::pin(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Memory of a map, as `/proc/self/fdinfo` tells it.
+fn memlock(id: u32) -> io::Result<u64> {
+    use std::os::fd::{AsFd, AsRawFd};
+    let map = MapData::from_id(id).map_err(io::Error::other)?;
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd()))?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok())
+        .ok_or_else(|| io::Error::other("no memlock in fdinfo"))
+}

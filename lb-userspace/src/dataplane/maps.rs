@@ -1,0 +1,380 @@
+//! The maps: reading them back, and the only place where they are written.
+
+use super::DataplaneError;
+use crate::plan::{Action, BackendRecord, Image, ServiceRecord};
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
+};
+use lb_common::abi::{
+    BackendEntry, Identity, MAX_SERVICES, PortKey, PortRangeKey, ServiceEntry, Slot, Stats, VipEntry,
+};
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::{AsFd, AsRawFd},
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// An array map in our address space: words are read and written atomically, without a system call.
+struct Mapped {
+    base: NonNull<AtomicU64>,
+    bytes: usize,
+    /// Words of 8 bytes a value takes.
+    stride: usize,
+    len: u32,
+    _map: MapData,
+}
+
+// SAFETY: the memory is only touched through atomics.
+unsafe impl Send for Mapped {}
+// SAFETY: as above.
+unsafe impl Sync for Mapped {}
+
+impl Mapped {
+    fn new(name: &'static str, map: MapData) -> Result<Self, DataplaneError> {
+        let info = map.info().map_err(DataplaneError::map(name))?;
+        let stride = info.value_size().div_ceil(8) as usize;
+        let len = info.max_entries();
+        let bytes = stride * 8 * len as usize;
+        // SAFETY: a new shared mapping of the whole array; the kernel checks the length against the map.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.fd().as_fd().as_raw_fd(),
+                0,
+            )
+        };
+        match NonNull::new(address.cast()) {
+            Some(base) if address != libc::MAP_FAILED => Ok(Self { base, bytes, stride, len, _map: map }),
+            _ => Err(DataplaneError::Mmap { map: name, source: io::Error::last_os_error() }),
+        }
+    }
+
+    fn word(&self, index: u32, word: usize) -> &AtomicU64 {
+        assert!(index < self.len && word < self.stride, "index {index} of {}", self.len);
+        // SAFETY: the assertion keeps the place inside the mapping, which lives as long as `self`.
+        unsafe { &*self.base.as_ptr().add(index as usize * self.stride + word) }
+    }
+
+    fn load<T: Pod>(&self, index: u32) -> T {
+        assert_eq!(size_of::<T>(), self.stride * 8);
+        let words: Vec<u64> = (0..self.stride).map(|w| self.word(index, w).load(Ordering::Acquire)).collect();
+        // SAFETY: as many bytes as T has, and T is plain data.
+        unsafe { words.as_ptr().cast::<T>().read_unaligned() }
+    }
+
+    /// Stores the words that differ; `last` is stored after all others, and set to 0 before them where
+    /// `hide` says so.
+    fn store<T: Pod>(&self, index: u32, value: &T, last: usize, hide: bool) {
+        assert_eq!(size_of::<T>(), self.stride * 8);
+        // SAFETY: T is plain data without padding, of stride words.
+        let words =
+            unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), self.stride * 8) };
+        let words: Vec<u64> =
+            words.chunks_exact(8).map(|w| u64::from_ne_bytes(w.try_into().expect("eight bytes"))).collect();
+        let others_differ =
+            (0..self.stride).any(|w| w != last && self.word(index, w).load(Ordering::Relaxed) != words[w]);
+        if others_differ && hide {
+            self.word(index, last).store(0, Ordering::Release);
+        }
+        for w in (0..self.stride).filter(|w| *w != last) {
+            self.word(index, w).store(words[w], Ordering::Release);
+        }
+        self.word(index, last).store(words[last], Ordering::Release);
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `new`, unmapped once.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// Handles of all maps.
+pub struct Maps {
+    vips4: HashMap<MapData, [u8; 4], VipEntry>,
+    vips6: HashMap<MapData, [u8; 16], VipEntry>,
+    ports: HashMap<MapData, PortKey, u32>,
+    port_ranges: LpmTrie<MapData, [u8; 8], u32>,
+    services: Mapped,
+    ring: Mapped,
+    backends: Mapped,
+    service_stats: PerCpuArray<MapData, Stats>,
+    backend_stats: PerCpuArray<MapData, Stats>,
+    drops: PerCpuArray<MapData, u64>,
+    service_names: Array<MapData, Identity>,
+    backend_names: Array<MapData, Identity>,
+}
+
+fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
+where
+    T: TryFrom<Map, Error = aya::maps::MapError>,
+{
+    let map = ebpf
+        .take_map(name)
+        .unwrap_or_else(|| panic!("the program has no map {name}: abi and program differ"));
+    T::try_from(map).map_err(DataplaneError::map(name))
+}
+
+fn mapped(ebpf: &mut Ebpf, name: &'static str) -> Result<Mapped, DataplaneError> {
+    match ebpf.take_map(name) {
+        Some(Map::Array(data)) => Mapped::new(name, data),
+        _ => panic!("the program has no array {name}: abi and program differ"),
+    }
+}
+
+impl Maps {
+    /// Takes the maps out of a loaded program.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self, DataplaneError> {
+        Ok(Self {
+            vips4: take(ebpf, "VIPS4")?,
+            vips6: take(ebpf, "VIPS6")?,
+            ports: take(ebpf, "PORTS")?,
+            port_ranges: take(ebpf, "PORT_RANGES")?,
+            services: mapped(ebpf, "SERVICES")?,
+            ring: mapped(ebpf, "RING")?,
+            backends: mapped(ebpf, "BACKENDS")?,
+            service_stats: take(ebpf, "SERVICE_STATS")?,
+            backend_stats: take(ebpf, "BACKEND_STATS")?,
+            drops: take(ebpf, "DROPS")?,
+            service_names: take(ebpf, "SERVICE_NAMES")?,
+            backend_names: take(ebpf, "BACKEND_NAMES")?,
+        })
+    }
+
+    /// Slots the ring array holds, and backends the backend array holds.
+    #[must_use]
+    pub fn capacities(&self) -> (u32, u32) {
+        (self.ring.len, self.backends.len)
+    }
+
+    /// What the maps hold.
+    pub fn observe(&self) -> Result<Image, DataplaneError> {
+        let mut image = Image::empty(self.ring.len, self.backends.len);
+        for entry in self.vips4.iter() {
+            let (address, vip) = entry.map_err(DataplaneError::map("VIPS4"))?;
+            image.vips.insert(IpAddr::from(address), vip);
+        }
+        for entry in self.vips6.iter() {
+            let (address, vip) = entry.map_err(DataplaneError::map("VIPS6"))?;
+            image.vips.insert(IpAddr::from(address), vip);
+        }
+        for entry in self.ports.iter() {
+            let (key, service) = entry.map_err(DataplaneError::map("PORTS"))?;
+            image.ports.insert(key, service);
+        }
+        for entry in self.port_ranges.iter() {
+            let (key, service) = entry.map_err(DataplaneError::map("PORT_RANGES"))?;
+            image.port_ranges.insert(range_key(&key), service);
+        }
+        for id in 0..MAX_SERVICES {
+            let entry: ServiceEntry = self.services.load(id);
+            let end = entry.ring_base.checked_add(entry.ring_size);
+            if entry.ring_size == 0 || end.is_none_or(|end| end > self.ring.len) {
+                continue;
+            }
+            let identity = self.service_names.get(&id, 0).map_err(DataplaneError::map("SERVICE_NAMES"))?;
+            image.services.insert(id, ServiceRecord { entry, identity });
+            let words = (0..entry.ring_size).map(|i| self.slot(entry.ring_base + i)).collect();
+            image.rings.insert(id, words);
+        }
+        for id in 1..self.backends.len {
+            let entry: BackendEntry = self.backends.load(id);
+            if entry.kind == 0 {
+                continue;
+            }
+            let identity = self.backend_names.get(&id, 0).map_err(DataplaneError::map("BACKEND_NAMES"))?;
+            image.backends.insert(id, BackendRecord { entry, identity });
+        }
+        Ok(image)
+    }
+
+    /// One word of the ring array.
+    #[must_use]
+    pub fn slot(&self, index: u32) -> Slot {
+        Slot(self.ring.word(index, 0).load(Ordering::Acquire))
+    }
+
+    /// Carries out one action.
+    pub fn apply(&mut self, action: &Action) -> Result<(), DataplaneError> {
+        match action {
+            Action::Backend { id, old, new } => self.set_backend(*id, old.as_ref(), new.as_ref()),
+            Action::Slots { words, .. } => {
+                for (index, _, new) in words {
+                    self.ring.word(*index, 0).store(new.0, Ordering::Release);
+                }
+                Ok(())
+            }
+            Action::Service { id, old, new } => self.set_service(*id, old.as_ref(), new.as_ref()),
+            Action::Port { key, new, .. } => {
+                let done = match new {
+                    Some(service) => self.ports.insert(key, service, 0),
+                    None => gone_is_fine(self.ports.remove(key)),
+                };
+                done.map_err(DataplaneError::map("PORTS"))
+            }
+            Action::PortRange { key, new, .. } => {
+                let key = trie_key(key);
+                let done = match new {
+                    Some(service) => self.port_ranges.insert(&key, service, 0),
+                    None => gone_is_fine(self.port_ranges.remove(&key)),
+                };
+                done.map_err(DataplaneError::map("PORT_RANGES"))
+            }
+            Action::Vip { address: IpAddr::V4(address), new, .. } => {
+                let done = match new {
+                    Some(entry) => self.vips4.insert(address.octets(), entry, 0),
+                    None => gone_is_fine(self.vips4.remove(&address.octets())),
+                };
+                done.map_err(DataplaneError::map("VIPS4"))
+            }
+            Action::Vip { address: IpAddr::V6(address), new, .. } => {
+                let done = match new {
+                    Some(entry) => self.vips6.insert(address.octets(), entry, 0),
+                    None => gone_is_fine(self.vips6.remove(&address.octets())),
+                };
+                done.map_err(DataplaneError::map("VIPS6"))
+            }
+        }
+    }
+
+    fn set_backend(
+        &mut self,
+        id: u32,
+        old: Option<&BackendRecord>,
+        new: Option<&BackendRecord>,
+    ) -> Result<(), DataplaneError> {
+        /// The word of a backend's entry that holds the end of the source MAC address and the interface: 0
+        /// there means "no next hop".
+        const IFINDEX_WORD: usize = 1;
+        if old.is_none() {
+            self.clear_stats(id)?;
+        }
+        if let Some(record) = new {
+            if old.is_none_or(|old| old.identity != record.identity) {
+                self.backend_names
+                    .set(id, record.identity, 0)
+                    .map_err(DataplaneError::map("BACKEND_NAMES"))?;
+            }
+            // A packet must never meet the MAC of one interface with the index of another.
+            let hide = old.is_some_and(|old| {
+                old.entry.ifindex != record.entry.ifindex || old.entry.vlan != record.entry.vlan
+            });
+            self.backends.store(id, &record.entry, IFINDEX_WORD, hide);
+        } else {
+            self.backends.store(id, &BackendEntry::default(), IFINDEX_WORD, true);
+            self.backend_names
+                .set(id, Identity::default(), 0)
+                .map_err(DataplaneError::map("BACKEND_NAMES"))?;
+        }
+        Ok(())
+    }
+
+    fn set_service(
+        &mut self,
+        id: u32,
+        old: Option<&ServiceRecord>,
+        new: Option<&ServiceRecord>,
+    ) -> Result<(), DataplaneError> {
+        if old.is_none() {
+            let zero = vec![Stats::default(); cpus()];
+            let zero = aya::maps::PerCpuValues::try_from(zero)
+                .map_err(|source| DataplaneError::Mmap { map: "SERVICE_STATS", source })?;
+            self.service_stats.set(id, zero, 0).map_err(DataplaneError::map("SERVICE_STATS"))?;
+        }
+        let identity = new.map(|r| r.identity).unwrap_or_default();
+        if old.map(|r| r.identity) != Some(identity) {
+            self.service_names.set(id, identity, 0).map_err(DataplaneError::map("SERVICE_NAMES"))?;
+        }
+        // Base and size share the first word.
+        self.services.store(id, &new.map(|r| r.entry).unwrap_or_default(), 0, false);
+        Ok(())
+    }
+
+    fn clear_stats(&mut self, id: u32) -> Result<(), DataplaneError> {
+        let zero = vec![Stats::default(); cpus()];
+        let zero = aya::maps::PerCpuValues::try_from(zero)
+            .map_err(|source| DataplaneError::Mmap { map: "BACKEND_STATS", source })?;
+        self.backend_stats.set(id, zero, 0).map_err(DataplaneError::map("BACKEND_STATS"))
+    }
+
+    /// Counters of a service, summed over the CPUs.
+    pub fn service_stats(&self, id: u32) -> Result<Stats, DataplaneError> {
+        self.service_stats.get(&id, 0).map(|v| sum(&v)).map_err(DataplaneError::map("SERVICE_STATS"))
+    }
+
+    /// Counters of a backend, summed over the CPUs.
+    pub fn backend_stats(&self, id: u32) -> Result<Stats, DataplaneError> {
+        self.backend_stats.get(&id, 0).map(|v| sum(&v)).map_err(DataplaneError::map("BACKEND_STATS"))
+    }
+
+    /// A drop counter, summed over the CPUs.
+    pub fn drops(&self, reason: lb_common::core::DropReason) -> Result<u64, DataplaneError> {
+        let values = self.drops.get(&(reason as u32), 0).map_err(DataplaneError::map("DROPS"))?;
+        Ok(values.iter().sum())
+    }
+
+    /// Copies what the program counted and what the slots and backends are from smaller maps.
+    pub(super) fn copy_from(&mut self, old: &Self) -> Result<(), DataplaneError> {
+        for index in 0..old.ring.len.min(self.ring.len) {
+            self.ring.word(index, 0).store(old.slot(index).0, Ordering::Release);
+        }
+        for id in 0..old.backends.len.min(self.backends.len) {
+            let entry: BackendEntry = old.backends.load(id);
+            if entry.kind == 0 {
+                continue;
+            }
+            self.backends.store(id, &entry, 1, false);
+            let name = old.backend_names.get(&id, 0).map_err(DataplaneError::map("BACKEND_NAMES"))?;
+            self.backend_names.set(id, name, 0).map_err(DataplaneError::map("BACKEND_NAMES"))?;
+            let stats = old.backend_stats.get(&id, 0).map_err(DataplaneError::map("BACKEND_STATS"))?;
+            self.backend_stats.set(id, stats, 0).map_err(DataplaneError::map("BACKEND_STATS"))?;
+        }
+        Ok(())
+    }
+}
+
+fn cpus() -> usize {
+    aya::util::nr_cpus().unwrap_or(1)
+}
+
+fn sum(values: &[Stats]) -> Stats {
+    values.iter().fold(Stats::default(), |a, b| Stats {
+        packets: a.packets.wrapping_add(b.packets),
+        bytes: a.bytes.wrapping_add(b.bytes),
+    })
+}
+
+fn gone_is_fine(result: Result<(), aya::maps::MapError>) -> Result<(), aya::maps::MapError> {
+    match result {
+        Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+        Err(aya::maps::MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn trie_key(key: &PortRangeKey) -> Key<[u8; 8]> {
+    let mut data = [0; 8];
+    data[..4].copy_from_slice(&key.vip);
+    data[4..6].copy_from_slice(&key.proto);
+    data[6..].copy_from_slice(&key.port);
+    Key::new(key.prefix_len, data)
+}
+
+fn range_key(key: &Key<[u8; 8]>) -> PortRangeKey {
+    let data = key.data();
+    PortRangeKey {
+        prefix_len: key.prefix_len(),
+        vip: [data[0], data[1], data[2], data[3]],
+        proto: [data[4], data[5]],
+        port: [data[6], data[7]],
+    }
+}

@@ -1,0 +1,212 @@
+//! Random histories of services and backends: what is built is what was wanted, step by step safe, and can be
+//! taken back.
+
+use super::{image::name_of, *};
+use crate::model::{
+    Admin, BackendSpec, Forward, Health, HealthSpec, PortSpec, Protocol, Scheduler, ServiceSpec,
+};
+use lb_common::abi::{Slot, SlotState, VipEntry};
+use proptest::prelude::*;
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+
+fn tunnel() -> TunnelSettings {
+    TunnelSettings {
+        source_ipv4: "198.18.0.0/16".parse().unwrap(),
+        source_ipv6: "100::/64".parse().unwrap(),
+        gue_source_ipv4: None,
+        gue_source_ipv6: None,
+    }
+}
+
+fn backend(number: u8, admin: Admin, health: Health, weight: u16, hop: bool) -> WantedBackend {
+    WantedBackend {
+        spec: BackendSpec {
+            name: format!("web{number}").parse().unwrap(),
+            address: IpAddr::from([10, 0, 0, number]),
+            port: None,
+            weight,
+        },
+        admin,
+        health,
+        next_hop: hop.then_some(NextHopEntry {
+            ifindex: 2,
+            dst_mac: [2, 0, 0, 0, 1, number],
+            src_mac: [2, 0, 0, 0, 0, 1],
+            vlan: 0,
+            mtu: 1500,
+            source: Some(IpAddr::from([10, 0, 0, 254])),
+        }),
+    }
+}
+
+fn service(
+    number: u8,
+    ports: &[PortSpec],
+    ring_size: u32,
+    backends: Vec<WantedBackend>,
+) -> Vec<WantedService> {
+    ports
+        .iter()
+        .enumerate()
+        .map(|(i, port)| WantedService {
+            spec: ServiceSpec {
+                name: format!("s{number}-{i}").parse().unwrap(),
+                addresses: vec![IpAddr::from([192, 0, 2, number])],
+                port: *port,
+                protocol: Protocol::Tcp,
+                forward: Forward::Dsr,
+                scheduler: Scheduler::Maglev,
+                ring_size: Some(ring_size),
+                seed: 7,
+                idle_timeout: Duration::from_secs(300),
+                gue_port: 6080,
+                health: HealthSpec::default(),
+                backends: backends.iter().map(|b| b.spec.clone()).collect(),
+            },
+            ring_size,
+            backends: backends.clone(),
+        })
+        .collect()
+}
+
+/// What must hold after every single action: nobody points at something that is not there.
+fn check_references(image: &Image) -> Result<(), TestCaseError> {
+    let services: BTreeSet<u32> = image.services.keys().copied().collect();
+    for (address, vip) in &image.vips {
+        for rule in vip.rules.iter().filter(|r| r.lo <= r.hi) {
+            prop_assert!(services.contains(&u32::from(rule.service)), "VIP {} points at no service", address);
+        }
+        if vip.flags & VipEntry::SPILLED != 0 {
+            let any = image.ports.keys().any(|k| k.vip == vip.vip)
+                || image.port_ranges.keys().any(|k| u32::from_be_bytes(k.vip) == vip.vip);
+            prop_assert!(any, "VIP {} spilled to nothing", address);
+        }
+    }
+    for service in image.ports.values().chain(image.port_ranges.values()) {
+        prop_assert!(services.contains(service), "a port points at no service");
+    }
+    for id in &services {
+        for slot in &image.rings[id] {
+            for backend in [slot.owner(), slot.home()] {
+                prop_assert!(
+                    backend == 0 || image.backends.contains_key(&backend),
+                    "{:?} of service {}",
+                    slot,
+                    id
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn any_backends() -> impl Strategy<Value = Vec<WantedBackend>> {
+    let one = (
+        prop_oneof![4 => Just(Admin::Enabled), 1 => Just(Admin::Draining), 1 => Just(Admin::Disabled)],
+        prop_oneof![4 => Just(Health::Up), 1 => Just(Health::Down), 1 => Just(Health::Unknown)],
+        0..4u16,
+        prop::bool::weighted(0.9),
+    );
+    proptest::collection::btree_map(1..8u8, one, 0..6).prop_map(|map| {
+        map.into_iter()
+            .map(|(n, (admin, health, weight, hop))| backend(n, admin, health, weight, hop))
+            .collect()
+    })
+}
+
+fn any_services() -> impl Strategy<Value = Vec<WantedService>> {
+    let ports = prop_oneof![
+        Just(vec![PortSpec::Exact(80)]),
+        Just(vec![PortSpec::Exact(80), PortSpec::Exact(443), PortSpec::Any]),
+        Just((1..=6).map(PortSpec::Exact).chain([PortSpec::Range(8000, 8099), PortSpec::Any]).collect()),
+    ];
+    proptest::collection::btree_map(1..5u8, (ports, prop_oneof![Just(13u32), Just(29)], any_backends()), 0..4)
+        .prop_map(|map| {
+            map.into_iter()
+                .flat_map(|(n, (ports, size, backends))| service(n, &ports, size, backends))
+                .collect()
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn histories_end_where_they_should(history in proptest::collection::vec(any_services(), 1..8)) {
+        let mut image = Image::empty(4096, 512);
+        for wanted in history {
+            let before = image.clone();
+            let goal = build(&wanted, &image, &tunnel(), &BTreeSet::new()).unwrap();
+            let actions = diff(&image, &goal);
+            for action in &actions {
+                image.apply(action);
+                check_references(&image)?;
+            }
+            prop_assert_eq!(&image, &goal);
+            prop_assert!(diff(&image, &goal).is_empty());
+            // The same wish again asks for nothing.
+            prop_assert_eq!(&build(&wanted, &image, &tunnel(), &BTreeSet::new()).unwrap(), &goal);
+            // What is there is what was wanted.
+            prop_assert_eq!(goal.services.len(), wanted.len());
+            for service in &wanted {
+                let id = goal.service_id(service.spec.name.as_str()).unwrap();
+                let takes: BTreeSet<&str> =
+                    service.backends.iter().filter(|b| b.takes_new()).map(|b| b.spec.name.as_str()).collect();
+                for slot in &goal.rings[&id] {
+                    match slot.owner() {
+                        0 => prop_assert!(takes.is_empty()),
+                        owner => prop_assert!(takes.contains(name_of(&goal.backends[&owner].identity))),
+                    }
+                }
+            }
+            // And the way back leads back.
+            let mut undone = image.clone();
+            for action in actions.iter().rev() {
+                undone.apply(&action.inverse());
+            }
+            undone.rings.retain(|id, _| undone.services.contains_key(id));
+            prop_assert_eq!(undone, before);
+        }
+    }
+}
+
+#[test]
+fn a_new_backend_takes_new_flows_only() {
+    let mut backends: Vec<_> = (1..=3).map(|n| backend(n, Admin::Enabled, Health::Up, 1, true)).collect();
+    let first = service(1, &[PortSpec::Exact(80)], 1009, backends.clone());
+    let image = build(&first, &Image::empty(4096, 512), &tunnel(), &BTreeSet::new()).unwrap();
+    assert!(image.rings[&1].iter().all(|s| s.is_plain()));
+    backends.push(backend(4, Admin::Enabled, Health::Up, 1, true));
+    let second = service(1, &[PortSpec::Exact(80)], 1009, backends);
+    let next = build(&second, &image, &tunnel(), &BTreeSet::new()).unwrap();
+    let (mut moved, four) = (0, 4);
+    for (old, new) in image.rings[&1].iter().zip(&next.rings[&1]) {
+        assert_eq!(new.home(), old.home(), "established flows stay");
+        if new.owner() != old.owner() {
+            assert_eq!(new.state(), SlotState::Moving);
+            moved += 1;
+        }
+    }
+    assert!(next.rings[&1].iter().filter(|s| s.owner() == four).count() > 200);
+    assert!((240..290).contains(&moved), "{moved} of 1009 slots moved for a fourth backend");
+}
+
+#[test]
+fn a_full_ring_array_says_what_it_needs() {
+    let wanted = service(1, &[PortSpec::Exact(80)], 1009, vec![]);
+    let error = build(&wanted, &Image::empty(1000, 16), &tunnel(), &BTreeSet::new()).unwrap_err();
+    assert_eq!(error, BuildError::RingFull { needed: 1009, capacity: 1000 });
+    let backends = (1..=4).map(|n| backend(n, Admin::Enabled, Health::Up, 1, true)).collect();
+    let wanted = service(1, &[PortSpec::Exact(80)], 13, backends);
+    let error = build(&wanted, &Image::empty(1000, 4), &tunnel(), &BTreeSet::new()).unwrap_err();
+    assert_eq!(error, BuildError::BackendsFull { capacity: 4 });
+}
+
+#[test]
+fn ids_freed_a_moment_ago_are_not_given_out() {
+    let wanted =
+        service(1, &[PortSpec::Exact(80)], 13, vec![backend(1, Admin::Enabled, Health::Up, 1, true)]);
+    let image = build(&wanted, &Image::empty(100, 16), &tunnel(), &BTreeSet::from([1, 2])).unwrap();
+    assert_eq!(image.backends.keys().copied().collect::<Vec<_>>(), [3]);
+    assert!(image.rings[&1].iter().all(|s| *s == Slot::plain(3, 1)));
+}
