@@ -8,11 +8,14 @@ pub mod parse;
 mod render;
 mod table;
 
+use crate::control::api::ChangeView;
 use crate::control::client::{Client, ClientError};
-use crate::model::{Admin, BackendName, ServiceName};
+use crate::control::request::{NewBackend, same_family};
+use crate::model::Admin;
 use args::{BackendCommand, Cli, Command, ConfigCommand, Output, ServiceCommand};
 use clap::{CommandFactory, Parser};
 use decap::Decap;
+use parse::Target;
 use serde::Serialize;
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -77,87 +80,61 @@ pub fn run(
 
 /// The text for stdout.
 fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
+    let client = Client::new(&cli.socket);
+    let output = cli.output;
     match &cli.command {
+        Command::Status => print(output, &wait(client.status())?, render::status),
+        Command::Service { command: ServiceCommand::List } => {
+            print(output, &wait(client.services())?, |services| render::services(services))
+        }
+        Command::Service { command: ServiceCommand::Show { name } } => {
+            print(output, &wait(client.service(name))?, render::service)
+        }
+        Command::Backend { command } => print(output, &wait(backend(&client, command))?, render::change),
+        Command::Explain { protocol, source, destination } => {
+            same_family(*source, *destination).map_err(|e| Failure::Usage(e.to_string()))?;
+            let answer = wait(client.explain(*protocol, *source, *destination))?;
+            print(output, &answer, |view| render::explain(*protocol, *source, *destination, view))
+        }
+        Command::Drops { all } => print(output, &wait(client.drops())?, |drops| render::drops(drops, *all)),
+        Command::Reload { plan } => print(output, &wait(client.reload(*plan))?, render::change),
+        Command::Config { command: ConfigCommand::Show } => {
+            print(output, &wait(client.config())?, render::config)
+        }
+        Command::Reset => print(output, &wait(client.reset())?, render::change),
+        Command::Detach { yes: true } => print(output, &wait(client.detach())?, render::change),
+        Command::Detach { yes: false } => Err(Failure::Usage(
+            "detach removes the load balancer's programs and maps from the kernel and ends lbd: forwarding \
+             stops at once. Say so with: lbctl detach --yes"
+                .to_owned(),
+        )),
+        Command::Decap { command } => decap::execute(command, output, decap),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "lbctl", &mut script);
             Ok(String::from_utf8_lossy(&script).into_owned())
         }
-        Command::Decap { command } => decap::execute(command, cli.output, decap),
-        Command::Status
-        | Command::Service { .. }
-        | Command::Backend { .. }
-        | Command::Explain { .. }
-        | Command::Drops { .. }
-        | Command::Reload { .. }
-        | Command::Config { .. }
-        | Command::Reset
-        | Command::Detach { .. } => tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(Failure::Runtime)?
-            .block_on(ask(cli)),
     }
 }
 
-async fn ask(cli: &Cli) -> Result<String, Failure> {
-    let client = Client::new(&cli.socket);
-    let output = cli.output;
-    match &cli.command {
-        Command::Status => print(output, &client.status().await?, render::status),
-        Command::Service { command: ServiceCommand::List } => {
-            print(output, &client.services().await?, |services| render::services(services))
-        }
-        Command::Service { command: ServiceCommand::Show { name } } => {
-            print(output, &client.service(name).await?, render::service)
-        }
-        Command::Backend { command } => {
-            print(output, &backend(&client, command).await?, render::change)
-        }
-        Command::Explain { protocol, source, destination } => {
-            crate::control::request::same_family(*source, *destination)
-                .map_err(|e| Failure::Usage(e.to_string()))?;
-            let answer = client.explain(*protocol, *source, *destination).await?;
-            print(output, &answer, |view| render::explain(*protocol, *source, *destination, view))
-        }
-        Command::Drops { all } => print(output, &client.drops().await?, |drops| render::drops(drops, *all)),
-        Command::Reload { plan } => print(output, &client.reload(*plan).await?, render::change),
-        Command::Config { command: ConfigCommand::Show } => {
-            print(output, &client.config().await?, render::config)
-        }
-        Command::Reset => print(output, &client.reset().await?, render::change),
-        Command::Detach { yes: true } => print(output, &client.detach().await?, render::change),
-        Command::Detach { yes: false } => Err(Failure::Usage(
-            "detach removes the load balancer's programs and maps from the kernel and ends lbd: forwarding stops at once. Say so with: lbctl detach --yes"
-                .to_owned(),
-        )),
-        Command::Completions { .. } | Command::Decap { .. } => {
-            Err(Failure::Usage("this command does not ask lbd".to_owned()))
-        }
-    }
+fn wait<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Ok(runtime.map_err(Failure::Runtime)?.block_on(answer)?)
 }
 
-async fn backend(
-    client: &Client,
-    command: &BackendCommand,
-) -> Result<crate::control::api::ChangeView, ClientError> {
-    let admin = async |service: &ServiceName, name: &BackendName, admin| {
-        client.backend_admin(service, name, admin).await
-    };
+async fn backend(client: &Client, command: &BackendCommand) -> Result<ChangeView, ClientError> {
     match command {
         BackendCommand::Add { service, name, target, weight } => {
-            let new = crate::control::request::NewBackend {
-                name: name.clone(),
-                address: target.address,
-                port: target.port,
-                weight: *weight,
-            };
+            let Target { address, port } = *target;
+            let new = NewBackend { name: name.clone(), address, port, weight: *weight };
             client.backend_add(service, &new).await
         }
         BackendCommand::Remove { service, name } => client.backend_remove(service, name).await,
-        BackendCommand::Drain { service, name } => admin(service, name, Admin::Draining).await,
-        BackendCommand::Enable { service, name } => admin(service, name, Admin::Enabled).await,
-        BackendCommand::Disable { service, name } => admin(service, name, Admin::Disabled).await,
+        BackendCommand::Drain { service, name } => client.backend_admin(service, name, Admin::Draining).await,
+        BackendCommand::Enable { service, name } => client.backend_admin(service, name, Admin::Enabled).await,
+        BackendCommand::Disable { service, name } => {
+            client.backend_admin(service, name, Admin::Disabled).await
+        }
         BackendCommand::Weight { service, name, weight } => {
             client.backend_weight(service, name, *weight).await
         }

@@ -232,3 +232,45 @@ pub fn decap(views: &[DecapView]) -> String {
         }),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_said_in_words() {
+        let none = DropView { reason: "ttl".to_owned(), packets: 0, help: "expired".to_owned() };
+        assert_eq!(drops(std::slice::from_ref(&none), false), "no drops\n");
+        assert_eq!(drops(&[none], true), "REASON  PACKETS  MEANING\nttl           0  expired\n");
+        assert!(services(&[]).starts_with("no services"));
+        assert!(decap(&[]).contains("no interface"));
+    }
+
+    #[test]
+    fn one_long_setting_does_not_push_the_others_aside() {
+        let setting = |key: &str, value: String| SettingView {
+            key: key.to_owned(),
+            value: value.into(),
+            origin: "file".to_owned(),
+        };
+        let settings = vec![setting("a", "x".to_owned()), setting("b", "y".repeat(70))];
+        let view = ConfigView { file: "f".to_owned(), hash: "h".to_owned(), settings };
+        let long = "y".repeat(70);
+        assert_eq!(config(&view), format!("# f, hash h\na = \"x\"  # file\nb = \"{long}\"  # file\n"));
+    }
+
+    #[test]
+    fn a_verdict_of_a_newer_daemon_is_shown_as_it_is() {
+        let view = ExplainView {
+            verdict: "answer".to_owned(),
+            service: None,
+            backend: None,
+            reason: "ping of a virtual address".to_owned(),
+            slot: None,
+            slot_state: None,
+            egress: None,
+        };
+        let (from, to) = ("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap());
+        assert!(explain(Protocol::Udp, from, to, &view).contains("gets the verdict answer."));
+    }
+}
