@@ -10,6 +10,8 @@ use std::path::PathBuf;
 
 /// Where lbd and the decapsulation program pin their maps unless told otherwise.
 pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/lbd";
+/// Environment variable that names the control socket.
+pub const SOCKET_VARIABLE: &str = "LBCTL_SOCKET";
 /// UDP port of Generic UDP Encapsulation, as registered with IANA.
 pub const DEFAULT_GUE_PORT: u16 = 6080;
 
@@ -25,7 +27,7 @@ Examples:
   lbctl status                                    is it working, and with which configuration?
   lbctl service list                              every service with its counters
   lbctl service show www                          its backends: health, weight, counters
-  lbctl backend add www web4 10.0.0.14:8443       one more backend
+  lbctl backend add www web4 10.0.0.14            one more backend
   lbctl backend drain www web4                    no new connections, present ones go on
   lbctl explain tcp 198.51.100.7:4000 192.0.2.10:443
   lbctl -o json service list | jq '.[].name'      for scripts
@@ -34,14 +36,27 @@ Exit status: 0 done; 1 not carried out; 2 the command line, the request or the c
 Changes made here are kept across restarts of lbd until `lbctl reset`."
 )]
 pub struct Cli {
-    /// Control socket of the daemon (run_dir/lbd.sock of its configuration)
-    #[arg(long, global = true, env = "LBCTL_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET)]
-    pub socket: PathBuf,
+    /// Control socket of the daemon (run_dir/lbd.sock of its configuration) [env: LBCTL_SOCKET]
+    /// [default: /run/lbd/lbd.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
     /// Form of the answer; the field names of json are stable
     #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORM")]
     pub output: Output,
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// The socket named by `--socket`, else by the environment, else the usual one. An empty variable
+    /// counts as none.
+    pub fn socket(&self) -> PathBuf {
+        let environment = || std::env::var_os(SOCKET_VARIABLE).filter(|path| !path.is_empty());
+        match &self.socket {
+            Some(path) => path.clone(),
+            None => environment().map_or_else(|| DEFAULT_SOCKET.into(), PathBuf::from),
+        }
+    }
 }
 
 /// How answers are printed.
@@ -145,6 +160,7 @@ pub enum ServiceCommand {
     List,
     /// One service and its backends
     Show {
+        /// Name of the service, as in `lbctl service list`
         #[arg(value_name = "NAME", value_parser = parse::service)]
         name: ServiceName,
     },
@@ -152,9 +168,10 @@ pub enum ServiceCommand {
 
 const BACKEND_EXAMPLES: &str = "\
 Examples:
-  lbctl backend add www web4 10.0.0.14                    on the service's own port
-  lbctl backend add www web4 10.0.0.14:8443 --weight 50   on another port (nat and snat)
-  lbctl backend add www web6 '[2001:db8::14]:8443'
+  lbctl backend add www web4 10.0.0.14                 on the service's own port
+  lbctl backend add www web4 10.0.0.14 --weight 50     with half the weight of the usual 100
+  lbctl backend add www web6 2001:db8::14
+  lbctl backend add www web7 '[2001:db8::15]:8443'     on another port, where the forward mode can change it
   lbctl backend weight www web4 25
   lbctl backend drain www web4      before a removal: present connections go on, no new ones come
   lbctl backend remove www web4     ends the connections that are left
@@ -168,6 +185,7 @@ pub enum BackendCommand {
     /// Adds a backend to a service
     #[command(after_help = BACKEND_EXAMPLES)]
     Add {
+        /// Name of the service, as in `lbctl service list`
         #[arg(value_name = "SERVICE", value_parser = parse::service)]
         service: ServiceName,
         /// Name of the new backend, unique in the service
@@ -183,40 +201,50 @@ pub enum BackendCommand {
     /// Removes a backend; connections on it end (drain it first to keep them)
     #[command(after_help = BACKEND_EXAMPLES)]
     Remove {
+        /// Name of the service, as in `lbctl service list`
         #[arg(value_name = "SERVICE", value_parser = parse::service)]
         service: ServiceName,
+        /// Name of the backend, as in `lbctl service show`
         #[arg(value_name = "NAME", value_parser = parse::backend)]
         name: BackendName,
     },
     /// Gives a backend no new connections; present ones go on
     #[command(after_help = BACKEND_EXAMPLES)]
     Drain {
+        /// Name of the service, as in `lbctl service list`
         #[arg(value_name = "SERVICE", value_parser = parse::service)]
         service: ServiceName,
+        /// Name of the backend, as in `lbctl service show`
         #[arg(value_name = "NAME", value_parser = parse::backend)]
         name: BackendName,
     },
     /// Ends a drain or a disable
     #[command(after_help = BACKEND_EXAMPLES)]
     Enable {
+        /// Name of the service, as in `lbctl service list`
         #[arg(value_name = "SERVICE", value_parser = parse::service)]
         service: ServiceName,
+        /// Name of the backend, as in `lbctl service show`
         #[arg(value_name = "NAME", value_parser = parse::backend)]
         name: BackendName,
     },
     /// Gives a backend no packets at all; connections on it end
     #[command(after_help = BACKEND_EXAMPLES)]
     Disable {
+        /// Name of the service, as in `lbctl service list`
         #[arg(value_name = "SERVICE", value_parser = parse::service)]
         service: ServiceName,
+        /// Name of the backend, as in `lbctl service show`
         #[arg(value_name = "NAME", value_parser = parse::backend)]
         name: BackendName,
     },
     /// Sets a backend's share of new connections
     #[command(after_help = BACKEND_EXAMPLES)]
     Weight {
+        /// Name of the service, as in `lbctl service list`
         #[arg(value_name = "SERVICE", value_parser = parse::service)]
         service: ServiceName,
+        /// Name of the backend, as in `lbctl service show`
         #[arg(value_name = "NAME", value_parser = parse::backend)]
         name: BackendName,
         /// Relative to the other backends of the service, 0 to 65535; 0 takes none
@@ -235,6 +263,7 @@ pub enum ConfigCommand {
 pub enum DecapCommand {
     /// Attaches the program to an interface, or changes whom it takes packets from
     Attach {
+        /// Network interface on which the balancer's packets arrive
         #[arg(value_name = "IFACE", value_parser = parse::interface)]
         interface: String,
         /// Addresses or prefixes of the load balancers; tunnelled packets of anybody else go to the kernel
@@ -248,6 +277,7 @@ pub enum DecapCommand {
     },
     /// Removes the program from an interface
     Detach {
+        /// Network interface on which the balancer's packets arrive
         #[arg(value_name = "IFACE", value_parser = parse::interface)]
         interface: String,
         #[command(flatten)]

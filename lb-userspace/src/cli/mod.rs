@@ -80,7 +80,7 @@ pub fn run(
 
 /// The text for stdout.
 fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
-    let client = Client::new(&cli.socket);
+    let client = Client::new(cli.socket());
     let output = cli.output;
     match &cli.command {
         Command::Status => print(output, &wait(client.status())?, render::status),

@@ -200,6 +200,12 @@ fn which_socket() {
         .arg(&daemon.socket));
     assert_eq!(argument_wins.status, 0, "{}", argument_wins.stderr);
 
+    let empty_is_none =
+        ran(lbctl().env("LBCTL_SOCKET", "").arg("status").arg("--socket").arg(&daemon.socket));
+    assert_eq!(empty_is_none.status, 0, "{}", empty_is_none.stderr);
+    let empty_argument = ran(lbctl().args(["status", "--socket="]));
+    assert_eq!(empty_argument.status, 2, "{}", empty_argument.stderr);
+
     drop(std::os::unix::net::UnixListener::bind(daemon.directory().join("dead.sock")).unwrap());
     assert!(fails(&daemon.directory().join("dead.sock"), "status", 1).contains("lbd is not running"));
 }
