@@ -157,9 +157,6 @@ impl<T: DeserializeOwned + Example> FromRequest<State> for Body<T> {
         };
         let path = request.uri().path().to_owned();
         let body = request.into_body();
-        if axum::body::HttpBody::size_hint(&body).lower() > limit as u64 {
-            return Err(too_large());
-        }
         let reading = tokio::time::timeout(state.limits.request_time, axum::body::to_bytes(body, limit));
         let bytes = match reading.await {
             Ok(Ok(bytes)) => bytes,

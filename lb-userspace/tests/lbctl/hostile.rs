@@ -5,7 +5,7 @@ use lb_userspace::control::server::Limits;
 use proptest::prelude::*;
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn alive(daemon: &Daemon) {
     assert_eq!(daemon.http("GET", "/v1/status", "").0, 200);
@@ -57,6 +57,7 @@ fn bodies_that_are_no_request() {
 fn half_a_request_is_given_up() {
     let limits = Limits { request_time: Duration::from_millis(300), ..Limits::default() };
     let daemon = Daemon::with(Manner::Answers, limits);
+    let start = Instant::now();
     let mut heads: Vec<_> = (0..10).map(|_| daemon.connect()).collect();
     for stream in &mut heads {
         stream.write_all(b"GET /v1/status HTTP/1.1\r\nHost:").unwrap();
@@ -71,6 +72,7 @@ fn half_a_request_is_given_up() {
         // Closed, with or without a word; the read's own timeout would be an error.
         stream.read_to_end(&mut Vec::new()).unwrap();
     }
+    assert!(start.elapsed() < Duration::from_secs(15), "this limit, not the HTTP library's own of 30 s");
     let (code, answer) = read_answer(&mut body);
     assert_eq!(code, 408);
     assert!(answer["error"].as_str().unwrap().contains("did not arrive within 300ms"));
