@@ -2,9 +2,11 @@
 //!
 //! Arrows between the rooms: `model` knows nobody; the pure modules (`config`, `maglev`, `plan`,
 //! `health::fsm`) know the model; the shells (`dataplane`, `net`, `health`, `control`, `metrics`) know
-//! those; `daemon` knows all of them; the two binaries know `daemon` and `control`.
+//! those; `daemon` knows all of them; `cli` is the body of `lbctl` and knows only `control` and the model; the
+//! two binaries know `daemon` and `cli`.
 
 pub mod affinity;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;

@@ -156,3 +156,16 @@ pub struct ErrorView {
     /// carried out (exit status 1).
     pub usage: bool,
 }
+
+/// One interface of a backend with the decapsulation program, as in `decap show`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecapView {
+    pub interface: String,
+    pub ifindex: u32,
+    /// `native` or `generic`.
+    pub mode: String,
+    /// Prefixes of the balancers it takes packets from.
+    pub sources: Vec<String>,
+    /// UDP port of GUE.
+    pub gue_port: u16,
+}

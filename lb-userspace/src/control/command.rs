@@ -27,7 +27,8 @@ pub enum CommandError {
     Failed(String),
 }
 
-/// One request.
+/// One request. The asker may have gone by the time it is answered: a reply that cannot be delivered is
+/// no error, and a change whose asker has gone is still carried out.
 #[derive(Debug)]
 pub enum Command {
     Status(Reply<StatusView>),
@@ -40,30 +41,42 @@ pub enum Command {
         address: IpAddr,
         port: Option<u16>,
         weight: Option<u16>,
+        /// Who asks, e.g. "uid 0 (root)".
+        by: String,
         reply: Reply<ChangeView>,
     },
     BackendRemove {
         service: ServiceName,
         name: BackendName,
+        /// Who asks, e.g. "uid 0 (root)".
+        by: String,
         reply: Reply<ChangeView>,
     },
     BackendAdmin {
         service: ServiceName,
         name: BackendName,
         admin: crate::model::Admin,
+        /// Who asks, e.g. "uid 0 (root)".
+        by: String,
         reply: Reply<ChangeView>,
     },
     BackendWeight {
         service: ServiceName,
         name: BackendName,
         weight: u16,
+        /// Who asks, e.g. "uid 0 (root)".
+        by: String,
         reply: Reply<ChangeView>,
     },
     Reload {
         plan: bool,
+        /// Who asks, e.g. "uid 0 (root)".
+        by: String,
         reply: Reply<ChangeView>,
     },
     Reset {
+        /// Who asks, e.g. "uid 0 (root)".
+        by: String,
         reply: Reply<ChangeView>,
     },
     Explain {
@@ -74,6 +87,8 @@ pub enum Command {
     },
     /// Removes the programs, links and maps from the kernel and ends the daemon.
     Detach {
+        /// Who asks, e.g. "uid 0 (root)".
+        by: String,
         reply: Reply<ChangeView>,
     },
 }

@@ -1,4 +1,15 @@
 //! The control API: its data types, the server on the Unix socket, and the client that `lbctl` uses.
+//!
+//! HTTP/1.1 with JSON under `/v1/`; every error is an [`api::ErrorView`]. The server knows nothing of
+//! services: it parses a request, sends one [`command::Command`] to the daemon's loop and writes the answer.
 
 pub mod api;
+pub mod client;
 pub mod command;
+mod extract;
+pub mod request;
+pub mod server;
+pub mod socket;
+
+/// Where the daemon listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/lbd/lbd.sock";

@@ -1,0 +1,309 @@
+//! The command line of `lbctl`. The doc comments are its help.
+
+use super::parse::{self, Target};
+use crate::control::DEFAULT_SOCKET;
+use crate::model::{BackendName, Protocol, ServiceName};
+use clap::{Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Where lbd and the decapsulation program pin their maps unless told otherwise.
+pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/lbd";
+/// Environment variable that names the control socket.
+pub const SOCKET_VARIABLE: &str = "LBCTL_SOCKET";
+/// UDP port of Generic UDP Encapsulation, as registered with IANA.
+pub const DEFAULT_GUE_PORT: u16 = 6080;
+
+/// Asks and instructs the load balancer lbd on this host
+#[derive(Debug, Parser)]
+#[command(
+    name = "lbctl",
+    version,
+    arg_required_else_help = true,
+    subcommand_required = true,
+    after_help = "\
+Examples:
+  lbctl status                                    is it working, and with which configuration?
+  lbctl service list                              every service with its counters
+  lbctl service show www                          its backends: health, weight, counters
+  lbctl backend add www web4 10.0.0.14            one more backend
+  lbctl backend drain www web4                    no new connections, present ones go on
+  lbctl explain tcp 198.51.100.7:4000 192.0.2.10:443
+  lbctl -o json service list | jq '.[].name'      for scripts
+
+Exit status: 0 done; 1 not carried out; 2 the command line, the request or the configuration is wrong.
+Changes made here are kept across restarts of lbd until `lbctl reset`."
+)]
+pub struct Cli {
+    /// Control socket of the daemon (run_dir/lbd.sock of its configuration) [env: LBCTL_SOCKET]
+    /// [default: /run/lbd/lbd.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Form of the answer; the field names of json are stable
+    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORM")]
+    pub output: Output,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Cli {
+    /// The socket named by `--socket`, else by the environment, else the usual one. An empty variable
+    /// counts as none.
+    pub fn socket(&self) -> PathBuf {
+        let environment = || std::env::var_os(SOCKET_VARIABLE).filter(|path| !path.is_empty());
+        match &self.socket {
+            Some(path) => path.clone(),
+            None => environment().map_or_else(|| DEFAULT_SOCKET.into(), PathBuf::from),
+        }
+    }
+}
+
+/// How answers are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Output {
+    /// For people
+    #[default]
+    Table,
+    /// For programs
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The daemon, its interfaces and its configuration
+    Status,
+    /// Services and their counters
+    Service {
+        #[command(subcommand)]
+        command: ServiceCommand,
+    },
+    /// Adds, removes, drains and weighs backends
+    #[command(after_help = BACKEND_EXAMPLES)]
+    Backend {
+        #[command(subcommand)]
+        command: BackendCommand,
+    },
+    /// What would be done with a packet, and why; nothing is sent or counted
+    #[command(after_help = "\
+Examples:
+  lbctl explain tcp 198.51.100.7:4000 192.0.2.10:443
+  lbctl explain udp '[2001:db8:1::7]:5353' '[2001:db8::10]:53'")]
+    Explain {
+        /// tcp or udp
+        #[arg(value_name = "PROTO", value_parser = parse::protocol)]
+        protocol: Protocol,
+        /// Where the packet comes from: 198.51.100.7:4000 or [2001:db8:1::7]:4000
+        #[arg(value_name = "SOURCE:PORT", value_parser = parse::endpoint)]
+        source: SocketAddr,
+        /// Where it wants to go: 192.0.2.10:443 or [2001:db8::10]:443
+        #[arg(value_name = "DEST:PORT", value_parser = parse::endpoint)]
+        destination: SocketAddr,
+    },
+    /// Packets dropped, by reason
+    Drops {
+        /// Also the reasons that have not occurred
+        #[arg(long)]
+        all: bool,
+    },
+    /// Reads the configuration file again; a wrong one is refused and the present one stays
+    #[command(
+        after_help = "Changes made by lbctl stay in force over those of the file; `lbctl reset` drops them."
+    )]
+    Reload {
+        /// Only say what would change
+        #[arg(long)]
+        plan: bool,
+    },
+    /// The configuration in force
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Drops every change made by lbctl: the configuration file alone counts again
+    Reset,
+    /// Removes the load balancer from the kernel and ends the daemon: forwarding stops
+    Detach {
+        /// Yes, forwarding shall stop
+        #[arg(long)]
+        yes: bool,
+    },
+    /// The decapsulation program of a backend; works without lbd
+    #[command(after_help = "\
+Run this on a backend of a service with forward = \"ipip\" or \"gue\". The virtual address must be on the
+backend's loopback interface as well.
+
+Examples:
+  lbctl decap attach eth0 --from 10.0.0.2 10.0.0.3
+  lbctl decap attach eth0 --from 10.0.0.0/29 2001:db8:0:1::/64 --gue-port 6080
+  lbctl decap show
+  lbctl decap detach eth0")]
+    Decap {
+        #[command(subcommand)]
+        command: DecapCommand,
+    },
+    /// Prints a completion script for a shell
+    #[command(after_help = "\
+Examples:
+  lbctl completions bash > /usr/share/bash-completion/completions/lbctl
+  lbctl completions zsh > /usr/share/zsh/vendor-completions/_lbctl
+  lbctl completions fish > /usr/share/fish/vendor_completions.d/lbctl.fish")]
+    Completions {
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ServiceCommand {
+    /// Every service: address, port, protocol, forwarding, scheduler, counters, backends up and in all
+    List,
+    /// One service and its backends
+    Show {
+        /// Name of the service, as in `lbctl service list`
+        #[arg(value_name = "NAME", value_parser = parse::service)]
+        name: ServiceName,
+    },
+}
+
+const BACKEND_EXAMPLES: &str = "\
+Examples:
+  lbctl backend add www web4 10.0.0.14                 on the service's own port
+  lbctl backend add www web4 10.0.0.14 --weight 50     with half the weight of the usual 100
+  lbctl backend add www web6 2001:db8::14
+  lbctl backend add www web7 '[2001:db8::15]:8443'     on another port, where the forward mode can change it
+  lbctl backend weight www web4 25
+  lbctl backend drain www web4      before a removal: present connections go on, no new ones come
+  lbctl backend remove www web4     ends the connections that are left
+  lbctl backend disable www web1    no packets at all
+  lbctl backend enable www web1
+
+Changes are kept across restarts of lbd until `lbctl reset`.";
+
+#[derive(Debug, Subcommand)]
+pub enum BackendCommand {
+    /// Adds a backend to a service
+    #[command(after_help = BACKEND_EXAMPLES)]
+    Add {
+        /// Name of the service, as in `lbctl service list`
+        #[arg(value_name = "SERVICE", value_parser = parse::service)]
+        service: ServiceName,
+        /// Name of the new backend, unique in the service
+        #[arg(value_name = "NAME", value_parser = parse::backend)]
+        name: BackendName,
+        /// 10.0.0.14, 10.0.0.14:8443, 2001:db8::14 or [2001:db8::14]:8443
+        #[arg(value_name = "ADDRESS[:PORT]", value_parser = parse::target)]
+        target: Target,
+        /// Its share of new connections relative to the other backends, 0 to 65535; 0 takes none
+        #[arg(long, value_name = "N", value_parser = parse::weight)]
+        weight: Option<u16>,
+    },
+    /// Removes a backend; connections on it end (drain it first to keep them)
+    #[command(after_help = BACKEND_EXAMPLES)]
+    Remove {
+        /// Name of the service, as in `lbctl service list`
+        #[arg(value_name = "SERVICE", value_parser = parse::service)]
+        service: ServiceName,
+        /// Name of the backend, as in `lbctl service show`
+        #[arg(value_name = "NAME", value_parser = parse::backend)]
+        name: BackendName,
+    },
+    /// Gives a backend no new connections; present ones go on
+    #[command(after_help = BACKEND_EXAMPLES)]
+    Drain {
+        /// Name of the service, as in `lbctl service list`
+        #[arg(value_name = "SERVICE", value_parser = parse::service)]
+        service: ServiceName,
+        /// Name of the backend, as in `lbctl service show`
+        #[arg(value_name = "NAME", value_parser = parse::backend)]
+        name: BackendName,
+    },
+    /// Ends a drain or a disable
+    #[command(after_help = BACKEND_EXAMPLES)]
+    Enable {
+        /// Name of the service, as in `lbctl service list`
+        #[arg(value_name = "SERVICE", value_parser = parse::service)]
+        service: ServiceName,
+        /// Name of the backend, as in `lbctl service show`
+        #[arg(value_name = "NAME", value_parser = parse::backend)]
+        name: BackendName,
+    },
+    /// Gives a backend no packets at all; connections on it end
+    #[command(after_help = BACKEND_EXAMPLES)]
+    Disable {
+        /// Name of the service, as in `lbctl service list`
+        #[arg(value_name = "SERVICE", value_parser = parse::service)]
+        service: ServiceName,
+        /// Name of the backend, as in `lbctl service show`
+        #[arg(value_name = "NAME", value_parser = parse::backend)]
+        name: BackendName,
+    },
+    /// Sets a backend's share of new connections
+    #[command(after_help = BACKEND_EXAMPLES)]
+    Weight {
+        /// Name of the service, as in `lbctl service list`
+        #[arg(value_name = "SERVICE", value_parser = parse::service)]
+        service: ServiceName,
+        /// Name of the backend, as in `lbctl service show`
+        #[arg(value_name = "NAME", value_parser = parse::backend)]
+        name: BackendName,
+        /// Relative to the other backends of the service, 0 to 65535; 0 takes none
+        #[arg(value_name = "N", value_parser = parse::weight, allow_negative_numbers = true)]
+        weight: u16,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Every setting with its value and where it comes from: default, file or runtime
+    Show,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DecapCommand {
+    /// Attaches the program to an interface, or changes whom it takes packets from
+    Attach {
+        /// Network interface on which the balancer's packets arrive
+        #[arg(value_name = "IFACE", value_parser = parse::interface)]
+        interface: String,
+        /// Addresses or prefixes of the load balancers; tunnelled packets of anybody else go to the kernel
+        #[arg(long, value_name = "PREFIX", required = true, num_args = 1.., value_delimiter = ',', value_parser = parse::prefix)]
+        from: Vec<IpNet>,
+        /// UDP port of GUE, as in the balancer's configuration
+        #[arg(long, value_name = "N", default_value_t = DEFAULT_GUE_PORT, value_parser = parse::port)]
+        gue_port: u16,
+        #[command(flatten)]
+        pins: PinDir,
+    },
+    /// Removes the program from an interface
+    Detach {
+        /// Network interface on which the balancer's packets arrive
+        #[arg(value_name = "IFACE", value_parser = parse::interface)]
+        interface: String,
+        #[command(flatten)]
+        pins: PinDir,
+    },
+    /// The interfaces that have the program
+    Show {
+        #[command(flatten)]
+        pins: PinDir,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub struct PinDir {
+    /// Directory on bpffs for the program's pins
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_PIN_DIR)]
+    pub pin_dir: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

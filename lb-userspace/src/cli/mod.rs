@@ -1,0 +1,153 @@
+//! The body of `lbctl`: arguments, the call to the daemon, and what is printed.
+//!
+//! Exit status: 0 done, 1 not carried out, 2 the command line, the request or the configuration is wrong.
+
+pub mod args;
+pub mod decap;
+pub mod parse;
+mod render;
+mod table;
+
+use crate::control::api::ChangeView;
+use crate::control::client::{Client, ClientError};
+use crate::control::request::{NewBackend, same_family};
+use crate::model::Admin;
+use args::{BackendCommand, Cli, Command, ConfigCommand, Output, ServiceCommand};
+use clap::{CommandFactory, Parser};
+use decap::Decap;
+use parse::Target;
+use serde::Serialize;
+use std::ffi::OsString;
+use std::io::{self, Write};
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The command line, found wrong after parsing.
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0:#}")]
+    Decap(anyhow::Error),
+    #[error("cannot start: {0}")]
+    Runtime(io::Error),
+    #[error("the answer cannot be printed as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+impl Failure {
+    fn exit_status(&self) -> u8 {
+        let usage = match self {
+            Self::Client(e) => e.is_usage(),
+            Self::Usage(_) => true,
+            Self::Decap(_) | Self::Runtime(_) | Self::Json(_) => false,
+        };
+        if usage { 2 } else { 1 }
+    }
+}
+
+/// Runs one command line (its first word is the program's name) and gives back the exit status.
+pub fn run(
+    args: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    decap: &dyn Decap,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> u8 {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => {
+            let status = u8::try_from(e.exit_code()).unwrap_or(2);
+            // Knows by itself which stream it goes to and whether that has colours.
+            let _ = e.print();
+            return status;
+        }
+    };
+    let (status, trouble) = match execute(&cli, decap) {
+        Ok(text) => match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            Ok(()) => (0, None),
+            // The reader has seen enough, as in `lbctl service list | head -1`.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => (0, None),
+            Err(e) => (1, Some(format!("cannot write the answer: {e}"))),
+        },
+        Err(e) => (e.exit_status(), Some(e.to_string())),
+    };
+    if let Some(trouble) = trouble {
+        let _ = writeln!(err, "lbctl: {}", table::printable_lines(&trouble));
+    }
+    status
+}
+
+/// The text for stdout.
+fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
+    let client = Client::new(cli.socket());
+    let output = cli.output;
+    match &cli.command {
+        Command::Status => print(output, &wait(client.status())?, render::status),
+        Command::Service { command: ServiceCommand::List } => {
+            print(output, &wait(client.services())?, |services| render::services(services))
+        }
+        Command::Service { command: ServiceCommand::Show { name } } => {
+            print(output, &wait(client.service(name))?, render::service)
+        }
+        Command::Backend { command } => print(output, &wait(backend(&client, command))?, render::change),
+        Command::Explain { protocol, source, destination } => {
+            same_family(*source, *destination).map_err(|e| Failure::Usage(e.to_string()))?;
+            let answer = wait(client.explain(*protocol, *source, *destination))?;
+            print(output, &answer, |view| render::explain(*protocol, *source, *destination, view))
+        }
+        Command::Drops { all } => print(output, &wait(client.drops())?, |drops| render::drops(drops, *all)),
+        Command::Reload { plan } => print(output, &wait(client.reload(*plan))?, render::change),
+        Command::Config { command: ConfigCommand::Show } => {
+            print(output, &wait(client.config())?, render::config)
+        }
+        Command::Reset => print(output, &wait(client.reset())?, render::change),
+        Command::Detach { yes: true } => print(output, &wait(client.detach())?, render::change),
+        Command::Detach { yes: false } => Err(Failure::Usage(
+            "detach removes the load balancer's programs and maps from the kernel and ends lbd: forwarding \
+             stops at once. Say so with: lbctl detach --yes"
+                .to_owned(),
+        )),
+        Command::Decap { command } => decap::execute(command, output, decap),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "lbctl", &mut script);
+            Ok(String::from_utf8_lossy(&script).into_owned())
+        }
+    }
+}
+
+fn wait<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Ok(runtime.map_err(Failure::Runtime)?.block_on(answer)?)
+}
+
+async fn backend(client: &Client, command: &BackendCommand) -> Result<ChangeView, ClientError> {
+    match command {
+        BackendCommand::Add { service, name, target, weight } => {
+            let Target { address, port } = *target;
+            let new = NewBackend { name: name.clone(), address, port, weight: *weight };
+            client.backend_add(service, &new).await
+        }
+        BackendCommand::Remove { service, name } => client.backend_remove(service, name).await,
+        BackendCommand::Drain { service, name } => client.backend_admin(service, name, Admin::Draining).await,
+        BackendCommand::Enable { service, name } => client.backend_admin(service, name, Admin::Enabled).await,
+        BackendCommand::Disable { service, name } => {
+            client.backend_admin(service, name, Admin::Disabled).await
+        }
+        BackendCommand::Weight { service, name, weight } => {
+            client.backend_weight(service, name, *weight).await
+        }
+    }
+}
+
+fn print<T: Serialize>(
+    output: Output,
+    view: &T,
+    table: impl FnOnce(&T) -> String,
+) -> Result<String, Failure> {
+    match output {
+        Output::Table => Ok(table(view)),
+        Output::Json => Ok(serde_json::to_string_pretty(view)? + "\n"),
+    }
+}

@@ -1,0 +1,265 @@
+//! The client of the control API. One connection per request.
+
+use super::api::*;
+use super::request;
+use crate::model::{Admin, BackendName, Protocol, ServiceName};
+use bytes::Bytes;
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::time::{sleep, timeout};
+
+/// A daemon that is alive accepts much sooner.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
+/// Longer than the server gives the daemon's loop, so that its own explanation arrives.
+const ANSWER_TIME: Duration = Duration::from_secs(75);
+/// Between two attempts while the queue of the socket is full.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error(
+        "no control socket at {path}: is lbd running? Another place is named by --socket or LBCTL_SOCKET (run_dir in lbd's configuration)"
+    )]
+    Missing { path: PathBuf },
+    #[error(
+        "permission denied on the control socket {path}: run this as root (sudo) or as a member of the socket's group"
+    )]
+    Denied { path: PathBuf },
+    #[error(
+        "nobody answers on the control socket {path}: lbd is not running (it was killed, or is just restarting); start it, or name another socket by --socket or LBCTL_SOCKET"
+    )]
+    Refused { path: PathBuf },
+    #[error("cannot connect to the control socket {path}: {source}")]
+    Connect { path: PathBuf, source: std::io::Error },
+    #[error("lbd did not {what} on {path} within {after:?}: see its log")]
+    Timeout { what: &'static str, path: PathBuf, after: Duration },
+    #[error(
+        "what answers on {path} does not speak lbd's control protocol: {detail}; is it lbd, and of the version of this lbctl?"
+    )]
+    Protocol { path: PathBuf, detail: String },
+    #[error(
+        "lbd closed the connection on {path} before it answered ({detail}): see its log, and look before you repeat a change"
+    )]
+    Broken { path: PathBuf, detail: String },
+    /// lbd answered that it did not do it.
+    #[error("{}", .view.error)]
+    Answer { status: StatusCode, view: ErrorView },
+}
+
+impl ClientError {
+    /// True if the request or the configuration is wrong (exit status 2).
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Answer { view, .. } if view.usage)
+    }
+}
+
+type Result<T> = std::result::Result<T, ClientError>;
+
+/// The way to one daemon.
+#[derive(Debug, Clone)]
+pub struct Client {
+    path: PathBuf,
+    connect_time: Duration,
+    answer_time: Duration,
+}
+
+impl Client {
+    /// A client of the daemon that listens on `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), connect_time: CONNECT_TIME, answer_time: ANSWER_TIME }
+    }
+
+    /// With other times for connecting and for one whole answer.
+    #[must_use]
+    pub fn with_times(self, connect_time: Duration, answer_time: Duration) -> Self {
+        Self { connect_time, answer_time, ..self }
+    }
+
+    /// The socket's file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub async fn status(&self) -> Result<StatusView> {
+        self.get("/v1/status").await
+    }
+
+    pub async fn services(&self) -> Result<Vec<ServiceView>> {
+        self.get("/v1/services").await
+    }
+
+    pub async fn service(&self, name: &ServiceName) -> Result<ServiceView> {
+        self.get(&format!("/v1/services/{name}")).await
+    }
+
+    pub async fn drops(&self) -> Result<Vec<DropView>> {
+        self.get("/v1/drops").await
+    }
+
+    pub async fn config(&self) -> Result<ConfigView> {
+        self.get("/v1/config").await
+    }
+
+    pub async fn explain(
+        &self,
+        protocol: Protocol,
+        source: SocketAddr,
+        destination: SocketAddr,
+    ) -> Result<ExplainView> {
+        // Brackets are not allowed in a query (RFC 3986 section 3.4).
+        let encode = |endpoint: SocketAddr| endpoint.to_string().replace('[', "%5B").replace(']', "%5D");
+        let (source, destination) = (encode(source), encode(destination));
+        self.get(&format!("/v1/explain?protocol={protocol}&source={source}&destination={destination}")).await
+    }
+
+    pub async fn backend_add(
+        &self,
+        service: &ServiceName,
+        backend: &request::NewBackend,
+    ) -> Result<ChangeView> {
+        self.send(Method::POST, &format!("/v1/services/{service}/backends"), backend).await
+    }
+
+    pub async fn backend_remove(&self, service: &ServiceName, name: &BackendName) -> Result<ChangeView> {
+        let path = format!("/v1/services/{service}/backends/{name}");
+        self.call(Method::DELETE, &path, Bytes::new()).await
+    }
+
+    pub async fn backend_admin(
+        &self,
+        service: &ServiceName,
+        name: &BackendName,
+        admin: Admin,
+    ) -> Result<ChangeView> {
+        let path = format!("/v1/services/{service}/backends/{name}/admin");
+        self.send(Method::PUT, &path, &request::SetAdmin { admin }).await
+    }
+
+    pub async fn backend_weight(
+        &self,
+        service: &ServiceName,
+        name: &BackendName,
+        weight: u16,
+    ) -> Result<ChangeView> {
+        let path = format!("/v1/services/{service}/backends/{name}/weight");
+        self.send(Method::PUT, &path, &request::SetWeight { weight }).await
+    }
+
+    /// With `plan`, only what would change.
+    pub async fn reload(&self, plan: bool) -> Result<ChangeView> {
+        self.send(Method::POST, "/v1/reload", &request::Reload { plan }).await
+    }
+
+    pub async fn reset(&self) -> Result<ChangeView> {
+        self.send(Method::POST, "/v1/reset", &request::Nothing {}).await
+    }
+
+    pub async fn detach(&self) -> Result<ChangeView> {
+        self.send(Method::POST, "/v1/detach", &request::Nothing {}).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.call(Method::GET, path, Bytes::new()).await
+    }
+
+    async fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T> {
+        let body = serde_json::to_vec(body).map_err(|e| self.protocol(&e))?;
+        self.call(method, path, body.into()).await
+    }
+
+    async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {
+        let stream = self.connect().await?;
+        let exchange = timeout(self.answer_time, self.exchange(stream, method, path, body));
+        let (status, body) = exchange.await.map_err(|_| ClientError::Timeout {
+            what: "answer",
+            path: self.path.clone(),
+            after: self.answer_time,
+        })??;
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(|e| self.protocol(&e));
+        }
+        match serde_json::from_slice(&body) {
+            Ok(view) => Err(ClientError::Answer { status, view }),
+            Err(_) => Err(self.protocol(&format_args!("HTTP status {status} without an explanation"))),
+        }
+    }
+
+    fn protocol(&self, detail: &impl ToString) -> ClientError {
+        ClientError::Protocol { path: self.path.clone(), detail: detail.to_string() }
+    }
+
+    async fn connect(&self) -> Result<UnixStream> {
+        let path = || self.path.clone();
+        let attempts = async {
+            loop {
+                match UnixStream::connect(&self.path).await {
+                    // The queue is full (unix(7): EAGAIN for a non-blocking socket).
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => sleep(RETRY).await,
+                    result => break result,
+                }
+            }
+        };
+        let Ok(result) = timeout(self.connect_time, attempts).await else {
+            let after = self.connect_time;
+            return Err(ClientError::Timeout { what: "accept the connection", path: path(), after });
+        };
+        result.map_err(|source| match source.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => ClientError::Missing { path: path() },
+            ErrorKind::PermissionDenied => ClientError::Denied { path: path() },
+            ErrorKind::ConnectionRefused => ClientError::Refused { path: path() },
+            _ => ClientError::Connect { path: path(), source },
+        })
+    }
+
+    async fn exchange(
+        &self,
+        stream: UnixStream,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes)> {
+        let broken = |e: hyper::Error| {
+            if e.is_parse() {
+                self.protocol(&e)
+            } else {
+                ClientError::Broken { path: self.path.clone(), detail: e.to_string() }
+            }
+        };
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(http::header::HOST, "lbd")
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|e| self.protocol(&e))?;
+        let answer = async {
+            let response = sender.send_request(request).await.map_err(broken)?;
+            let status = response.status();
+            let body = response.into_body().collect().await.map_err(broken)?;
+            Ok((status, body.to_bytes()))
+        };
+        // The connection moves the bytes of the exchange; its own errors reach the exchange too.
+        let mut answer = std::pin::pin!(answer);
+        tokio::select! {
+            biased;
+            answer = &mut answer => answer,
+            _ = connection => answer.await,
+        }
+    }
+}

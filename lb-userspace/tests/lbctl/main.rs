@@ -1,0 +1,8 @@
+//! The control API from outside: the server on its socket with an engine made for the test, the client,
+//! and the compiled `lbctl`.
+
+mod client;
+mod command_line;
+mod engine;
+mod hostile;
+mod server;
