@@ -18,7 +18,7 @@ use axum::{
     extract::State,
     http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::map_response,
-    response::{Html, IntoResponse, Json, Response},
+    response::{Html, IntoResponse, Response},
     routing::get,
 };
 use hyper::server::conn::http1;
@@ -28,6 +28,7 @@ use hyper_util::{
 };
 use std::{
     collections::VecDeque,
+    fmt::Display,
     future::Future,
     pin::pin,
     sync::Arc,
@@ -189,7 +190,7 @@ async fn with_headers(mut response: Response) -> Response {
 enum RequestError {
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    #[error("the metrics could not be encoded: {0}")]
+    #[error("the answer could not be encoded: {0}; please report it")]
     Encode(String),
 }
 
@@ -207,6 +208,21 @@ impl<S: Source> App<S> {
     async fn snapshot(&self, deadline: Duration) -> Result<Snapshot, SnapshotError> {
         timeout(deadline, self.source.snapshot()).await.unwrap_or(Err(SnapshotError::Timeout(deadline)))
     }
+
+    /// A snapshot, encoded. A large configuration is tens of megabytes of text: a few at once at most, and
+    /// not on a thread that others wait for.
+    async fn encoded<T: Send + 'static, E: Display + Send + 'static>(
+        &self,
+        encode: impl FnOnce(Snapshot) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, RequestError> {
+        // The semaphore is never closed; without a permit only the bound on memory would be missing.
+        let _turn = self.scrapes.acquire().await.ok();
+        let snapshot = self.snapshot(self.limits.scrape_deadline).await?;
+        tokio::task::spawn_blocking(move || encode(snapshot))
+            .await
+            .map_err(|error| RequestError::Encode(error.to_string()))?
+            .map_err(|error| RequestError::Encode(error.to_string()))
+    }
 }
 
 async fn healthz<S: Source>(State(app): State<Arc<App<S>>>) -> Response {
@@ -217,10 +233,9 @@ async fn healthz<S: Source>(State(app): State<Arc<App<S>>>) -> Response {
     }
 }
 
-async fn snapshot_json<S: Source>(State(app): State<Arc<App<S>>>) -> Result<Json<Snapshot>, RequestError> {
-    // The semaphore is never closed, and without a permit only the bound on memory would be missing.
-    let _turn = app.scrapes.acquire().await.ok();
-    Ok(Json(app.snapshot(app.limits.scrape_deadline).await?))
+async fn snapshot_json<S: Source>(State(app): State<Arc<App<S>>>) -> Result<impl IntoResponse, RequestError> {
+    let json = app.encoded(|snapshot| serde_json::to_vec(&snapshot)).await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], json))
 }
 
 async fn metrics<S: Source>(
@@ -230,13 +245,7 @@ async fn metrics<S: Source>(
     // RFC 9110, section 5.3: several fields of one name are one list.
     let accept: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
     let format = Format::negotiate(Some(&accept.join(",")));
-    let _turn = app.scrapes.acquire().await.ok();
-    let snapshot = Arc::new(app.snapshot(app.limits.scrape_deadline).await?);
     let instruments = app.instruments.clone();
-    // A large configuration is tens of megabytes of text: too long for a thread that others wait for.
-    let text = tokio::task::spawn_blocking(move || encode(snapshot, instruments, format))
-        .await
-        .map_err(|error| RequestError::Encode(error.to_string()))?
-        .map_err(|error| RequestError::Encode(error.to_string()))?;
+    let text = app.encoded(move |snapshot| encode(Arc::new(snapshot), instruments, format)).await?;
     Ok(([(header::CONTENT_TYPE, format.content_type()), (header::VARY, "accept")], text))
 }

@@ -22,4 +22,6 @@ pub use source::{Snapshot, SnapshotError, Source};
 #[cfg(test)]
 mod exposition;
 #[cfg(test)]
+mod http_tests;
+#[cfg(test)]
 mod sample;

@@ -323,6 +323,18 @@ mod tests {
     }
 
     #[test]
+    fn events_of_the_log_crate_are_bridged() {
+        let captured = Captured::default();
+        let writer = captured.clone();
+        let guard = subscriber(filter("info").unwrap(), Style::Journal, move || writer.clone()).set_default();
+        ::log::warn!(target: "aya::maps", "from the kernel");
+        ::log::debug!(target: "aya::maps", "not at this level");
+        drop(guard);
+        let text = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text, "<4>aya::maps: from the kernel\n");
+    }
+
+    #[test]
     fn spans_add_their_fields() {
         let text = logged("info", Style::Journal, || {
             tracing::info_span!("check", backend = "web1").in_scope(|| tracing::info!(ok = true, "done"));
