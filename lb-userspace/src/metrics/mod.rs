@@ -1,6 +1,6 @@
 //! Prometheus metrics, each name, help and label once, and the HTTP listener that serves them.
 //!
-//! [`families`] declares every metric; [`encode`] turns a [`Snapshot`] of the daemon plus the
+//! `families` declares every metric; [`encode`] turns a [`Snapshot`] of the daemon plus the
 //! [`Instruments`] into text (pure); [`serve`] is the listener with `/metrics`, `/healthz` and the
 //! dashboard; [`bind`] opens its socket with errors an operator can act on. Nothing served here
 //! changes any state.
