@@ -1,1 +1,27 @@
 //! Prometheus metrics, each name, help and label once, and the HTTP listener that serves them.
+//!
+//! `families` declares every metric; [`encode`] turns a [`Snapshot`] of the daemon plus the
+//! [`Instruments`] into text (pure); [`serve`] is the listener with `/metrics`, `/healthz` and the
+//! dashboard; [`bind`] opens its socket with errors an operator can act on. Nothing served here
+//! changes any state.
+
+mod dashboard;
+mod encode;
+mod families;
+mod http;
+mod instruments;
+mod listen;
+mod source;
+
+pub use encode::{Format, encode};
+pub use http::{Limits, serve, serve_with_limits};
+pub use instruments::{HealthMetrics, Instruments, ReloadMetrics};
+pub use listen::{BindError, Holder, bind};
+pub use source::{Snapshot, SnapshotError, Source};
+
+#[cfg(test)]
+mod exposition;
+#[cfg(test)]
+mod http_tests;
+#[cfg(test)]
+mod sample;

@@ -1,0 +1,159 @@
+//! Every metric: its name, its help and its labels, here and nowhere else. The help is the manual.
+//!
+//! Names are those of the samples (`_total`, `_info` included). A help text is one line without
+//! backslash or quote, so that it needs no escape in either format.
+
+use prometheus_client::metrics::MetricType;
+
+/// A metric with `N` labels.
+#[derive(Debug)]
+pub(super) struct Family<const N: usize> {
+    pub name: &'static str,
+    pub help: &'static str,
+    pub kind: MetricType,
+    pub labels: [&'static str; N],
+}
+
+impl<const N: usize> Family<N> {
+    const fn new(
+        kind: MetricType,
+        name: &'static str,
+        labels: [&'static str; N],
+        help: &'static str,
+    ) -> Self {
+        Self { name, help, kind, labels }
+    }
+
+    /// The name in OpenMetrics metadata: without the suffix that the type implies.
+    pub fn family_name(&self) -> &'static str {
+        let suffix = match self.kind {
+            MetricType::Counter => "_total",
+            MetricType::Info => "_info",
+            MetricType::Gauge | MetricType::Histogram | MetricType::Unknown => "",
+        };
+        self.name.strip_suffix(suffix).unwrap_or(self.name)
+    }
+}
+
+use MetricType::{Counter, Gauge, Histogram, Info};
+
+pub(super) static BUILD: Family<3> = Family::new(
+    Info,
+    "lbd_build_info",
+    ["version", "abi", "program"],
+    "Version of the daemon, hash of the map layout and tag of the attached program.",
+);
+pub(super) static NODE: Family<2> =
+    Family::new(Info, "lbd_node_info", ["node", "kernel"], "Name of this node and release of its kernel.");
+pub(super) static UPTIME: Family<0> =
+    Family::new(Gauge, "lbd_uptime_seconds", [], "Time since the daemon started.");
+pub(super) static CONFIG: Family<2> = Family::new(
+    Info,
+    "lbd_config_info",
+    ["file", "hash"],
+    "Configuration in force: its file and its hash, runtime changes included.",
+);
+pub(super) static CONFIG_RUNTIME_CHANGES: Family<0> = Family::new(
+    Gauge,
+    "lbd_config_runtime_changes",
+    [],
+    "Changes made at run time that are in force on top of the file.",
+);
+pub(super) static CONFIG_RELOADS: Family<1> = Family::new(
+    Counter,
+    "lbd_config_reloads_total",
+    ["result"],
+    "Reloads of the configuration since the start, by result: applied or refused.",
+);
+pub(super) static CONFIG_LAST_RELOAD: Family<0> = Family::new(
+    Gauge,
+    "lbd_config_last_reload_successful",
+    [],
+    "1 if the configuration file as last read is in force, 0 if it was refused and the one before stays.",
+);
+pub(super) static INTERFACE_ATTACHED: Family<2> = Family::new(
+    Gauge,
+    "lbd_interface_attached",
+    ["interface", "mode"],
+    "1 if the program is attached to the interface, 0 if its packets pass by.",
+);
+pub(super) static MAP_MEMORY: Family<0> =
+    Family::new(Gauge, "lbd_map_memory_bytes", [], "Kernel memory of the maps, as the kernel accounts it.");
+pub(super) static SERVICE_PACKETS: Family<1> = Family::new(
+    Counter,
+    "lbd_service_packets_total",
+    ["service"],
+    "Packets from clients that were forwarded for the service.",
+);
+pub(super) static SERVICE_BYTES: Family<1> = Family::new(
+    Counter,
+    "lbd_service_bytes_total",
+    ["service"],
+    "Bytes from clients that were forwarded for the service, as IP packets received: without link and outer headers.",
+);
+pub(super) static RING_SLOTS: Family<2> = Family::new(
+    Gauge,
+    "lbd_ring_slots",
+    ["service", "state"],
+    "Slots of the ring of the service, by state: plain, moving or tracked.",
+);
+pub(super) static BACKEND_PACKETS: Family<2> = Family::new(
+    Counter,
+    "lbd_backend_packets_total",
+    ["service", "backend"],
+    "Packets forwarded to the backend for the service.",
+);
+pub(super) static BACKEND_BYTES: Family<2> = Family::new(
+    Counter,
+    "lbd_backend_bytes_total",
+    ["service", "backend"],
+    "Bytes forwarded to the backend for the service, as IP packets received: without link and outer headers.",
+);
+pub(super) static BACKEND_UP: Family<2> = Family::new(
+    Gauge,
+    "lbd_backend_up",
+    ["service", "backend"],
+    "0 if health checks have declared the backend down, else 1.",
+);
+pub(super) static BACKEND_REACHABLE: Family<2> = Family::new(
+    Gauge,
+    "lbd_backend_reachable",
+    ["service", "backend"],
+    "1 if the next hop to the backend is known, 0 if its packets are dropped for want of one.",
+);
+pub(super) static BACKEND_ADMIN: Family<3> = Family::new(
+    Gauge,
+    "lbd_backend_admin",
+    ["service", "backend", "state"],
+    "1 for the administrative state of the backend, 0 for the others: enabled, draining, disabled.",
+);
+pub(super) static BACKEND_WEIGHT: Family<2> = Family::new(
+    Gauge,
+    "lbd_backend_weight",
+    ["service", "backend"],
+    "Share of new flows, relative to the weights of the other backends.",
+);
+pub(super) static BACKEND_SLOTS: Family<2> = Family::new(
+    Gauge,
+    "lbd_backend_slots",
+    ["service", "backend"],
+    "Slots of the ring whose new flows the backend takes.",
+);
+pub(super) static HEALTH_DURATION: Family<2> = Family::new(
+    Histogram,
+    "lbd_health_check_duration_seconds",
+    ["service", "type"],
+    "Time that health checks took, failed ones included.",
+);
+pub(super) static HEALTH_FAILURES: Family<2> = Family::new(
+    Counter,
+    "lbd_health_check_failures_total",
+    ["service", "type"],
+    "Health checks that failed.",
+);
+pub(super) static DROPS: Family<1> = Family::new(
+    Counter,
+    "lbd_drops_total",
+    ["reason"],
+    "Packets to a service that were dropped, by reason; lbctl drops explains the reasons.",
+);

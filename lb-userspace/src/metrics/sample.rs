@@ -1,0 +1,96 @@
+//! A snapshot for tests, with every state and with names that need an escape.
+
+use super::{Instruments, Snapshot};
+use crate::{
+    control::api::{BackendView, DropView, InterfaceView, ServiceView, SlotsView, StatusView},
+    model::{Admin, Forward, Health, Protocol, Scheduler},
+};
+use std::time::Duration;
+
+pub(super) fn backend(name: &str, admin: Admin, health: Health) -> BackendView {
+    BackendView {
+        name: name.to_owned(),
+        address: "10.0.0.11".parse().unwrap(),
+        port: Some(443),
+        weight: 100,
+        admin,
+        health,
+        health_reason: None,
+        slots: 150,
+        reachable: true,
+        origin: "file".to_owned(),
+        packets: 600,
+        bytes: 60_000,
+    }
+}
+
+pub(super) fn service(name: &str, backends: Vec<BackendView>) -> ServiceView {
+    ServiceView {
+        name: name.to_owned(),
+        addresses: vec!["192.0.2.10".parse().unwrap(), "2001:db8::10".parse().unwrap()],
+        port: "443".to_owned(),
+        protocol: Protocol::Tcp,
+        forward: Forward::Dsr,
+        scheduler: Scheduler::Maglev,
+        packets: 1200,
+        bytes: 120_000,
+        slots: SlotsView { total: 307, plain: 300, moving: 5, tracked: 2 },
+        backends,
+    }
+}
+
+pub(super) fn snapshot() -> Snapshot {
+    let interface = |name: &str, ifindex, mode: &str, warning: Option<&str>| InterfaceView {
+        name: name.to_owned(),
+        ifindex,
+        mode: mode.to_owned(),
+        warning: warning.map(str::to_owned),
+    };
+    let mut web2 = backend("web2", Admin::Draining, Health::Down);
+    web2.slots = 0;
+    web2.reachable = false;
+    web2.health_reason = Some("connection refused".to_owned());
+    web2.packets = u64::MAX;
+    Snapshot {
+        status: StatusView {
+            node: "lb1".to_owned(),
+            version: "0.1.0".to_owned(),
+            abi: "0123456789abcdef".to_owned(),
+            program: "fedcba9876543210".to_owned(),
+            kernel: "6.18.0".to_owned(),
+            uptime_seconds: 12.5,
+            pid: 4711,
+            config_file: "C:\\lbd\n\"quoted\".toml".to_owned(),
+            config_hash: "00112233aabbccdd".to_owned(),
+            runtime_changes: 2,
+            interfaces: vec![
+                interface("eth0", 2, "native", None),
+                interface("eth1", 3, "generic", Some("the driver has no XDP")),
+            ],
+            services: 2,
+            backends: 3,
+            map_bytes: 123_456_789,
+        },
+        services: vec![
+            service("www", vec![backend("web1", Admin::Enabled, Health::Up), web2]),
+            service("dns.v6", vec![backend("ns1", Admin::Disabled, Health::Unknown)]),
+        ],
+        drops: vec![
+            DropView { reason: "ttl".to_owned(), packets: 3, help: "TTL or hop limit 1".to_owned() },
+            DropView { reason: "no_backend".to_owned(), packets: 0, help: "no backend".to_owned() },
+        ],
+    }
+}
+
+pub(super) fn instruments() -> Instruments {
+    let instruments = Instruments::default();
+    let health = &instruments.health;
+    health.observe("www", "http", Duration::from_micros(500), true);
+    health.observe("www", "http", Duration::from_millis(3), true);
+    health.observe("www", "http", Duration::from_secs(60), false);
+    health.observe("gone", "tcp", Duration::from_millis(1), true);
+    instruments.reloads.record(true);
+    instruments.reloads.record(true);
+    instruments.reloads.record(false);
+    instruments
+}
