@@ -1,0 +1,1 @@
+//! Broken configurations, each with the exact lines that are said of it.
