@@ -99,7 +99,7 @@ pub fn parse_on(file_name: &str, text: &str, hostname: &str) -> Result<Config, C
     let node = match root.table("node") {
         Some((table, at)) => node::read_node(&notes, table, at, hostname),
         None => {
-            if root.position("node").is_none() {
+            if root.position("node").is_none() && !root.hinted("node") {
                 let why = Refusal::expected("[node] with interfaces = [...]")
                     .but("name the interfaces that packets come in on");
                 notes.problem(None, "node".to_owned(), "", "section [node] is missing".to_owned(), why);
@@ -137,7 +137,13 @@ fn syntax(notes: Notes<'_>, text: &str, error: &toml::de::Error) -> ConfigError 
     if !near.is_empty() {
         found = format!("not valid TOML at '{}'", printable(near));
     }
-    let message = error.message().replace('\n', ", ");
+    let message = match error.message() {
+        "string values must be quoted, expected literal string" if near.is_empty() => "a value is missing",
+        "string values must be quoted, expected literal string" => {
+            "expected a number, true, false, or text in quotes"
+        }
+        other => other,
+    };
     let why = if message == "duplicate key" {
         let header = notes.in_single_header(span.start);
         let advice = if header {
@@ -147,7 +153,7 @@ fn syntax(notes: Notes<'_>, text: &str, error: &toml::de::Error) -> ConfigError 
         };
         Refusal::expected("each key once").but(advice)
     } else {
-        Refusal::advice(printable(&message))
+        Refusal::advice(printable(message))
     };
     notes.fail(Some(span.start), found, why)
 }

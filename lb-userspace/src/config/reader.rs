@@ -139,6 +139,8 @@ pub(super) struct Section<'a> {
     pub(super) place: String,
     /// Its dotted path, in parts.
     pub(super) path: Vec<String>,
+    /// Keys that an unknown key probably stands for: that they are missing is the same mistake.
+    hinted: Vec<&'static str>,
 }
 
 impl<'a> Section<'a> {
@@ -151,16 +153,23 @@ impl<'a> Section<'a> {
         path: Vec<String>,
         schema: &'static Schema,
     ) -> Self {
-        let section = Self { notes, table, at, place: place.into(), path };
+        let mut section = Self { notes, table, at, place: place.into(), path, hinted: Vec::new() };
         for (key, value) in table.iter() {
             if !schema.keys.contains(&key.get_ref().as_ref()) {
-                section.unknown_key(key, value.get_ref(), schema);
+                let hint = section.unknown_key(key, value.get_ref(), schema);
+                section.hinted.extend(hint);
             }
         }
         section
     }
 
-    fn unknown_key(&self, key: &Spanned<toml::de::DeString<'_>>, value: &DeValue<'_>, schema: &Schema) {
+    /// Notes an unknown key and returns the known one it probably stands for.
+    fn unknown_key(
+        &self,
+        key: &Spanned<toml::de::DeString<'_>>,
+        value: &DeValue<'_>,
+        schema: &'static Schema,
+    ) -> Option<&'static str> {
         let name = key.get_ref().as_ref();
         let is_section = match value {
             DeValue::Table(_) => true,
@@ -170,17 +179,23 @@ impl<'a> Section<'a> {
             _ => false,
         };
         let what = if is_section { "section" } else { "key" };
-        let why = if let Some(why) = schema.refused.iter().find(|(refused, _)| *refused == name) {
-            Refusal::advice(why.1)
-        } else if let Some(home) = schema.home_of(name) {
-            Refusal::advice(format!("it belongs in {home}"))
-        } else if let Some(near) = suggest::nearest(name, schema.keys) {
-            Refusal::advice(format!("did you mean '{near}'?"))
+        let shown = printable(name);
+        let unknown = format!("unknown {what} '{shown}'");
+        let near = suggest::nearest(name, schema.keys);
+        let home = schema.home_of(name);
+        let (found, why, hint) = if let Some((_, why)) = schema.refused.iter().find(|(key, _)| *key == name) {
+            (format!("{what} '{shown}'"), Refusal::advice(*why), None)
+        } else if let Some(home) = home {
+            let header = home.header;
+            let hint = schema.keys.iter().find(|key| header.trim_matches(['[', ']']) == **key).copied();
+            (unknown, Refusal::advice(format!("it belongs in {header}")), hint)
+        } else if let Some(near) = near {
+            (unknown, Refusal::advice(format!("did you mean '{near}'?")), Some(near))
         } else {
-            Refusal::expected(format!("one of {}", schema.keys.join(", ")))
+            (unknown, Refusal::expected(format!("one of {}", schema.keys.join(", "))), None)
         };
-        let found = format!("unknown {what} '{}'", printable(name));
-        self.notes.problem(Some(key.span().start), self.key(&printable(name)), &self.place, found, why);
+        self.notes.problem(Some(key.span().start), self.key(&shown), &self.place, found, why);
+        hint
     }
 
     /// The dotted path of a key.
@@ -197,8 +212,16 @@ impl<'a> Section<'a> {
         self.notes.problem(Some(at), self.key(key), &self.place, found, why);
     }
 
+    /// True if an unknown key of this section probably stands for this one.
+    pub(super) fn hinted(&self, key: &str) -> bool {
+        self.hinted.contains(&key)
+    }
+
     /// Notes that a key is missing.
     pub(super) fn missing(&self, key: &str, expected: &str) {
+        if self.hinted(key) {
+            return;
+        }
         self.refuse(self.at, key, format!("{key} is missing"), Refusal::expected(expected));
     }
 
@@ -434,7 +457,18 @@ impl fmt::Display for Shown<'_> {
             DeValue::Float(number) => f.write_str(&printable(number.as_str())),
             DeValue::Boolean(yes) => write!(f, "{yes}"),
             DeValue::Datetime(date) => write!(f, "{date}"),
-            DeValue::Array(array) if array.is_empty() => f.write_str("[]"),
+            DeValue::Array(array) if array.len() <= 8 => {
+                let nested = |v: &DeValue<'_>| matches!(v, DeValue::Array(_) | DeValue::Table(_));
+                f.write_str("[")?;
+                for (i, element) in array.iter().map(Spanned::get_ref).enumerate() {
+                    let comma = if i > 0 { ", " } else { "" };
+                    match element {
+                        inner if nested(inner) => write!(f, "{comma}...")?,
+                        plain => write!(f, "{comma}{}", Shown(plain))?,
+                    }
+                }
+                f.write_str("]")
+            }
             DeValue::Array(_) => f.write_str("[...]"),
             DeValue::Table(_) => f.write_str("{...}"),
         }

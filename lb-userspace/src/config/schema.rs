@@ -4,15 +4,15 @@
 #[derive(Debug)]
 pub(super) struct Schema {
     /// Its header, as written.
-    header: &'static str,
+    pub(super) header: &'static str,
     pub(super) keys: &'static [&'static str],
     /// Keys that are refused with a reason of their own.
     pub(super) refused: &'static [(&'static str, &'static str)],
 }
 
 impl Schema {
-    /// The header of the section that a key belongs in, if it is another one.
-    pub(super) fn home_of(&self, key: &str) -> Option<&'static str> {
+    /// The section that a key belongs in, if it is another one.
+    pub(super) fn home_of(&self, key: &str) -> Option<&'static Schema> {
         if self.keys.contains(&key) {
             return None;
         }
@@ -23,9 +23,10 @@ impl Schema {
             "[[service.backend]]" => &[&SERVICE, &SERVICE_HEALTH],
             "[defaults]" => &[&DEFAULTS_HEALTH, &NODE],
             "[defaults.health]" => &[&DEFAULTS],
-            _ => &[&NODE, &METRICS, &TUNNEL, &SERVICE, &SERVICE_HEALTH, &BACKEND],
+            "the file" => &[&NODE, &METRICS, &TUNNEL, &SERVICE, &SERVICE_HEALTH, &BACKEND],
+            _ => &[&NODE, &METRICS, &TUNNEL],
         };
-        near.iter().find(|s| s.keys.contains(&key) && s.header != self.header).map(|s| s.header)
+        near.iter().find(|schema| schema.keys.contains(&key)).copied()
     }
 }
 
