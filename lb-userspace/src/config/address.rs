@@ -1,6 +1,7 @@
 //! Addresses, networks and interface names as they may stand in a configuration.
 
 use super::reader::Refusal;
+use crate::model::{not_for_backend, not_unicast};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -25,28 +26,20 @@ pub(super) fn unicast(text: &str) -> Result<IpAddr, Refusal> {
             why
         }
     })?;
-    let kind = match address {
-        IpAddr::V4(v4) if v4.is_broadcast() => Some("the broadcast address"),
-        IpAddr::V4(v4) if v4.octets()[0] == 0 => Some("an unspecified address"),
-        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Some("an IPv4 address in IPv6 notation"),
-        _ if address.is_unspecified() => Some("the unspecified address"),
-        _ if address.is_loopback() => Some("a loopback address"),
-        _ if address.is_multicast() => Some("a multicast address"),
-        _ => None,
-    };
+    refuse(address, "a unicast address", not_unicast(address))
+}
+
+fn refuse(address: IpAddr, expected: &str, kind: Option<&str>) -> Result<IpAddr, Refusal> {
     match kind {
         None => Ok(address),
-        Some(kind) => Err(Refusal::expected("a unicast address").but(format!("this is {kind}"))),
+        Some(kind) => Err(Refusal::expected(expected).but(format!("this is {kind}"))),
     }
 }
 
-/// An address of a backend: the route to it is looked up without an interface.
+/// An address of a backend.
 pub(super) fn backend(text: &str) -> Result<IpAddr, Refusal> {
-    match unicast(text)? {
-        IpAddr::V6(v6) if v6.is_unicast_link_local() => Err(Refusal::expected("an address that has a route")
-            .but("a link-local address is not known without its interface")),
-        address => Ok(address),
-    }
+    let address = unicast(text)?;
+    refuse(address, "a unicast address that has a route", not_for_backend(address))
 }
 
 fn looks_like_a_host_name(text: &str) -> bool {

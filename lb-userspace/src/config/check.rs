@@ -4,15 +4,12 @@ use super::{
     reader::{Refusal, Setting},
     service::ServiceDraft,
 };
-use crate::model::{PortSpec, Protocol};
+use crate::model::{MAX_BACKENDS, PortSpec, Protocol};
 use lb_common::abi::{MAX_SERVICES, VIP_CAPACITY};
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
 };
-
-/// Most backends of one service.
-pub const MAX_BACKENDS: usize = 4096;
 
 /// Notes what is wrong between services and within them.
 pub(super) fn check(services: &[ServiceDraft<'_>]) {

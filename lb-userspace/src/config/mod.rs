@@ -18,11 +18,10 @@ mod suggest;
 #[cfg(test)]
 mod tests;
 
-pub use check::MAX_BACKENDS;
 pub use duration::{format_duration, parse_duration};
 pub use error::{ConfigError, Problem};
 pub use node::{MetricsConfig, NodeConfig, TunnelConfig, XdpMode};
-pub use service::{DEFAULT_GUE_PORT, DEFAULT_WEIGHT, MIN_RING, default_idle_timeout, default_seed};
+pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};
 pub use settings::{Origin, Origins, Setting, services_hash};
 
 use crate::model::ServiceSpec;

@@ -7,20 +7,15 @@ use super::{
     schema,
 };
 use crate::model::{
-    BackendName, BackendSpec, Forward, HealthSpec, MAX_WEIGHT, PortSpec, Protocol, Scheduler, ServiceName,
-    ServiceSpec,
+    BackendName, BackendSpec, DEFAULT_WEIGHT, Forward, HealthSpec, MAX_RING, MAX_WEIGHT, MIN_RING, PortSpec,
+    Protocol, Scheduler, ServiceName, ServiceSpec, is_ring_size,
 };
-use lb_common::abi::MAX_RING;
 use sha2::{Digest, Sha256};
 use std::{net::IpAddr, time::Duration};
 use toml::de::{DeTable, DeValue};
 
-/// Weight of a backend that has none.
-pub const DEFAULT_WEIGHT: u16 = 100;
 /// Port of `forward = "gue"` where none is set: the one assigned to GUE.
 pub const DEFAULT_GUE_PORT: u16 = 6080;
-/// Smallest ring, in slots.
-pub const MIN_RING: u32 = 3;
 
 /// The idle time-out of a service that has none: what its clients commonly stay silent for.
 pub fn default_idle_timeout(protocol: Protocol) -> Duration {
@@ -116,19 +111,15 @@ fn port(value: &DeValue<'_>) -> Result<PortSpec, Refusal> {
     }
 }
 
-fn is_prime(n: u32) -> bool {
-    n >= 2 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
-}
-
 fn ring_size(value: &DeValue<'_>) -> Result<u32, Refusal> {
     let expected = format!("a prime from {MIN_RING} to {MAX_RING}");
     let number = integer(value, &expected)?.and_then(|n| u32::try_from(n).ok());
     match number.filter(|n| (MIN_RING..=MAX_RING).contains(n)) {
-        Some(size) if is_prime(size) => Ok(size),
+        Some(size) if is_ring_size(size) => Ok(size),
         // The bounds are prime themselves, so there is one on either side.
         Some(size) => {
-            let below = (MIN_RING..size).rev().find(|n| is_prime(*n)).unwrap_or(MIN_RING);
-            let above = (size..=MAX_RING).find(|n| is_prime(*n)).unwrap_or(MAX_RING);
+            let below = (MIN_RING..size).rev().find(|n| is_ring_size(*n)).unwrap_or(MIN_RING);
+            let above = (size..=MAX_RING).find(|n| is_ring_size(*n)).unwrap_or(MAX_RING);
             Err(Refusal::expected(expected).but(format!("the nearest are {below} and {above}")))
         }
         None => Err(Refusal::expected(expected)),

@@ -168,7 +168,7 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
             let (port, protocol, forward, ring_size, seed, idle_timeout, gue_port) = settings;
             let address = |i: usize| {
                 let i = i as u16;
-                if i % 2 == 0 {
+                if i.is_multiple_of(2) {
                     IpAddr::V4(Ipv4Addr::new(192, 0, index as u8, i as u8 + 1))
                 } else {
                     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, index, 0, 0, 0, 0, i))
