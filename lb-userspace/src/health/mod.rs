@@ -8,6 +8,8 @@ pub mod fsm;
 pub mod probe;
 pub mod schedule;
 pub mod task;
+#[cfg(test)]
+mod testing;
 
 pub use probe::ProbeFailure;
 pub use task::{

@@ -1,7 +1,7 @@
 //! The task that runs the health checks.
 //!
 //! One loop owns everything: it *waits* for new targets, the end of a check, the next check's time or
-//! room in the event channel; *feeds* what came into the pure [`Roster`]; *publishes* the transitions;
+//! room in the event channel; *feeds* what came into the pure `Roster`; *publishes* the transitions;
 //! and *drains*: whatever else is ready by then is dealt with before it waits again. Each check runs as
 //! a tokio task of its own, owned by the loop's `JoinSet`.
 //!
@@ -10,7 +10,7 @@
 //! nothing before they complete, and a timer holds no data. Nothing else in the loop awaits. A check that
 //! is aborted (its target is gone, or the loop ended) drops its socket and nothing else.
 //!
-//! A receiver that does not keep up delays nobody: transitions wait in the [`Outbox`], one per target.
+//! A receiver that does not keep up delays nobody: transitions wait in the `Outbox`, one per target.
 
 mod outbox;
 mod roster;
