@@ -18,6 +18,9 @@ use toolchain::{Compiler, Found, Places};
 
 const PACKAGE: &str = "lb-ebpf";
 const PROGRAMS: [&str; 3] = ["lb", "decap", "bench"];
+/// `RUSTC_BOOTSTRAP` for a compiler with a prebuilt `core`: the crates that use unstable features. Names
+/// instead of `1`, since by `1` aya-build would ask for `-Z build-std`.
+const UNSTABLE_CRATES: &str = "aya_ebpf,lb_ebpf,lb,decap,bench";
 
 fn main() -> ExitCode {
     match build() {
@@ -91,7 +94,7 @@ fn set_environment(found: &Found, out_dir: &Path) {
     ];
     match found.compiler {
         Compiler::HasCore { .. } | Compiler::System => {
-            vars.push(("RUSTC_BOOTSTRAP", toolchain::UNSTABLE_CRATES.into()));
+            vars.push(("RUSTC_BOOTSTRAP", UNSTABLE_CRATES.into()));
         }
         Compiler::BuildsCore { .. } => {}
     }
