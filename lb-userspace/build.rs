@@ -1,6 +1,5 @@
 //! Builds the eBPF programs of package `lb-ebpf` and leaves them in `OUT_DIR` under their names, to be
 //! embedded, and in `target/bpf/`, to be looked at (`cargo xtask disasm`).
-#![expect(clippy::print_stdout, reason = "a build script talks to cargo on its standard output")]
 
 use std::env;
 use std::fs;

@@ -29,7 +29,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     clock.step("build", || tasks::build(workspace, false).map(drop))?;
     clock.step("bench", || {
         let report = workspace.target.join("bench-smoke.json");
-        let mut bench = process::as_root(workspace.target.join("release/bench"))?;
+        let mut bench = process::as_root(workspace.target.join("release/bench"), process::NETWORK)?;
         process::run(bench.arg("--json").arg(report).env(BENCH_SMOKE_VAR, "1"))
     })?;
     clock.report();

@@ -11,6 +11,9 @@ use nix::unistd::Uid;
 
 use crate::toolchain::Places;
 
+/// Why programs and tests run as root.
+pub const NETWORK: &str = "network namespaces and XDP";
+
 /// Directories of system tools that a user's path may lack.
 const SBIN: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
@@ -72,16 +75,16 @@ pub fn succeeds(command: &mut Command) -> bool {
         .is_ok_and(|status| status.success())
 }
 
-/// The words to put before a program so that it runs as root with our path: none for root itself.
-pub fn root_prefix() -> Result<Vec<String>> {
+/// The words to put before a program so that it runs as root with our path: none for root itself. `why` ends a
+/// sentence: root is needed for ...
+pub fn root_prefix(why: &str) -> Result<Vec<String>> {
     if is_root() {
         return Ok(Vec::new());
     }
     if which("sudo").is_none() {
         let words: Vec<String> = std::env::args().skip(1).collect();
         bail!(
-            "this needs root (namespaces, XDP), and there is no sudo here; become root and type \
-             `cargo xtask {}`",
+            "root is needed for {why}, and there is no sudo here; become root and type `cargo xtask {}`",
             words.join(" ")
         );
     }
@@ -96,8 +99,8 @@ pub fn root_prefix() -> Result<Vec<String>> {
 }
 
 /// A command that runs as root.
-pub fn as_root(program: impl AsRef<OsStr>) -> Result<Command> {
-    let prefix = root_prefix()?;
+pub fn as_root(program: impl AsRef<OsStr>, why: &str) -> Result<Command> {
+    let prefix = root_prefix(why)?;
     Ok(match prefix.split_first() {
         None => Command::new(program),
         Some((first, rest)) => {
@@ -113,7 +116,7 @@ pub fn exec_as_root(program: &Path, args: &[String]) -> Result<()> {
     if !program.is_file() {
         bail!("{} is missing, although the build succeeded", program.display());
     }
-    let mut command = as_root(program)?;
+    let mut command = as_root(program, NETWORK)?;
     command.args(args);
     if !is_root() {
         eprintln!("xtask: as root: {}", shown(&command));

@@ -32,7 +32,7 @@ pub fn run(workspace: &Workspace, playground: &[String], lbd: &[String]) -> Resu
         bail!("arguments before `--` are for the playground, those after it for lbd: give one of the two");
     }
     // Before minutes of building, not after.
-    process::root_prefix()?;
+    process::root_prefix(process::NETWORK)?;
     let bin_dir = build(workspace, false)?;
     if lbd.is_empty() {
         process::exec_as_root(&bin_dir.join("playground"), playground)
@@ -42,14 +42,14 @@ pub fn run(workspace: &Workspace, playground: &[String], lbd: &[String]) -> Resu
 }
 
 pub fn bench(workspace: &Workspace, args: &[String]) -> Result<()> {
-    process::root_prefix()?;
+    process::root_prefix(process::NETWORK)?;
     let bin_dir = build(workspace, false)?;
     process::exec_as_root(&bin_dir.join("bench"), args)
 }
 
 /// All tests. `everything` also runs those marked `#[ignore]`, and lets none skip itself.
 pub fn test(workspace: &Workspace, filter: &[String], everything: bool) -> Result<()> {
-    let prefix = process::root_prefix()?;
+    let prefix = process::root_prefix(process::NETWORK)?;
     setup::run(&[Group::Build, Group::Test])?;
     // Cargo itself builds a program for the tests of its own package only.
     let mut cargo = workspace.cargo();

@@ -14,7 +14,7 @@ use crate::process;
 use crate::toolchain::{self, Compiler, Found, LINKED, LINKER, Missing, NIGHTLY, Places};
 
 /// The series of bpf-linker that is known to work with aya 0.14 and rustc 1.95.
-const LINKER_VERSION: &str = "0.13";
+const LINKER_VERSION: &str = "^0.13";
 /// LLVM versions that series can be built with, newest first.
 const LINKER_LLVMS: [u32; 3] = [23, 22, 21];
 const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
@@ -47,7 +47,7 @@ pub fn ensure() -> Result<()> {
     }
     bail!(
         "no compiler for eBPF programs on {}: type `rustup toolchain install nightly --component rust-src`, put a \
-         bpf-linker {LINKER_VERSION} with an LLVM at least as new as nightly's on the path, and repeat the command",
+         bpf-linker (version {LINKER_VERSION}) with an LLVM at least as new as nightly's on the path, and repeat the command",
         packages::system()
     )
 }

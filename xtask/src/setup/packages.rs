@@ -11,6 +11,8 @@ use anyhow::{Context as _, Result, bail};
 use super::say;
 use crate::process;
 
+const WHY: &str = "installing packages";
+
 /// A program and the Debian package that brings it.
 #[derive(Clone, Copy, Debug)]
 pub struct Tool {
@@ -38,7 +40,13 @@ pub fn ensure(tools: &[Tool]) -> Result<()> {
     }
     say(&format!("installing {}", packages.join(" ")));
     install(&packages)?;
-    if let Some(tool) = tools.iter().find(|tool| process::which(tool.program).is_none()) {
+    let lost = |tool: &&Tool| process::which(tool.program).is_none();
+    // Installed, says the package database, but somebody took the file away.
+    let again: Vec<&str> = lacking.iter().filter(lost).map(|tool| tool.package).collect();
+    if !again.is_empty() {
+        install(&[&["--reinstall"], &again[..]].concat())?;
+    }
+    if let Some(tool) = lacking.iter().find(lost) {
         bail!("{} is installed, but there is no program {}", tool.package, tool.program);
     }
     Ok(())
@@ -72,7 +80,7 @@ pub fn available(packages: &[&str]) -> bool {
 pub fn update_lists() -> Result<()> {
     say("fetching the lists of packages");
     let mut command = apt_get()?;
-    if let Err(error) = process::run(command.arg("update")) {
+    if let Err(error) = process::capture(command.arg("update")) {
         say(&format!("{error:#}; going on"));
     }
     Ok(())
@@ -90,14 +98,14 @@ pub fn install(packages: &[&str]) -> Result<()> {
     }
     let no_services = NoServices::begin(packages)?;
     process::run(
-        process::as_root("dpkg")?.args(["--configure", "-a"]).stdin(Stdio::null()).stdout(Stdio::null()),
+        process::as_root("dpkg", WHY)?.args(["--configure", "-a"]).stdin(Stdio::null()).stdout(Stdio::null()),
     )
     .context("an earlier installation was interrupted and cannot be completed")?;
-    let attempt = || -> Result<()> {
+    let attempt = || {
         let mut command = apt_get()?;
         // Nothing that is installed goes away: a conflict is the operator's to resolve.
         command.args(["install", "-y", "--no-install-recommends", "--no-remove"]).args(packages);
-        process::run(&mut command)
+        process::capture(&mut command)
     };
     if let Err(first) = attempt() {
         // Most often the lists are older than the archive.
@@ -109,7 +117,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
 }
 
 fn apt_get() -> Result<Command> {
-    let mut command = process::as_root("env")?;
+    let mut command = process::as_root("env", WHY)?;
     command
         .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300"])
         .args(["-o", "Dpkg::Use-Pty=0"])
@@ -140,7 +148,7 @@ impl NoServices {
             // The administrator's own policy stays.
             Ok(text) if text != POLICY_TEXT => false,
             Ok(_) => true,
-            Err(error) if error.kind() == ErrorKind::NotFound && !disable.is_empty() => {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
                 write_as_root(Path::new(POLICY), POLICY_TEXT)?;
                 true
             }
@@ -154,7 +162,7 @@ impl NoServices {
             // Not at the next boot either.
             if process::which("update-rc.d").is_some() {
                 process::run(
-                    process::as_root("update-rc.d")?.args([service, "disable"]).stdout(Stdio::null()),
+                    process::as_root("update-rc.d", WHY)?.args([service, "disable"]).stdout(Stdio::null()),
                 )?;
             }
         }
@@ -165,7 +173,7 @@ impl NoServices {
 impl Drop for NoServices {
     fn drop(&mut self) {
         if self.written
-            && let Ok(mut command) = process::as_root("rm")
+            && let Ok(mut command) = process::as_root("rm", WHY)
             && let Err(error) = process::run(command.args(["-f", POLICY]))
         {
             say(&format!("{POLICY} must be removed by hand: {error:#}"));
@@ -180,5 +188,5 @@ fn write_as_root(file: &Path, text: &str) -> Result<()> {
         return Ok(());
     }
     let script = format!("printf %s \"$1\" > '{0}' && chmod 755 '{0}'", file.display());
-    process::run(process::as_root("sh")?.args(["-c", &script, "sh", text]))
+    process::run(process::as_root("sh", WHY)?.args(["-c", &script, "sh", text]))
 }
