@@ -1,10 +1,11 @@
 //! `cargo xtask disasm`: the machine code of the eBPF programs, with the source lines above it.
 
 use std::fs;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::process;
 use crate::setup::{self, Group};
@@ -26,18 +27,19 @@ pub fn run(workspace: &Workspace, program: Option<&str>) -> Result<()> {
     };
     setup::run(&[Group::Build])?;
     process::run(workspace.cargo().args(["build", "--quiet", "-p", "lb-userspace", "--lib"]))?;
-    for name in wanted {
-        let file = workspace.target.join("bpf").join(name);
-        if !file.is_file() {
-            bail!("{} is missing; `cargo clean -p lb-userspace` and repeat the command", file.display());
-        }
-        process::run(
-            Command::new(&objdump)
-                .args(["--disassemble", "--line-numbers", "--source", "--reloc"])
-                .arg(&file),
-        )?;
+    let files: Vec<PathBuf> = wanted.iter().map(|name| workspace.target.join("bpf").join(name)).collect();
+    if let Some(file) = files.iter().find(|file| !file.is_file()) {
+        bail!("{} is missing; `cargo clean -p lb-userspace` and repeat the command", file.display());
     }
-    Ok(())
+    let mut command = Command::new(objdump);
+    command
+        .args(["--disassemble", "--line-numbers", "--source", "--reloc"])
+        .args(files)
+        // The programs name their sources relative to the workspace.
+        .current_dir(&workspace.root)
+        // It complains of every file of `core`, whose sources are not here.
+        .stderr(Stdio::null());
+    Err(command.exec()).with_context(|| format!("cannot start `{}`", process::shown(&command)))
 }
 
 /// The newest one that there is: only LLVM 17 and later know all instructions of the current BPF.

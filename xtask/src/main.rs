@@ -47,9 +47,11 @@ enum Verb {
     },
     /// Bring up the playground, or with `-- --config FILE` the daemon on this host
     ///
-    /// Arguments after `--` go to lbd, arguments before it to the playground
-    /// (`cargo xtask run help` prints what the playground takes).
-    #[command(override_usage = "cargo xtask run [PLAYGROUND-ARGS...]\n       cargo xtask run -- LBD-ARGS...")]
+    /// Arguments before `--` go to the playground, `--help` among them; those after it go to lbd.
+    #[command(
+        disable_help_flag = true,
+        override_usage = "cargo xtask run [PLAYGROUND-ARGS...]\n       cargo xtask run -- LBD-ARGS..."
+    )]
     Run(RunArgs),
     /// Run all tests, as root (by sudo, if you are not)
     Test {
@@ -114,4 +116,43 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Disasm { program } => disasm::run(&workspace, program.as_deref())?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn run_args(line: &str) -> (String, String) {
+        let words = "cargo-xtask".split(' ').chain(line.split(' '));
+        match Cli::try_parse_from(words).unwrap().verb {
+            Verb::Run(args) => (args.playground.join(" "), args.lbd.join(" ")),
+            _ => panic!("{line} is no run"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_tells_the_playground_from_the_daemon() {
+        assert_eq!(run_args("run"), (String::new(), String::new()));
+        assert_eq!(run_args("run --help"), ("--help".to_owned(), String::new()));
+        assert_eq!(run_args("run --mode ipip x"), ("--mode ipip x".to_owned(), String::new()));
+        assert_eq!(run_args("run -- --config f.toml"), (String::new(), "--config f.toml".to_owned()));
+        assert_eq!(run_args("run -- --help"), (String::new(), "--help".to_owned()));
+        // Refused later, by the `--` among the playground's.
+        assert_eq!(run_args("run -v -- --check"), ("-v -- --check".to_owned(), String::new()));
+    }
+
+    #[test]
+    fn the_benchmark_and_the_guest_get_their_arguments() {
+        let bench = Cli::try_parse_from(["x", "bench", "--json", "f", "--help"]).unwrap().verb;
+        assert!(matches!(bench, Verb::Bench { args } if args == ["--json", "f", "--help"]));
+        assert!(Cli::try_parse_from(["x", "vm", "6.1"]).is_err());
+        assert!(Cli::try_parse_from(["x", "vm", "6.1", "--", "uname", "-a"]).is_ok());
+    }
 }

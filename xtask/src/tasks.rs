@@ -28,7 +28,7 @@ pub fn build(workspace: &Workspace, debug: bool) -> Result<PathBuf> {
 
 /// The daemon where it was given arguments, else the playground (for which `playground` is meant).
 pub fn run(workspace: &Workspace, playground: &[String], lbd: &[String]) -> Result<()> {
-    if !playground.is_empty() && !lbd.is_empty() {
+    if playground.iter().any(|word| word == "--") {
         bail!("arguments before `--` are for the playground, those after it for lbd: give one of the two");
     }
     // Before minutes of building, not after.

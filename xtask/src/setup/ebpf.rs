@@ -168,6 +168,14 @@ fn nightly_compiler(places: &Places) -> Result<()> {
         if !String::from_utf8_lossy(&offered).lines().any(|line| line.starts_with("rust-src")) {
             bail!("the installed nightly is not offered a rust-src");
         }
+        // If rustup believes that it is there while its files are not, adding it would do nothing.
+        process::succeeds(Command::new("rustup").args([
+            "component",
+            "remove",
+            "rust-src",
+            "--toolchain",
+            NIGHTLY,
+        ]));
         rustup.args(["component", "add", "rust-src", "--toolchain", NIGHTLY]);
     }
     process::run(&mut rustup).context("rustup could not fetch it")
