@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -102,8 +102,8 @@ fn open_socket(ifname: &str) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel just handed over this descriptor, and nobody else knows it.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, RECEIVE_BUFFER)?;
-    set_option(&socket, libc::SOL_PACKET, libc::PACKET_AUXDATA, 1)?;
+    set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, RECEIVE_BUFFER)?;
+    set_option(socket.as_fd(), libc::SOL_PACKET, libc::PACKET_AUXDATA, 1)?;
     // SAFETY: all-zero bytes are a valid sockaddr_ll, a struct of integers.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as libc::sa_family_t;
@@ -116,7 +116,12 @@ fn open_socket(ifname: &str) -> io::Result<OwnedFd> {
     if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
 }
 
-fn set_option(socket: &OwnedFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+pub(super) fn set_option(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     // SAFETY: the pointer and size are those of an integer on the stack.
     let result = unsafe {
         let size = size_of_val(&value) as libc::socklen_t;

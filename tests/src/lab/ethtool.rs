@@ -61,6 +61,25 @@ pub(super) fn ioctl(socket: &UdpSocket, code: libc::c_ulong, request: &mut libc:
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Sets flags of an interface in the calling thread's namespace; returns all it had before.
+pub(super) fn set_flags(ifname: &str, flags: libc::c_int) -> io::Result<libc::c_int> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let mut request = request(ifname)?;
+    ioctl(&socket, libc::SIOCGIFFLAGS, &mut request)?;
+    // SAFETY: SIOCGIFFLAGS just filled the union's ifru_flags.
+    let old = unsafe { request.ifr_ifru.ifru_flags };
+    request.ifr_ifru.ifru_flags = old | libc::c_short::try_from(flags).map_err(io::Error::other)?;
+    ioctl(&socket, libc::SIOCSIFFLAGS, &mut request)?;
+    Ok(old.into())
+}
+
+/// Whether an interface can send. Its carrier comes up with the peer's, but the kernel gives it a queue only a
+/// moment later, and until then drops what it sends.
+pub(super) fn is_ready(ifname: &str) -> io::Result<bool> {
+    // The flag is set shortly before the queue, but both under the lock that setting flags waits for.
+    Ok(set_flags(ifname, libc::IFF_UP)? & libc::IFF_RUNNING != 0)
+}
+
 /// The index of an interface in the calling thread's namespace.
 pub(super) fn index(ifname: &str) -> io::Result<u32> {
     nix::net::if_::if_nametoindex(ifname).map_err(io::Error::from)

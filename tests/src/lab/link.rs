@@ -1,9 +1,12 @@
 //! Links, addresses and routes, collected in a [`Plan`] and made with few calls of `ip -batch`: every veth pair of
 //! the plan first, then all interfaces up, then what needs them up.
 
-use std::{fmt::Write as _, io::Write as _, net::IpAddr, process::Stdio};
+use std::{fmt::Write as _, io::Write as _, net::IpAddr, process::Stdio, time::Duration};
 
 use super::{Error, Netns, Result, ethtool};
+
+/// The kernel spreads such news at most a second late, a busy machine later.
+const READY: Duration = Duration::from_secs(20);
 
 /// One end of a veth pair.
 #[derive(Debug, Clone)]
@@ -126,19 +129,11 @@ impl Plan {
         let Self { veths, nodes } = std::mem::take(self);
         ip_batch(None, &veths.concat())?;
         for node in &nodes {
-            node.ns.run(|| {
-                node.plain.iter().try_for_each(|ifname| {
-                    ethtool::offloads_off(ifname).map_err(|source| Error::Interface {
-                        ns: node.ns.name().to_owned(),
-                        ifname: ifname.clone(),
-                        what: "turning offloads off",
-                        source,
-                    })
-                })
-            })?;
+            node.plain.iter().try_for_each(|ifname| node.ns.offloads_off(ifname))?;
             ip_batch(Some(&node.ns), &node.links)?;
         }
         for node in &nodes {
+            node.plain.iter().try_for_each(|ifname| node.ns.wait_until_ready(ifname))?;
             ip_batch(Some(&node.ns), &node.rest)?;
             node.sysctls.iter().try_for_each(|(key, value)| node.ns.sysctl(key, value))?;
         }
@@ -206,6 +201,24 @@ impl Netns {
     /// Does what [`Plan::veth`] does for its ends to any interface: no offloads.
     pub fn offloads_off(&self, ifname: &str) -> Result<()> {
         self.interface(ifname, "turning offloads off", ethtool::offloads_off)
+    }
+
+    /// Waits until an interface that is up, as its peer is, can send; before, frames are lost without a word.
+    fn wait_until_ready(&self, ifname: &str) -> Result<()> {
+        self.run(|| {
+            let mut outcome = Ok(false);
+            let what = format!("{ifname} of {} to come up", self.name());
+            super::wait_until(&what, READY, || {
+                outcome = ethtool::is_ready(ifname);
+                !matches!(outcome, Ok(false))
+            })?;
+            outcome.map(|_| ()).map_err(|source| Error::Interface {
+                ns: self.name().to_owned(),
+                ifname: ifname.to_owned(),
+                what: "asking whether it is up",
+                source,
+            })
+        })
     }
 
     /// Runs one or more lines of `ip -batch` in the namespace.

@@ -9,12 +9,13 @@ mod ethtool;
 mod link;
 mod netns;
 mod owner;
+mod ping;
 mod process;
 mod topology;
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
     sync::{
@@ -28,6 +29,7 @@ pub use bpf::{XdpLink, XdpProgram, insn};
 pub use capture::{Frame, Sniffer};
 pub use link::{End, Plan};
 pub use netns::Netns;
+pub use ping::ping;
 pub use process::{Process, wait_for_port, wait_until};
 pub use topology::{Arms, Gateway, Interface, Mtu, Node, Shape, Topology};
 
@@ -56,6 +58,8 @@ pub enum Error {
     Failed { ns: String, command: String, status: ExitStatus, output: String },
     #[error("waited {waited:?} in vain: {what}")]
     Timeout { what: String, waited: Duration },
+    #[error("ping of {target} from {ns}: {source}")]
+    Ping { ns: String, target: IpAddr, source: io::Error },
     #[error("{ns}: cannot listen on {address}: {source}")]
     Listen { ns: String, address: SocketAddr, source: io::Error },
     #[error("the program `{0}` is not installed; install it or do without what needs it")]

@@ -8,7 +8,6 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     io,
-    net::Ipv4Addr,
     os::fd::AsFd as _,
     os::unix::process::CommandExt as _,
     panic::resume_unwind,
@@ -86,7 +85,7 @@ impl Netns {
             let own = "/proc/thread-self/ns/net";
             mount(Some(own), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
                 .map_err(|e| fail("mounting it under /run/netns")(e.into()))?;
-            set_flags("lo", libc::IFF_UP).map_err(fail("bringing its loopback up"))?;
+            super::ethtool::set_flags("lo", libc::IFF_UP).map_err(fail("bringing its loopback up"))?;
             for (key, value) in SYSCTLS {
                 write_sysctl(key, value).map_err(fail("setting its sysctls"))?;
             }
@@ -252,18 +251,6 @@ fn own_sysfs() -> nix::Result<()> {
     mount(Some("/run/netns/devices/virtual/net"), "/sys/devices/virtual/net", none, MsFlags::MS_BIND, none)?;
     mount(Some("/run/netns/class/net"), "/sys/class/net", none, MsFlags::MS_BIND, none)?;
     umount2(DIR, MntFlags::MNT_DETACH)
-}
-
-/// Sets flags of an interface in the calling thread's namespace.
-fn set_flags(ifname: &str, flags: libc::c_int) -> io::Result<()> {
-    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    let mut request = super::ethtool::request(ifname)?;
-    let flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
-    super::ethtool::ioctl(&socket, libc::SIOCGIFFLAGS, &mut request)?;
-    // SAFETY: SIOCGIFFLAGS just filled the union's ifru_flags.
-    let old = unsafe { request.ifr_ifru.ifru_flags };
-    request.ifr_ifru.ifru_flags = old | flags;
-    super::ethtool::ioctl(&socket, libc::SIOCSIFFLAGS, &mut request)
 }
 
 #[cfg(test)]
