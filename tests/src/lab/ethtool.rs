@@ -2,7 +2,8 @@
 
 use std::{io, net::UdpSocket, os::fd::AsRawFd as _};
 
-/// linux/ethtool.h: one feature each, switched by `struct ethtool_value`.
+/// linux/ethtool.h: commands that take a `struct ethtool_value`.
+const GET_LINK: u32 = 0x0a;
 const SET_RX_CHECKSUM: u32 = 0x15;
 const SET_TX_CHECKSUM: u32 = 0x17;
 const SET_TSO: u32 = 0x1f;
@@ -76,6 +77,8 @@ pub(super) fn set_flags(ifname: &str, flags: libc::c_int) -> io::Result<libc::c_
 /// Whether an interface can send. Its carrier comes up with the peer's, but the kernel gives it a queue only a
 /// moment later, and until then drops what it sends.
 pub(super) fn is_ready(ifname: &str) -> io::Result<bool> {
+    // Since Linux 6.8 asking for the link makes the kernel catch up with it; before, that takes it up to a second.
+    ethtool(&UdpSocket::bind("0.0.0.0:0")?, ifname, GET_LINK, 0)?;
     // The flag is set shortly before the queue, but both under the lock that setting flags waits for.
     Ok(set_flags(ifname, libc::IFF_UP)? & libc::IFF_RUNNING != 0)
 }
