@@ -10,7 +10,10 @@ use std::{
     collections::HashMap,
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
-    os::{fd::AsFd as _, unix::net::UnixStream},
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::net::UnixStream,
+    },
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -20,7 +23,10 @@ use std::{
     time::Duration,
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket,
+};
 
 use crate::{
     http::{self, Request},
@@ -294,6 +300,14 @@ fn accept_all(listeners: &[TcpListener], sleeper: &UnixStream, shared: &Arc<Shar
                 }
             }
         }
+    }
+    stop_listening(listeners);
+}
+
+/// Closing alone would leave the port open for as long as a child that another thread has just forked holds a copy.
+fn stop_listening(listeners: &[TcpListener]) {
+    for listener in listeners {
+        let _ = socket::shutdown(listener.as_raw_fd(), socket::Shutdown::Both);
     }
 }
 

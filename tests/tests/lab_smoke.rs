@@ -131,31 +131,23 @@ fn virtual_addresses_are_routed_to_the_balancer_chosen() -> Result<()> {
     Ok(())
 }
 
-/// `if register != value, skip count`
-fn skip_if_not_equal(register: u8, value: i32, count: i16) -> u64 {
-    let [low, high] = count.to_le_bytes();
-    let [a, b, c, d] = value.to_le_bytes();
-    u64::from_le_bytes([0x55, register, low, high, a, b, c, d])
-}
-
-/// The smallest balancer: IPv4 to 192.0.x.x leaves with constant MAC addresses, by XDP_TX.
-fn tiny_balancer(own: [u8; 6], backend: [u8; 6]) -> Result<XdpProgram> {
-    use lb_tests::lab::insn::{
-        U16, U32, XDP_PASS, XDP_TX, add, exit, load, mov, mov_reg, skip_if_greater, store,
-    };
+/// The smallest balancer: IPv4 to 192.0.x.x leaves with constant MAC addresses, where it came from or elsewhere.
+fn tiny_balancer(own: [u8; 6], backend: [u8; 6], redirect: Option<u32>) -> Result<XdpProgram> {
+    use lb_tests::lab::insn::*;
     let word = |b: [u8; 6]| i32::from_le_bytes([b[0], b[1], b[2], b[3]]);
     let half = |b: [u8; 6]| i32::from(u16::from_le_bytes([b[4], b[5]]));
-    XdpProgram::load(&[
+    let mut program = vec![
         load(U32, 2, 1, 0),
         load(U32, 3, 1, 4),
         mov_reg(4, 2),
         add(4, 34),
         mov(0, XDP_PASS),
-        skip_if_greater(4, 3, 13),
+        skip_if_greater(4, 3, 4),
         load(U16, 5, 2, 12),
-        skip_if_not_equal(5, i32::from(0x0800_u16.to_be()), 11),
+        skip_if_not(5, i32::from(0x0800_u16.to_be()), 2),
         load(U16, 5, 2, 30),
-        skip_if_not_equal(5, i32::from(u16::from_le_bytes([192, 0])), 9),
+        skip_if(5, i32::from(u16::from_le_bytes([192, 0])), 1),
+        exit(),
         mov(5, word(backend)),
         store(U32, 2, 5, 0),
         mov(5, half(backend)),
@@ -164,31 +156,42 @@ fn tiny_balancer(own: [u8; 6], backend: [u8; 6]) -> Result<XdpProgram> {
         store(U32, 2, 5, 6),
         mov(5, half(own)),
         store(U16, 2, 5, 10),
-        mov(0, XDP_TX),
-        exit(),
-    ])
+    ];
+    match redirect {
+        None => program.push(mov(0, XDP_TX)),
+        Some(ifindex) => program.extend([mov(1, ifindex.cast_signed()), mov(2, 0), call(REDIRECT)]),
+    }
+    program.push(exit());
+    XdpProgram::load(&program)
 }
 
-/// The whole way of direct server return; what is missing is nothing but a program on the balancer.
+/// The whole way of direct server return, by XDP_TX and by redirect; what is missing is nothing but a program on the
+/// balancer.
 #[test]
 fn a_program_on_the_balancer_gets_http_through_by_direct_return() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"));
-    let topology = Topology::new(&Shape { backends: 1, ..Shape::default() })?;
-    let (client, lb, web) = (&topology.client, &topology.lb[0], &topology.backends[0]);
-    let options = WebOptions { big_bytes: 5_000_000, ..WebOptions::default() };
-    let _server = WebServer::nginx_or_builtin(&topology.lab, &web.ns, "web1", &options)?;
-    let target = at(topology.vip4(), 80);
-    let no_answer = |why| {
-        client::get(&client.ns, target, "/", Duration::from_millis(500)).expect_err(why);
-    };
-    no_answer("there is no balancer yet");
-    let link = tiny_balancer(lb.mac, web.mac)?.attach(&lb.ns, "eth0")?;
-    let report = Requests::to(target).timeout(PATIENCE).run(&client.ns, 300);
-    report.assert_all_answered();
-    assert_eq!(report.count("web1"), 300);
-    client::download(&client.ns, target, 5_000_000, PATIENCE).expect("a download");
-    drop(link);
-    no_answer("the program is gone");
+    for arms in [Arms::One, Arms::Two] {
+        let topology = Topology::new(&Shape { backends: 1, arms, ..Shape::default() })?;
+        let (client, lb, web) = (&topology.client, &topology.lb[0], &topology.backends[0]);
+        let options = WebOptions { big_bytes: 5_000_000, ..WebOptions::default() };
+        let _server = WebServer::nginx_or_builtin(&topology.lab, &web.ns, "web1", &options)?;
+        let target = at(topology.vip4(), 80);
+        let no_answer = |why| {
+            client::get(&client.ns, target, "/", Duration::from_millis(500)).expect_err(why);
+        };
+        no_answer("there is no balancer yet");
+        let redirect = match arms {
+            Arms::One => None,
+            Arms::Two => Some(lb.ns.ifindex("eth1")?),
+        };
+        let link = tiny_balancer(lb.mac, web.mac, redirect)?.attach(&lb.ns, "eth0")?;
+        let report = Requests::to(target).timeout(PATIENCE).run(&client.ns, 300);
+        report.assert_all_answered();
+        assert_eq!(report.count("web1"), 300);
+        client::download(&client.ns, target, 5_000_000, PATIENCE).expect("a download");
+        drop(link);
+        no_answer("the program is gone");
+    }
     Ok(())
 }
 

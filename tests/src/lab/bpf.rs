@@ -10,6 +10,7 @@ use super::{Error, Netns, Result, ethtool};
 /// linux/bpf.h.
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
 /// linux/if_link.h.
@@ -20,6 +21,9 @@ pub mod insn {
     pub const XDP_DROP: i32 = 1;
     pub const XDP_PASS: i32 = 2;
     pub const XDP_TX: i32 = 3;
+
+    /// The helper `bpf_redirect(ifindex, flags)`.
+    pub const REDIRECT: i32 = 23;
 
     /// Load and store widths.
     pub const U32: u8 = 0x00;
@@ -51,9 +55,21 @@ pub mod insn {
     pub const fn store(width: u8, dst: u8, src: u8, offset: i16) -> u64 {
         encode(0x63 | width, dst, src, offset, 0)
     }
+    /// Skips `count` instructions if `dst == immediate`
+    pub const fn skip_if(dst: u8, immediate: i32, count: i16) -> u64 {
+        encode(0x15, dst, 0, count, immediate)
+    }
+    /// Skips `count` instructions if `dst != immediate`
+    pub const fn skip_if_not(dst: u8, immediate: i32, count: i16) -> u64 {
+        encode(0x55, dst, 0, count, immediate)
+    }
     /// Skips `count` instructions if `dst > src`
     pub const fn skip_if_greater(dst: u8, src: u8, count: i16) -> u64 {
         encode(0x2d, dst, src, count, 0)
+    }
+    /// `r0 = helper(r1, ...)`, the helper by its number
+    pub const fn call(helper: i32) -> u64 {
+        encode(0x85, 0, 0, 0, helper)
     }
     /// Returns r0.
     pub const fn exit() -> u64 {
@@ -65,9 +81,24 @@ pub mod insn {
 #[derive(Debug)]
 pub struct XdpProgram(OwnedFd);
 
-/// An attached XDP program; dropping it detaches.
+/// An attached XDP program; dropping it detaches, and the next frame does not meet it.
 #[derive(Debug)]
-pub struct XdpLink(#[expect(dead_code, reason = "the link lives as long as its descriptor")] OwnedFd);
+pub struct XdpLink(OwnedFd);
+
+impl Drop for XdpLink {
+    fn drop(&mut self) {
+        /// The head of `union bpf_attr` for BPF_LINK_DETACH.
+        #[repr(C)]
+        struct Detach {
+            link: u32,
+        }
+        let mut attributes = Detach { link: self.0.as_raw_fd().cast_unsigned() };
+        // Closing the descriptor is not enough: a child that another thread has just forked holds a copy until it
+        // executes its program.
+        // SAFETY: the attributes are those of BPF_LINK_DETACH and hold no pointer.
+        let _ = unsafe { bpf(BPF_LINK_DETACH, &mut attributes) };
+    }
+}
 
 impl XdpProgram {
     /// Passes every frame to the kernel.
@@ -124,7 +155,7 @@ impl XdpProgram {
         };
         // SAFETY: the attributes are those of BPF_PROG_LOAD, and the instructions, the licence and the log they point
         // to live until the call returns.
-        unsafe { bpf(BPF_PROG_LOAD, &mut attributes) }.map(Self).map_err(|source| {
+        unsafe { bpf_fd(BPF_PROG_LOAD, &mut attributes) }.map(Self).map_err(|source| {
             let end = log.iter().position(|b| *b == 0).unwrap_or(log.len());
             let log = String::from_utf8_lossy(log.get(..end).unwrap_or_default());
             let log = if log.is_empty() { String::new() } else { format!("\n{log}") };
@@ -148,7 +179,7 @@ impl XdpProgram {
             let ifindex = ethtool::index(ifname)?;
             let mut attributes = Create { program, ifindex, attach_type: BPF_XDP, flags: XDP_FLAGS_DRV_MODE };
             // SAFETY: the attributes are those of BPF_LINK_CREATE and hold no pointer.
-            unsafe { bpf(BPF_LINK_CREATE, &mut attributes) }
+            unsafe { bpf_fd(BPF_LINK_CREATE, &mut attributes) }
         })
         .map(XdpLink)
         .map_err(|source| Error::Interface {
@@ -163,18 +194,28 @@ impl XdpProgram {
 /// A bpf(2) command that returns a descriptor.
 ///
 /// # Safety
-/// `attributes` must be laid out as the command's part of `union bpf_attr`, and what it points to must be valid for
-/// the kernel to read or write until this returns.
-unsafe fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<OwnedFd> {
-    let size = size_of::<T>();
-    // SAFETY: the caller vouches for the attributes; the size passed is theirs, so that the kernel reads no further.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size) };
-    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
+/// As for [`bpf`].
+unsafe fn bpf_fd<T>(command: libc::c_long, attributes: &mut T) -> io::Result<OwnedFd> {
+    // SAFETY: the caller vouches for the attributes.
+    let fd = unsafe { bpf(command, attributes) }?;
     // SAFETY: the kernel just handed over this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A bpf(2) command.
+///
+/// # Safety
+/// `attributes` must be laid out as the command's part of `union bpf_attr`, and what it points to must be valid for
+/// the kernel to read or write until this returns.
+unsafe fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<RawFd> {
+    let size = size_of::<T>();
+    // SAFETY: the caller vouches for the attributes; the size passed is theirs, so that the kernel reads no further.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        RawFd::try_from(result).map_err(io::Error::other)
+    }
 }
 
 #[cfg(test)]

@@ -119,8 +119,10 @@ impl Process {
 
     /// Waits for the program to end by itself.
     pub fn wait(&self, timeout: Duration) -> Result<ExitStatus> {
-        wait_until(&format!("{} to end; its log:\n{}", self.name(), self.shared.tail()), timeout, || {
-            !self.is_running()
+        let what = format!("{} to end", self.name());
+        wait_until(&what, timeout, || !self.is_running()).map_err(|_| Error::Timeout {
+            what: format!("{what}; the end of its log:\n{}", self.shared.tail()),
+            waited: timeout,
         })?;
         Ok(self.shared.end(Duration::ZERO))
     }
@@ -210,6 +212,10 @@ impl Shared {
 
     /// What a failing test wants to see of a program.
     pub(super) fn print_tail(&self) {
+        if matches!(*lock(&self.state), State::Reaped(_)) {
+            // Its handle's drop has printed it, or a test that waited for its end knows it.
+            return;
+        }
         let running = if self.is_running() { "running" } else { "ended" };
         eprintln!("--- {} ({running}), the end of its log:\n{}\n---", self.name, self.tail());
     }
