@@ -100,9 +100,14 @@ impl<'a> Lines<'a> {
     /// Line and column of a byte offset, both from 1; past the end counts as the end.
     pub(super) fn position(&self, at: usize) -> (usize, usize) {
         let at = self.text.floor_char_boundary(at);
-        let line = self.starts.partition_point(|start| *start <= at);
+        let line = self.line_of(at);
         let start = self.starts[line - 1];
         (line, self.text[start..at].chars().count() + 1)
+    }
+
+    /// Line of a byte offset, from 1.
+    pub(super) fn line_of(&self, at: usize) -> usize {
+        self.starts.partition_point(|start| *start <= at)
     }
 
     /// The text of a line, numbered from 1.

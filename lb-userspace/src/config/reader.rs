@@ -27,7 +27,7 @@ impl<'a> Notes<'a> {
 
     /// The line of a byte offset.
     pub(super) fn line(&self, at: usize) -> usize {
-        self.lines.position(at).0
+        self.lines.line_of(at)
     }
 
     /// True if `at` lies in the header of a section that may occur only once, `[...]`.

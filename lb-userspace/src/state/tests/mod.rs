@@ -10,8 +10,11 @@ use crate::{
 };
 use std::net::IpAddr;
 
-/// Services of a configuration: name, address, port and backends with the last byte of their address.
-fn services(spec: &[(&str, &str, &[(&str, u8)])]) -> Vec<ServiceSpec> {
+/// A backend's name and the last byte of its address.
+type Backend<'a> = (&'a str, u8);
+
+/// Services of a configuration: name, address and backends.
+fn services(spec: &[(&str, &str, &[Backend<'_>])]) -> Vec<ServiceSpec> {
     let mut text = "node.interfaces = ['eth0']\n".to_owned();
     for (name, address, backends) in spec {
         text += &format!("[[service]]\nname = '{name}'\naddresses = ['{address}']\nport = 80\n");
