@@ -7,7 +7,7 @@
 //!
 //! Cancel safety. Each branch of the loop's `select!` can be dropped without loss: `watch::changed`
 //! marks a value as seen only when it completes, `JoinSet::join_next` and `mpsc::Sender::reserve` take
-//! nothing before they complete, and a timer holds no data. Nothing else in the loop awaits. A check that
+//! nothing before they complete, `mpsc::Sender::closed` and a timer hold no data. Nothing else in the loop awaits. A check that
 //! is aborted (its target is gone, or the loop ended) drops its socket and nothing else.
 //!
 //! A receiver that does not keep up delays nobody: transitions wait in the `Outbox`, one per target.
@@ -278,6 +278,7 @@ impl Shell {
                     }
                     Err(_) => break,
                 },
+                () = events.closed() => break,
                 Some(ended) = self.checks.join_next() => self.ended(ended),
                 () = tokio::time::sleep_until(next_due.unwrap_or_else(Instant::now).into()),
                     if next_due.is_some() => {}
@@ -297,9 +298,6 @@ impl Shell {
                 if let Some(event) = self.outbox.pop() {
                     room.send(event);
                 }
-            }
-            if events.is_closed() {
-                break;
             }
         }
         self.checks.shutdown().await;

@@ -171,6 +171,18 @@ async fn a_removed_target_is_left_alone() {
 }
 
 #[tokio::test]
+async fn a_removed_target_ends_its_running_check() {
+    let (handle, _events) = start(10);
+    let server = Server::start(V4, Conduct::hang("")).await;
+    let mut target = http(1, server.address);
+    target.spec.timeout = Duration::from_secs(3600);
+    handle.set_targets(vec![target]);
+    until("a check that hangs", || server.open() == 1).await;
+    handle.set_targets(Vec::new());
+    until("its end", || server.open() == 0).await;
+}
+
+#[tokio::test]
 async fn no_check_is_up_at_once() {
     let (handle, mut events) = start(10);
     let mut target = tcp(1, "192.0.2.1:1".parse().unwrap());
