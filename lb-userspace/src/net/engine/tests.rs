@@ -281,12 +281,14 @@ struct World {
     told: BTreeMap<IpAddr, Resolution>,
     destinations: HashSet<IpAddr>,
     now: Instant,
+    /// Let the engine ask for everything again from time to time.
+    periodic: bool,
 }
 
 impl World {
     fn new(kernel: Kernel, now: Instant) -> Self {
         let engine = Engine::new(PORT, now);
-        Self { kernel, engine, told: BTreeMap::new(), destinations: HashSet::new(), now }
+        Self { kernel, engine, told: BTreeMap::new(), destinations: HashSet::new(), now, periodic: false }
     }
 
     fn watch(&mut self, destinations: impl IntoIterator<Item = IpAddr>) {
@@ -295,9 +297,13 @@ impl World {
         self.told.retain(|address, _| self.destinations.contains(address));
     }
 
-    /// Sends requests and delivers at most so many messages.
+    /// Sends requests and delivers at most so many messages. Gets as far as a periodic resync only if
+    /// told to: the events must suffice.
     fn pump(&mut self, mut messages: usize) {
         loop {
+            if !self.periodic && self.engine.resync_at > self.now + RESYNC_AFTER_LOSS {
+                self.engine.resync_at = self.now + 2 * RESYNC;
+            }
             self.engine.tick(self.now);
             while let Some((sequence, request)) = self.engine.next_request(self.now) {
                 self.kernel.request(sequence, request, self.now);
@@ -324,8 +330,8 @@ impl World {
         let end = self.now + time;
         loop {
             self.pump(usize::MAX);
-            let next = self.engine.deadline().min(self.kernel.deadline().unwrap_or(end));
-            if next > end {
+            let next = self.kernel.deadline().into_iter().fold(self.engine.deadline(), Instant::min);
+            if next >= end {
                 self.now = end;
                 return;
             }
@@ -517,6 +523,23 @@ fn a_silent_kernel_is_asked_again() {
     assert!(world.engine.next_request(world.now).is_some());
     world.run(ANSWER_TIMEOUT + Duration::from_secs(1));
     assert_eq!(hop(&world, ip(0, 1)).dst_mac, mac(11));
+}
+
+#[test]
+fn what_no_event_told_is_found_by_the_next_resync() {
+    let mut world = world();
+    world.watch([ip(0, 1).into()]);
+    world.run(Duration::from_millis(100));
+    world.kernel.routes.insert((24, 0), Target::Gateway(SECOND, ip(1, 1)));
+    world.run(2 * RESYNC);
+    assert_eq!(hop(&world, ip(0, 1)).dst_mac, mac(11));
+    for last in [12, 14] {
+        world.kernel.hosts.insert((SECOND, ip(1, 1)), mac(last));
+        world.kernel.neighbours.clear();
+        (world.periodic, world.engine.resync_at) = (true, world.engine.resync_at.min(world.now + RESYNC));
+        world.run(RESYNC + Duration::from_secs(1));
+        assert_eq!(hop(&world, ip(0, 1)).dst_mac, mac(last));
+    }
 }
 
 #[test]
