@@ -331,6 +331,20 @@ mod tests {
         assert_eq!(wanted.answer(), Answer::Silent);
     }
 
+    #[test]
+    fn a_refused_probe_is_tried_again_soon() {
+        let mut wanted = Wanted::default();
+        let start = Instant::now();
+        wanted.observe(None, start);
+        assert!(wanted.tick(start).ask);
+        wanted.refused(start);
+        assert_eq!(wanted.wake_at(), Some(start + LAST_PAUSE));
+        let mut content = Wanted::default();
+        content.observe(Some(&entry(Reach::Fresh(MAC))), start);
+        content.refused(start);
+        assert_eq!(content.wake_at(), None);
+    }
+
     fn reach() -> impl Strategy<Value = Option<Reach>> {
         prop_oneof![
             Just(None),

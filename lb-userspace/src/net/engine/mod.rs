@@ -28,6 +28,8 @@ use std::{
 };
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
 
 /// Changes are acted upon when there was none for this long ...

@@ -1,278 +1,17 @@
 //! The engine against a model of the kernel: after any history, with events lost or late, it ends up
 //! with what an engine that has just started finds, and with what is true.
 
-use super::*;
+use super::{
+    model::{FIRST, Iface, Kernel, Mac, PORT, SECOND, TAG, Target, VLAN, ip, mac},
+    *,
+};
 use netlink_packet_route::{
-    link::{InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
-    neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteMessage},
+    neighbour::{NeighbourAttribute, NeighbourState},
+    route::RouteAttribute,
     rule::RuleMessage,
 };
 use proptest::prelude::*;
 use std::net::Ipv4Addr;
-
-type Mac = [u8; 6];
-
-const PORT: u32 = 77;
-const FIRST: u32 = 2;
-const SECOND: u32 = 3;
-/// A VLAN device on the first.
-const VLAN: u32 = 4;
-const TAG: u16 = 100;
-
-fn mac(last: u8) -> Mac {
-    [2, 0, 0, 0, 0, last]
-}
-
-fn ip(third: u8, last: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 0, third, last)
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Iface {
-    up: bool,
-    mac: Mac,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Target {
-    Direct(u32),
-    Gateway(u32, Ipv4Addr),
-    Refused(i32),
-    Local,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Entry {
-    state: NeighbourState,
-    mac: Option<Mac>,
-    /// When the kernel's timer for it fires.
-    timer: Option<Instant>,
-}
-
-/// The kernel, as far as the engine sees it, and the hosts around it.
-#[derive(Clone, Default)]
-struct Kernel {
-    links: BTreeMap<u32, Iface>,
-    /// By prefix length (0 or 24) and third byte.
-    routes: BTreeMap<(u8, u8), Target>,
-    neighbours: BTreeMap<(u32, Ipv4Addr), Entry>,
-    hosts: BTreeMap<(u32, Ipv4Addr), Mac>,
-    outgoing: VecDeque<Packet>,
-    /// Probes of entries that must not be probed.
-    trespasses: usize,
-}
-
-impl Kernel {
-    fn say(&mut self, port: u32, sequence: u32, body: Body) {
-        self.outgoing.push_back(Packet { port, sequence, interrupted: false, body });
-    }
-
-    fn event(&mut self, message: RouteNetlinkMessage) {
-        self.say(0, 0, Body::Message(message));
-    }
-
-    fn link_message(&self, ifindex: u32) -> LinkMessage {
-        let iface = self.links.get(&ifindex).copied().unwrap_or(Iface { up: false, mac: mac(0) });
-        let mut message = LinkMessage::default();
-        message.header.index = ifindex;
-        message.header.link_layer_type = LinkLayerType::Ether;
-        if iface.up {
-            message.header.flags = LinkFlags::Up | LinkFlags::Running;
-        }
-        message.attributes = vec![
-            LinkAttribute::IfName(format!("eth{ifindex}")),
-            LinkAttribute::Mtu(1500),
-            LinkAttribute::Address(iface.mac.to_vec()),
-        ];
-        if ifindex == VLAN {
-            message.attributes.push(LinkAttribute::Link(FIRST));
-            let data = LinkInfo::Data(InfoData::Vlan(vec![InfoVlan::Id(TAG)]));
-            message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vlan), data]));
-        }
-        message
-    }
-
-    fn neighbour_message(&self, key: (u32, Ipv4Addr)) -> NeighbourMessage {
-        let mut message = NeighbourMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.ifindex = key.0;
-        message.attributes.push(NeighbourAttribute::Destination(key.1.into()));
-        if let Some(entry) = self.neighbours.get(&key) {
-            message.header.state = entry.state;
-            message.attributes.extend(entry.mac.map(|m| NeighbourAttribute::LinkLayerAddress(m.to_vec())));
-        }
-        message
-    }
-
-    fn route_message((length, third): (u8, u8)) -> RouteMessage {
-        let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
-        message.header.destination_prefix_length = length;
-        if length > 0 {
-            message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(ip(third, 0))));
-        }
-        message
-    }
-
-    fn set_neighbour(&mut self, key: (u32, Ipv4Addr), state: NeighbourState, mac: Option<Mac>) {
-        self.neighbours.insert(key, Entry { state, mac, timer: None });
-        let message = self.neighbour_message(key);
-        self.event(RouteNetlinkMessage::NewNeighbour(message));
-    }
-
-    fn forget_neighbour(&mut self, key: (u32, Ipv4Addr)) {
-        if self.neighbours.remove(&key).is_some() {
-            let message = self.neighbour_message(key);
-            self.event(RouteNetlinkMessage::DelNeighbour(message));
-        }
-    }
-
-    fn set_link(&mut self, ifindex: u32, iface: Option<Iface>) {
-        let before = self.links.get(&ifindex).copied();
-        let lost = before.is_some_and(|b| b.up) && !iface.is_some_and(|i| i.up);
-        if lost {
-            for key in self.neighbours.keys().copied().filter(|k| k.0 == ifindex).collect::<Vec<_>>() {
-                self.forget_neighbour(key);
-            }
-        }
-        if iface.is_none() {
-            // Routes of an interface that goes vanish without a word.
-            self.routes
-                .retain(|_, t| !matches!(t, Target::Direct(i) | Target::Gateway(i, _) if *i == ifindex));
-        }
-        match iface {
-            Some(iface) => {
-                self.links.insert(ifindex, iface);
-                let message = self.link_message(ifindex);
-                self.event(RouteNetlinkMessage::NewLink(message));
-            }
-            None if self.links.remove(&ifindex).is_some() => {
-                let message = self.link_message(ifindex);
-                self.event(RouteNetlinkMessage::DelLink(message));
-            }
-            None => {}
-        }
-    }
-
-    fn set_route(&mut self, prefix: (u8, u8), target: Option<Target>) {
-        match target {
-            Some(Target::Direct(i) | Target::Gateway(i, _)) if !self.links.contains_key(&i) => {}
-            Some(target) => {
-                self.routes.insert(prefix, target);
-                self.event(RouteNetlinkMessage::NewRoute(Self::route_message(prefix)));
-            }
-            None => {
-                if self.routes.remove(&prefix).is_some() {
-                    self.event(RouteNetlinkMessage::DelRoute(Self::route_message(prefix)));
-                }
-            }
-        }
-    }
-
-    fn lookup(&self, address: Ipv4Addr) -> Target {
-        let [_, _, third, _] = address.octets();
-        let found = self.routes.get(&(24, third)).or_else(|| self.routes.get(&(0, 0)));
-        found.copied().unwrap_or(Target::Refused(libc::ENETUNREACH))
-    }
-
-    fn request(&mut self, sequence: u32, request: Request, now: Instant) {
-        let answer = |kernel: &mut Self, body| kernel.say(PORT, sequence, body);
-        match request {
-            Request::Links => {
-                for ifindex in self.links.keys().copied().collect::<Vec<_>>() {
-                    let message = self.link_message(ifindex);
-                    answer(self, Body::Message(RouteNetlinkMessage::NewLink(message)));
-                }
-                answer(self, Body::Done);
-            }
-            Request::Neighbours => {
-                for key in self.neighbours.keys().copied().collect::<Vec<_>>() {
-                    let message = self.neighbour_message(key);
-                    answer(self, Body::Message(RouteNetlinkMessage::NewNeighbour(message)));
-                }
-                answer(self, Body::Done);
-            }
-            Request::Route(IpAddr::V4(address)) => {
-                let mut message = Self::route_message((32, 0));
-                message.header.kind = RouteType::Unicast;
-                match self.lookup(address) {
-                    Target::Refused(errno) => return answer(self, Body::Error(errno)),
-                    Target::Local => message.header.kind = RouteType::Local,
-                    Target::Direct(ifindex) => message.attributes.push(RouteAttribute::Oif(ifindex)),
-                    Target::Gateway(ifindex, gateway) => {
-                        message.attributes.push(RouteAttribute::Oif(ifindex));
-                        message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
-                    }
-                }
-                answer(self, Body::Message(RouteNetlinkMessage::NewRoute(message)));
-            }
-            Request::Solicit {
-                neighbour: NeighbourKey { ifindex, address: IpAddr::V4(address) },
-                create,
-            } => {
-                let errno = self.solicit((ifindex, address), create, now);
-                answer(self, Body::Error(errno));
-            }
-            Request::Route(_) | Request::Solicit { .. } => answer(self, Body::Error(libc::EINVAL)),
-        }
-    }
-
-    fn solicit(&mut self, key: (u32, Ipv4Addr), create: bool, now: Instant) -> i32 {
-        let answers = self.hosts.contains_key(&key);
-        match (self.neighbours.get_mut(&key), create) {
-            _ if !self.links.get(&key.0).is_some_and(|link| link.up) => libc::ENETDOWN,
-            (Some(_), true) => libc::EEXIST,
-            (None, false) => libc::ENOENT,
-            (None, true) => {
-                self.set_neighbour(key, NeighbourState::Incomplete, None);
-                self.start_timer(key, now + Duration::from_millis(if answers { 2 } else { 3000 }));
-                0
-            }
-            (Some(entry), false) => {
-                match entry.state {
-                    NeighbourState::Failed => entry.state = NeighbourState::Incomplete,
-                    // Without an event, as in the kernel.
-                    NeighbourState::Stale => entry.state = NeighbourState::Delay,
-                    NeighbourState::Permanent => self.trespasses += 1,
-                    _ => {}
-                }
-                if matches!(entry.state, NeighbourState::Incomplete | NeighbourState::Delay)
-                    && entry.timer.is_none()
-                {
-                    let wait = if answers { 2 } else { 3000 };
-                    self.start_timer(key, now + Duration::from_millis(wait));
-                }
-                0
-            }
-        }
-    }
-
-    fn start_timer(&mut self, key: (u32, Ipv4Addr), at: Instant) {
-        if let Some(entry) = self.neighbours.get_mut(&key) {
-            entry.timer = Some(at);
-        }
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        self.neighbours.values().filter_map(|entry| entry.timer).min()
-    }
-
-    fn tick(&mut self, now: Instant) {
-        let due: Vec<_> = self
-            .neighbours
-            .iter()
-            .filter(|(_, e)| e.timer.is_some_and(|at| at <= now))
-            .map(|(k, _)| *k)
-            .collect();
-        for key in due {
-            match self.hosts.get(&key).copied() {
-                Some(mac) => self.set_neighbour(key, NeighbourState::Reachable, Some(mac)),
-                None => self.set_neighbour(key, NeighbourState::Failed, None),
-            }
-        }
-    }
-}
 
 /// A kernel, an engine, what the engine told, and the time.
 struct World {
@@ -281,12 +20,14 @@ struct World {
     told: BTreeMap<IpAddr, Resolution>,
     destinations: HashSet<IpAddr>,
     now: Instant,
+    /// Let the engine ask for everything again from time to time.
+    periodic: bool,
 }
 
 impl World {
     fn new(kernel: Kernel, now: Instant) -> Self {
         let engine = Engine::new(PORT, now);
-        Self { kernel, engine, told: BTreeMap::new(), destinations: HashSet::new(), now }
+        Self { kernel, engine, told: BTreeMap::new(), destinations: HashSet::new(), now, periodic: false }
     }
 
     fn watch(&mut self, destinations: impl IntoIterator<Item = IpAddr>) {
@@ -295,9 +36,13 @@ impl World {
         self.told.retain(|address, _| self.destinations.contains(address));
     }
 
-    /// Sends requests and delivers at most so many messages.
+    /// Sends requests and delivers at most so many messages. Gets as far as a periodic resync only if
+    /// told to: the events must suffice.
     fn pump(&mut self, mut messages: usize) {
         loop {
+            if !self.periodic && self.engine.resync_at > self.now + RESYNC_AFTER_LOSS {
+                self.engine.resync_at = self.now + 2 * RESYNC;
+            }
             self.engine.tick(self.now);
             while let Some((sequence, request)) = self.engine.next_request(self.now) {
                 self.kernel.request(sequence, request, self.now);
@@ -324,8 +69,8 @@ impl World {
         let end = self.now + time;
         loop {
             self.pump(usize::MAX);
-            let next = self.engine.deadline().min(self.kernel.deadline().unwrap_or(end));
-            if next > end {
+            let next = self.kernel.deadline().into_iter().fold(self.engine.deadline(), Instant::min);
+            if next >= end {
                 self.now = end;
                 return;
             }
@@ -517,6 +262,23 @@ fn a_silent_kernel_is_asked_again() {
     assert!(world.engine.next_request(world.now).is_some());
     world.run(ANSWER_TIMEOUT + Duration::from_secs(1));
     assert_eq!(hop(&world, ip(0, 1)).dst_mac, mac(11));
+}
+
+#[test]
+fn what_no_event_told_is_found_by_the_next_resync() {
+    let mut world = world();
+    world.watch([ip(0, 1).into()]);
+    world.run(Duration::from_millis(100));
+    world.kernel.routes.insert((24, 0), Target::Gateway(SECOND, ip(1, 1)));
+    world.run(2 * RESYNC);
+    assert_eq!(hop(&world, ip(0, 1)).dst_mac, mac(11));
+    for last in [12, 14] {
+        world.kernel.hosts.insert((SECOND, ip(1, 1)), mac(last));
+        world.kernel.neighbours.clear();
+        (world.periodic, world.engine.resync_at) = (true, world.engine.resync_at.min(world.now + RESYNC));
+        world.run(RESYNC + Duration::from_secs(1));
+        assert_eq!(hop(&world, ip(0, 1)).dst_mac, mac(last));
+    }
 }
 
 #[test]
