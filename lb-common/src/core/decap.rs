@@ -320,6 +320,13 @@ const fn combine_ecn(inner: u8, outer: u8) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        abi::{BackendEntry, ForwardKind},
+        core::{Forward, Ip, forward},
+        packet::{Buffer, Packet},
+    };
+    use proptest::prelude::*;
+    use std::vec::Vec;
 
     /// RFC 6040 figure 4, row by row: arriving inner header, then outer Not-ECT, ECT(0), ECT(1), CE.
     #[test]
@@ -335,6 +342,142 @@ mod tests {
                 let dscp = 0xb8;
                 let got = combine_ecn(dscp | inner, outer);
                 assert_eq!(got, expected.map(|ecn| dscp | ecn), "inner {inner:02b}, outer {outer:02b}");
+            }
+        }
+    }
+
+    #[test]
+    fn counters_are_distinct_and_fit_the_map() {
+        let mut used = std::vec![PACKETS, BYTES];
+        for reason in Reason::ALL {
+            assert!(!used.contains(&reason.counter()) && reason.counter() < COUNTERS);
+            used.push(reason.counter());
+        }
+    }
+
+    /// Listens to one network of each family.
+    struct Balancers;
+
+    impl Allow for Balancers {
+        fn source4(&self, address: [u8; 4]) -> bool {
+            address[..2] == [198, 18]
+        }
+        fn source6(&self, address: &[u8; 16]) -> bool {
+            address[..2] == [0xfd, 0]
+        }
+        fn gue_port(&self) -> u16 {
+            6080
+        }
+    }
+
+    fn ip_packet(v6: bool, tos: u8, payload: &[u8]) -> Vec<u8> {
+        let len = payload.len() as u16;
+        let mut ip;
+        if v6 {
+            ip = std::vec![0x60 | tos >> 4, tos << 4, 0, 0];
+            ip.extend(len.to_be_bytes());
+            ip.extend([59, 64]);
+            ip.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+            ip.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+        } else {
+            ip = std::vec![0x45, tos];
+            ip.extend((len + 20).to_be_bytes());
+            ip.extend([0, 1, 0x40, 0, 64, 253, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2]);
+            let check = csum::finish(csum::sum_bytes(&ip)).to_ne_bytes();
+            ip[10..12].copy_from_slice(&check);
+        }
+        ip.extend(payload);
+        ip
+    }
+
+    proptest! {
+        /// What the balancer puts around a packet comes off again, and nothing else.
+        #[test]
+        fn takes_off_what_the_balancer_puts_on(
+            v6: bool, gue: bool, outer6: bool, vlan in prop::option::of(1u16..4095), tos: u8, hash: u64,
+            payload in prop::collection::vec(any::<u8>(), 8..200),
+        ) {
+            let mut inner = ip_packet(v6, tos, &payload);
+            let mut frame = std::vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+            frame.extend(if v6 { eth::IPV6 } else { eth::IPV4 }.to_be_bytes());
+            frame.extend(&inner);
+            let mut packet = Buffer::new(&frame);
+            let mut outer = [0; 16];
+            outer[..2].copy_from_slice(if outer6 { &[0xfd, 0] } else { &[198, 18] });
+            let kind = if gue { ForwardKind::Gue } else { ForwardKind::Ipip };
+            let backend = BackendEntry {
+                l2: [2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1], ifindex: 1, outer_src: outer, outer_dst: [10; 16], mtu: 1500,
+                vlan: vlan.unwrap_or(0), kind: kind as u8, family: if outer6 { 6 } else { 4 }, entropy_bits: 16,
+                gue_port: 6080, ..BackendEntry::default()
+            };
+            let ip = Ip {
+                l3: 14, header_len: if v6 { 40 } else { 20 }, v6, total_len: inner.len() as u16, tos,
+                proto: if v6 { 59 } else { 253 },
+            };
+            let to = Forward { service: 0, backend_id: 1, backend: &backend, ip, hash, slot: 0 };
+            prop_assert_eq!(forward::rewrite(&mut packet, &to), Ok(()));
+            let verdict = decapsulate(&mut packet, &Balancers);
+            prop_assert_eq!(verdict, Verdict { outcome: Outcome::Decapsulated, bytes: inner.len() as u32 });
+            // One hop further.
+            if v6 {
+                inner[7] -= 1;
+            } else {
+                inner[8] -= 1;
+                inner[10..12].fill(0);
+                let check = csum::finish(csum::sum_bytes(&inner[..20])).to_ne_bytes();
+                inner[10..12].copy_from_slice(&check);
+            }
+            let l3 = if vlan.is_some() { 18 } else { 14 };
+            prop_assert_eq!(&packet.frame()[l3..], &inner[..]);
+            prop_assert_eq!(&packet.frame()[..12], &backend.l2);
+            if let Some(id) = vlan {
+                prop_assert_eq!(&packet.frame()[12..16], &[&[0x81, 0][..], &id.to_be_bytes()].concat()[..]);
+            }
+            let ether_type = if v6 { [0x86, 0xdd] } else { [8, 0] };
+            prop_assert_eq!(&packet.frame()[l3 - 2..l3], &ether_type);
+        }
+
+        /// Any bytes after an outer header of a balancer: never a panic, and a frame that is passed is untouched.
+        #[test]
+        fn survives_anything(
+            v6: bool, protocol in prop::sample::select(std::vec![4u8, 17, 41]), length: Option<u16>,
+            udp_port: Option<u16>, rest in prop::collection::vec(any::<u8>(), 0..120), cut in 0usize..200,
+        ) {
+            let mut rest = rest;
+            if rest.len() >= 8 && udp_port.is_none() {
+                rest[2..4].copy_from_slice(&6080u16.to_be_bytes());
+                let len = (rest.len() as u16).to_be_bytes();
+                rest[4..6].copy_from_slice(&len);
+                if let Some(first) = rest.get_mut(8) {
+                    *first &= 0x4f;
+                }
+            }
+            let mut ip = ip_packet(v6, 3, &rest);
+            if v6 {
+                ip[6] = protocol;
+                ip[8..10].copy_from_slice(&[0xfd, 0]);
+                if let Some(length) = length { ip[4..6].copy_from_slice(&length.to_be_bytes()); }
+            } else {
+                ip[9] = protocol;
+                ip[12..14].copy_from_slice(&[198, 18]);
+                if let Some(length) = length { ip[2..4].copy_from_slice(&length.to_be_bytes()); }
+                ip[10..12].fill(0);
+                let check = csum::finish(csum::sum_bytes(&ip[..20])).to_ne_bytes();
+                ip[10..12].copy_from_slice(&check);
+            }
+            let mut frame = std::vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+            frame.extend(if v6 { eth::IPV6 } else { eth::IPV4 }.to_be_bytes());
+            frame.extend(ip);
+            frame.truncate(cut.max(14));
+            let mut packet = Buffer::new(&frame);
+            let verdict = decapsulate(&mut packet, &Balancers);
+            match verdict.outcome {
+                Outcome::Pass => prop_assert_eq!(packet.frame(), &frame[..]),
+                Outcome::Decapsulated => {
+                    prop_assert!(verdict.bytes as usize + 14 <= packet.len());
+                    prop_assert!(packet.len() < frame.len() && packet.frame()[14] >> 4 >= 4);
+                }
+                refused => prop_assert!(refused.refusal().is_some() && packet.len() == frame.len()),
             }
         }
     }

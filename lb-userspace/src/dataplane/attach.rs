@@ -99,6 +99,16 @@ impl Links {
             .collect())
     }
 
+    /// Interface, mode and program id of every link.
+    pub(super) fn attached(&self) -> Vec<(u32, Mode, u32)> {
+        self.pins()
+            .filter_map(|(ifindex, mode, path)| {
+                let link = FdLink::from(PinnedLink::from_pin(path).ok()?);
+                Some((ifindex, mode, link.info().ok()?.program_id()))
+            })
+            .collect()
+    }
+
     fn pins(&self) -> impl Iterator<Item = (u32, Mode, PathBuf)> + '_ {
         self.pinned.iter().map(|(ifindex, (mode, _))| (*ifindex, *mode, self.path(*ifindex, *mode)))
     }
@@ -324,7 +334,8 @@ fn root_cause(error: &aya::programs::ProgramError) -> String {
     cause.to_string()
 }
 
-fn attached_program(interface: &str) -> String {
+/// Id of the program that `ip` sees on the interface.
+pub(super) fn attached_program(interface: &str) -> String {
     let text = std::process::Command::new("ip").args(["-j", "link", "show", "dev", interface]).output();
     text.ok()
         .and_then(|out| serde_json::from_slice::<serde_json::Value>(&out.stdout).ok())
@@ -333,7 +344,7 @@ fn attached_program(interface: &str) -> String {
 }
 
 /// The names of all interfaces, for error messages.
-fn interface_names() -> String {
+pub(super) fn interface_names() -> String {
     if_nameindex()
         .map(|list| {
             list.iter().map(|i| i.name().to_string_lossy().into_owned()).collect::<Vec<_>>().join(", ")
