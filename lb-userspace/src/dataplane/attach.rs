@@ -334,13 +334,18 @@ fn root_cause(error: &aya::programs::ProgramError) -> String {
     cause.to_string()
 }
 
-/// Id of the program that `ip` sees on the interface.
+/// Id of the program that `ip` sees on the interface, `none`, or `unknown` where `ip` does not tell.
 pub(super) fn attached_program(interface: &str) -> String {
     let text = std::process::Command::new("ip").args(["-j", "link", "show", "dev", interface]).output();
     text.ok()
         .and_then(|out| serde_json::from_slice::<serde_json::Value>(&out.stdout).ok())
-        .and_then(|json| json[0]["xdp"]["prog"]["id"].as_u64())
-        .map_or_else(|| "unknown".to_owned(), |id| id.to_string())
+        .filter(|json| json[0]["ifindex"].is_u64())
+        .map_or_else(
+            || "unknown".to_owned(),
+            |json| {
+                json[0]["xdp"]["prog"]["id"].as_u64().map_or_else(|| "none".to_owned(), |id| id.to_string())
+            },
+        )
 }
 
 /// The names of all interfaces, for error messages.
