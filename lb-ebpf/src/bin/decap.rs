@@ -9,7 +9,12 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::core::decap::{self, Allow, Outcome};
-use lb_ebpf::frame::Frame;
+
+// Not from the library: its maps, the balancer's, would come along into this ELF.
+#[expect(dead_code, reason = "the balancer needs more of it")]
+#[path = "../frame.rs"]
+mod frame;
+use frame::Frame;
 
 /// Sources of balancers. Written by `lbctl decap attach`, a prefix at a time.
 #[map]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! PIN_ROOT/decap/3/links/native-3          the link of the interface with index 3
-//! PIN_ROOT/decap/3/maps-0123456789abcdef/  its maps, in the directory of their layout
+//! PIN_ROOT/decap/3/maps-1/                 its maps, in the directory of their layout
 //! ```
 
 use super::{DataplaneError, XdpMode, attach::Links, attach::attached_program, elf, kernel::check_pin};
