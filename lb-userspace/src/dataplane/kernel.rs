@@ -226,7 +226,7 @@ fn load(
 }
 
 /// A pinned map is adopted only if it is what the inventory says.
-fn check_pin(path: &Path, wanted: &MapInfo) -> Result<(), DataplaneError> {
+pub(super) fn check_pin(path: &Path, wanted: &MapInfo) -> Result<(), DataplaneError> {
     if !path.exists() {
         return Ok(());
     }
