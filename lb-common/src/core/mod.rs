@@ -11,6 +11,8 @@ mod parse;
 mod select;
 mod service;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod verdict;
 
 pub use parse::{Ip, L4};

@@ -50,6 +50,12 @@ const fn refuse<'t>(reason: DropReason) -> Decision<'t> {
     Decision::Drop(Refusal { reason })
 }
 
+/// The protocols a service may have.
+#[inline(always)]
+const fn forwarded(protocol: u8) -> bool {
+    protocol == proto::TCP || protocol == proto::UDP
+}
+
 /// A frame whose EtherType says IPv4; the header starts at `l3`.
 #[inline(always)]
 pub(super) fn v4<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize) -> Decision<'t> {
@@ -66,6 +72,9 @@ pub(super) fn v4<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize)
     }
     let fragment = header.u16::<{ ipv4::FRAGMENT }>();
     if fragment & !ipv4::DONT_FRAGMENT != 0 {
+        if !forwarded(header.u8::<{ ipv4::PROTO }>()) {
+            return Decision::Pass;
+        }
         let reserved = fragment & ipv4::RESERVED != 0;
         return refuse(if reserved { DropReason::IpFlags } else { DropReason::Fragment });
     }
@@ -122,7 +131,7 @@ enum Chain {
         header_len: usize,
         proto: u8,
     },
-    /// This host is not where the packet ends (routing header with segments left).
+    /// Not ours to judge: a routing header with segments left, a fragment of another protocol than ours.
     Elsewhere,
     Bad(DropReason),
 }
@@ -150,7 +159,13 @@ fn extensions<P: Packet>(packet: &P, l3: usize, first: u8) -> Chain {
             proto::FRAGMENT => {
                 // An atomic fragment (RFC 6946) is a whole packet.
                 if header.u16::<2>() & 0xfff9 != 0 {
-                    return Chain::Bad(DropReason::Fragment);
+                    let next = header.u8::<0>();
+                    // Destination options may hide a TCP or UDP header; other protocols are the kernel's.
+                    return if forwarded(next) || next == proto::DESTINATION {
+                        Chain::Bad(DropReason::Fragment)
+                    } else {
+                        Chain::Elsewhere
+                    };
                 }
                 8
             }
@@ -177,7 +192,7 @@ fn transport<'t, P: Packet, T: Tables>(
     ttl: u8,
     flow: impl FnOnce(u64, u32) -> u64,
 ) -> Decision<'t> {
-    if ip.proto != proto::TCP && ip.proto != proto::UDP {
+    if !forwarded(ip.proto) {
         return Decision::Pass;
     }
     let at = ip.l3 + ip.header_len;
@@ -210,5 +225,9 @@ fn transport<'t, P: Packet, T: Tables>(
         return refuse(DropReason::TtlExceeded);
     }
     let Some(entry) = tables.service(id) else { return refuse(DropReason::Internal) };
+    // Removed a moment ago: what its zeroed entry points at are the slots of another service.
+    if entry.ring_size == 0 {
+        return refuse(DropReason::NoBackend);
+    }
     select::select(tables, id, entry, flow(entry.seed, l4.ports), ip)
 }

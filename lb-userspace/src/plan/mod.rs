@@ -6,11 +6,13 @@
 mod action;
 mod build;
 mod image;
+mod memory;
 mod ports;
 
 pub use action::{Action, diff};
 pub use build::{BuildError, NextHopEntry, TunnelSettings, WantedBackend, WantedService, build};
 pub use image::{BackendRecord, Image, ServiceRecord};
+pub use memory::Memory;
 
 #[cfg(test)]
 mod tests;
