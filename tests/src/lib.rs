@@ -1,1 +1,4 @@
 //! Tests.
+
+pub mod kernel;
+pub mod packets;
