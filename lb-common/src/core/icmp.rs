@@ -18,6 +18,10 @@ const OUTER_TTL: u8 = 64;
 /// port it came in by. `None`: the packet cannot be turned; it may then be half changed and must be dropped.
 #[inline(always)]
 pub fn too_big<P: PacketMut>(packet: &mut P, ip: &Ip, mtu: u16) -> Option<()> {
+    // What is shorter than a quote met an egress that IP does not allow (RFC 8200 section 5 wants 1,280 bytes).
+    if usize::from(ip.total_len) < QUOTE {
+        return None;
+    }
     packet.truncate(ip.l3 + QUOTE)?;
     if ip.v6 { too_big_v6(packet, ip.l3, mtu) } else { too_big_v4(packet, ip.l3, mtu) }
 }

@@ -110,6 +110,9 @@ fn what_cannot_be_quoted_is_not_answered() {
         rig.forwards("80 bytes", "mtu100", &packet.with_ip_len(80));
         rig.drops("81 bytes", &packet.with_ip_len(81).build(), DropReason::TooBigUnanswered);
         rig.drops("127 bytes", &packet.with_ip_len(127).build(), DropReason::TooBigUnanswered);
+        // Padding of the frame is no part of the packet: it is not quoted in its stead.
+        let padded = packet.with_ip_len(127).with(|p| p.pad_to = 300);
+        rig.drops("127 bytes, padded", &padded.build(), DropReason::TooBigUnanswered);
         too_big(&mut rig, "128 bytes", &packet.with_ip_len(128), 80);
         let packet = rig.world.packet("mtu150", v6, 1);
         rig.forwards("130 bytes", "mtu150", &packet.with_ip_len(130));
