@@ -86,5 +86,8 @@ fn the_hash_is_on_record() {
         fs::write(&path, &text).expect("golden/abi.txt can be written");
     }
     let golden = fs::read_to_string(&path).expect("golden/abi.txt; make it with LBD_BLESS=1");
-    assert_eq!(text, golden, "the layout of the maps changed; see the comment of this test");
+    assert!(
+        text == golden,
+        "the layout of the maps changed; see the comment of this test\nfound:\n{text}\non record:\n{golden}"
+    );
 }

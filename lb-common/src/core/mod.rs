@@ -4,10 +4,11 @@
 //! slot, the slot's backend. [`forward::rewrite`] turns the packet into the one that leaves. Both take
 //! bytes and tables and return data; the kernel program, the tests and `explain` run the same code.
 
+pub mod affinity;
 pub mod decap;
 pub mod forward;
 pub mod icmp;
-mod parse;
+pub mod parse;
 mod select;
 mod service;
 mod tables;
@@ -15,8 +16,10 @@ mod tables;
 mod tests;
 mod verdict;
 
+pub use service::find as find_service;
+
 pub use parse::{Ip, L4};
-pub use tables::Tables;
+pub use tables::{FlowCell, FlowKey, Tables};
 pub use verdict::{Decision, DropReason, Forward, Refusal};
 
 use crate::{

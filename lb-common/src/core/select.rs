@@ -1,22 +1,29 @@
 //! From a service and a flow to a backend.
 
-use super::{Decision, DropReason, Forward, Ip, Refusal, Tables};
-use crate::{abi::ServiceEntry, hash};
+use super::{
+    Decision, DropReason, Forward, Ip, Refusal, Tables,
+    affinity::{Place, Step},
+};
+use crate::{abi::ServiceEntry, hash, packet::Packet};
 
-/// Sends the flow with this hash to its slot's backend.
+/// Sends the flow with this hash to its slot's backend; the flow table is asked only where the slot has
+/// changed hands.
 #[inline(always)]
-pub(super) fn select<'t, T: Tables>(
+pub(super) fn select<'t, P: Packet, T: Tables>(
+    packet: &P,
     tables: &'t T,
     id: u32,
     service: &ServiceEntry,
     flow: u64,
+    step: Step,
     ip: Ip,
 ) -> Decision<'t> {
     let index = hash::slot(flow, service.ring_size);
     let Some(slot) = tables.slot(service.ring_base.wrapping_add(index)) else {
         return Decision::Drop(Refusal { reason: DropReason::Internal });
     };
-    let backend_id = slot.owner();
+    let backend_id =
+        if slot.is_plain() { slot.owner() } else { tables.choose(packet, Place::of(&ip), slot, flow, step) };
     if backend_id == 0 {
         return Decision::Drop(Refusal { reason: DropReason::NoBackend });
     }

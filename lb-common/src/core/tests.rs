@@ -2,14 +2,14 @@
 //! client sent.
 
 use super::{
-    Decision, DropReason, Forward, Tables,
+    Decision, DropReason, FlowCell, Forward, Tables,
     decap::{self, Allow, Outcome},
     decide, forward, icmp,
 };
 use crate::{
     abi::{
-        BackendEntry, ForwardKind, INLINE_RULES, PortKey, PortRangeKey, PortRule, ServiceEntry, Slot,
-        VipEntry,
+        BackendEntry, FlowEntry, FlowKey4, FlowKey6, ForwardKind, INLINE_RULES, PortKey, PortRangeKey,
+        PortRule, ServiceEntry, Slot, VipEntry,
     },
     csum,
     packet::{Buffer, Packet},
@@ -64,8 +64,35 @@ impl Tables for One {
     fn backend(&self, id: u32) -> Option<&BackendEntry> {
         (id == 1).then_some(&self.backend)
     }
+    fn flow4(&self, _: &FlowKey4) -> Option<impl FlowCell> {
+        None::<NoCell>
+    }
+    fn flow6(&self, _: &FlowKey6) -> Option<impl FlowCell> {
+        None::<NoCell>
+    }
+    fn add_flow4(&self, _: &FlowKey4, _: FlowEntry) -> bool {
+        false
+    }
+    fn add_flow6(&self, _: &FlowKey6, _: FlowEntry) -> bool {
+        false
+    }
+    fn now_ns(&self) -> u64 {
+        0
+    }
     fn icmp_token(&self) -> bool {
         true
+    }
+}
+
+/// All slots are plain: no flow is recorded.
+enum NoCell {}
+
+impl FlowCell for NoCell {
+    fn load(&self) -> FlowEntry {
+        match *self {}
+    }
+    fn store(&self, _: FlowEntry) {
+        match *self {}
     }
 }
 
@@ -248,7 +275,7 @@ proptest! {
                 Ok(()) => prop_assert!(len + forward::overhead(&tables.backend) <= usize::from(backend.mtu)),
                 Err(DropReason::TooBig) => {
                     prop_assert_eq!(buffer.frame(), &bytes[..]);
-                    let _ = icmp::too_big(&mut buffer, &to.ip, forward::path_mtu(&tables.backend));
+                    let _ = icmp::too_big(&mut buffer, to.ip.l3, to.ip.v6, forward::path_mtu(&tables.backend));
                 }
                 Err(_) => {}
             }
@@ -384,7 +411,7 @@ fn too_big_is_told_to_single_hosts_only() {
         let mut buffer = Buffer::new(&bytes);
         let to = decided(&buffer, &tables).expect("a packet to forward");
         assert_eq!(forward::rewrite(&mut buffer, &to), Err(DropReason::TooBig));
-        icmp::too_big(&mut buffer, &to.ip, 1400).is_some()
+        icmp::too_big(&mut buffer, to.ip.l3, to.ip.v6, 1400).is_some()
     };
     for source in [[203, 0, 113, 7], [10, 0, 0, 1], [223, 255, 255, 254], [1, 0, 0, 1], [128, 0, 0, 1]] {
         assert!(told(false, &source), "{source:?}");
@@ -413,7 +440,7 @@ fn too_big_quotes_the_packet() {
         let tables = One::new(backend(ForwardKind::Ipip, 4));
         let mut buffer = Buffer::new(&bytes);
         let to = decided(&buffer, &tables).expect("a packet to forward");
-        icmp::too_big(&mut buffer, &to.ip, 1480).expect("an answer");
+        icmp::too_big(&mut buffer, to.ip.l3, to.ip.v6, 1480).expect("an answer");
         let out = buffer.frame();
         let added = if v6 { 48 } else { 28 };
         assert_eq!(out.len(), 14 + added + icmp::QUOTE);

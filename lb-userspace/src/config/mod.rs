@@ -1,1 +1,158 @@
-//! Reads the TOML configuration: schema, loading, validation, errors that name file, line, key, found and expected.
+//! The configuration file: read, checked, with every default filled in.
+//!
+//! [`parse_on`] takes text and returns data; only [`load`] touches the disk. All problems of a file
+//! are found at once, each named with file, line, column, key, what was found and what was expected;
+//! one mistake gives one problem. What the keys mean is written in `examples/lbd.toml`.
+
+mod address;
+mod check;
+mod duration;
+mod error;
+mod health;
+mod node;
+mod reader;
+mod schema;
+mod service;
+mod settings;
+mod suggest;
+#[cfg(test)]
+mod tests;
+
+pub use duration::{format_duration, parse_duration};
+pub use error::{ConfigError, Problem};
+pub use node::{MetricsConfig, NodeConfig, TunnelConfig, XdpMode};
+pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};
+pub use settings::{Origin, Origins, Setting, services_hash};
+
+use crate::model::ServiceSpec;
+use error::printable;
+use reader::{Notes, Refusal, Section};
+use service::ServiceSettings;
+use std::{fs::File, io::Read, path::Path};
+use toml::de::DeTable;
+
+/// Largest configuration file, in bytes: some twenty times that of 4,096 services.
+const MAX_FILE: u64 = 64 << 20;
+
+/// A configuration in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where it was read from.
+    pub file: String,
+    pub node: NodeConfig,
+    pub metrics: MetricsConfig,
+    pub tunnel: TunnelConfig,
+    /// In the order of the file; names are unique and no two services overlap.
+    pub services: Vec<ServiceSpec>,
+    /// Which of the settings the file set.
+    pub origins: Origins,
+}
+
+/// Reads and checks a configuration file.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let name = path.to_string_lossy();
+    let fail = |found: String, expected: &str, advice: &str| {
+        Notes::new(&name, "").fail(None, found, Refusal::expected(expected).but(advice))
+    };
+    let cannot_read = |error: std::io::Error| {
+        let advice = "check the path and its permissions";
+        fail(format!("cannot be read ({error})"), "a configuration file", advice)
+    };
+    let mut file = File::open(path).map_err(cannot_read)?;
+    if file.metadata().map_err(cannot_read)?.is_dir() {
+        return Err(fail("is a directory".to_owned(), "a configuration file", "name the file in it"));
+    }
+    let mut bytes = Vec::new();
+    // Devices and pipes say nothing of their size.
+    file.by_ref().take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(cannot_read)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(fail("is too large".to_owned(), "at most 64 MiB", "check that it is the right file"));
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => parse(&name, &text),
+        Err(error) => {
+            let at = error.utf8_error().valid_up_to();
+            let byte = error.as_bytes()[at];
+            // What precedes is text, so that the position can be told.
+            let before = String::from_utf8_lossy(&error.as_bytes()[..at]).into_owned();
+            let why = Refusal::expected("text in UTF-8").but("save the file in that encoding");
+            Err(Notes::new(&name, &before).fail(Some(at), format!("byte 0x{byte:02x}"), why))
+        }
+    }
+}
+
+/// Reads and checks the text of a configuration; the node's default name is the host's.
+pub fn parse(file_name: &str, text: &str) -> Result<Config, ConfigError> {
+    let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    parse_on(file_name, text, hostname.as_deref().unwrap_or("localhost"))
+}
+
+/// Reads and checks the text of a configuration for a host of that name. Pure.
+pub fn parse_on(file_name: &str, text: &str, hostname: &str) -> Result<Config, ConfigError> {
+    let notes = Notes::new(file_name, text);
+    let document = match DeTable::parse(text) {
+        Ok(document) => document.into_inner(),
+        Err(error) => return Err(syntax(notes, text, &error)),
+    };
+    let root = Section::open(&notes, &document, 0, "", Vec::new(), &schema::ROOT);
+    let node = match root.table("node") {
+        Some((table, at)) => node::read_node(&notes, table, at, hostname),
+        None => {
+            if root.position("node").is_none() && !root.hinted("node") {
+                let why = Refusal::expected("[node] with interfaces = [...]")
+                    .but("name the interfaces that packets come in on");
+                notes.problem(None, "node".to_owned(), "", "section [node] is missing".to_owned(), why);
+            }
+            // Never used: a problem is noted.
+            node::read_node(&Notes::new("", ""), &DeTable::new(), 0, hostname)
+        }
+    };
+    let metrics = root.table("metrics").map(|(table, at)| node::read_metrics(&notes, table, at));
+    let tunnel = root.table("tunnel").map(|(table, at)| node::read_tunnel(&notes, table, at));
+    let defaults = root.table("defaults");
+    let defaults = defaults.map(|(table, at)| ServiceSettings::read_defaults(&notes, table, at));
+    let defaults = defaults.unwrap_or(ServiceSettings::ABSENT);
+    let drafts = root.tables("service").unwrap_or_default().into_iter().zip(1..);
+    let drafts: Vec<_> = drafts
+        .map(|((table, at), number)| service::read_service(&notes, table, at, number, &defaults))
+        .collect();
+    check::check(&drafts);
+    let services = drafts.into_iter().filter_map(|draft| draft.build(&defaults)).collect();
+    Ok(Config {
+        file: file_name.to_owned(),
+        node,
+        metrics: metrics.unwrap_or_default(),
+        tunnel: tunnel.unwrap_or_default(),
+        services,
+        origins: Origins(notes.finish()?),
+    })
+}
+
+/// Notes what the TOML parser says. Only its first message: the rest may follow from it.
+fn syntax(notes: Notes<'_>, text: &str, error: &toml::de::Error) -> ConfigError {
+    let span = error.span().unwrap_or(0..0);
+    let near = text.get(span.clone()).unwrap_or("").lines().next().unwrap_or("");
+    let mut found = "not valid TOML".to_owned();
+    if !near.is_empty() {
+        found = format!("not valid TOML at '{}'", printable(near));
+    }
+    let message = match error.message() {
+        "string values must be quoted, expected literal string" if near.is_empty() => "a value is missing",
+        "string values must be quoted, expected literal string" => {
+            "expected a number, true, false, or text in quotes"
+        }
+        other => other,
+    };
+    let why = if message == "duplicate key" {
+        let header = notes.in_single_header(span.start);
+        let advice = if header {
+            "a section that may occur several times is written in double brackets, like [[service]]"
+        } else {
+            "remove one of the two"
+        };
+        Refusal::expected("each key once").but(advice)
+    } else {
+        Refusal::advice(printable(message))
+    };
+    notes.fail(Some(span.start), found, why)
+}

@@ -1,1 +1,23 @@
 //! The tasks of the daemon and how they are wired.
+//!
+//! ```text
+//!   lbctl -> control::server --Command--> +--------+
+//!   health task --------HealthEvent-----> |        | --actions--> dataplane::Kernel (the only map writer)
+//!   netlink task ----next hops, links---> | engine | --targets--> health task
+//!   SIGHUP, SIGTERM --------------------> |        | --destinations--> netlink task
+//!   metrics listener ---Command---------> +--------+
+//! ```
+//!
+//! One loop owns all state: it waits for any of these, changes the wish, converges the kernel to it, answers.
+//! Every wait is a channel or signal receive, which is cancel-safe; nothing else is awaited inside the loop.
+
+mod engine;
+mod error;
+mod explain;
+mod flows;
+mod run;
+mod views;
+
+pub use engine::Engine;
+pub use error::{EngineError, StartError};
+pub use run::{Options, check, detach, run};

@@ -7,6 +7,11 @@ use std::{fmt, net::IpAddr};
 /// Largest weight of a backend.
 pub const MAX_WEIGHT: u16 = 65_535;
 
+/// Weight of a backend where none is given.
+pub const DEFAULT_WEIGHT: u16 = 100;
+/// Most backends of one service.
+pub const MAX_BACKENDS: usize = 4096;
+
 /// A backend as configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendSpec {

@@ -3,16 +3,32 @@
 
 use super::Image;
 use lb_common::{
-    abi::{BackendEntry, MAX_SERVICES, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry},
-    core::Tables,
+    abi::{
+        BackendEntry, FlowEntry, FlowKey4, FlowKey6, MAX_SERVICES, PortKey, PortRangeKey, ServiceEntry, Slot,
+        VipEntry,
+    },
+    core::{FlowCell, Tables},
 };
 use std::net::IpAddr;
 
 /// An image, looked things up in as in the maps: an array element that was never written is zero, one beyond
-/// the array's end is absent. Every ICMP answer is granted: whether the rate limit would have is a matter of
-/// time, not of tables.
+/// the array's end is absent. It holds no flows and records none. Every ICMP answer is granted: whether the
+/// rate limit would have is a matter of time, not of tables.
 #[derive(Debug, Clone, Copy)]
 pub struct Memory<'a>(pub &'a Image);
+
+/// An image holds no flows.
+enum NoCell {}
+
+impl FlowCell for NoCell {
+    fn load(&self) -> FlowEntry {
+        match *self {}
+    }
+
+    fn store(&self, _: FlowEntry) {
+        match *self {}
+    }
+}
 
 static NO_SERVICE: ServiceEntry =
     ServiceEntry { ring_base: 0, ring_size: 0, seed: 0, idle_ns: 0, flags: 0, pad: 0 };
@@ -78,6 +94,26 @@ impl Tables for Memory<'_> {
             Some(record) => Some(&record.entry),
             None => (id < self.0.backend_capacity).then_some(&NO_BACKEND),
         }
+    }
+
+    fn flow4(&self, _: &FlowKey4) -> Option<impl FlowCell> {
+        None::<NoCell>
+    }
+
+    fn flow6(&self, _: &FlowKey6) -> Option<impl FlowCell> {
+        None::<NoCell>
+    }
+
+    fn add_flow4(&self, _: &FlowKey4, _: FlowEntry) -> bool {
+        true
+    }
+
+    fn add_flow6(&self, _: &FlowKey6, _: FlowEntry) -> bool {
+        true
+    }
+
+    fn now_ns(&self) -> u64 {
+        0
     }
 
     fn icmp_token(&self) -> bool {

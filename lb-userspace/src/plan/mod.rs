@@ -11,7 +11,7 @@ mod ports;
 
 pub use action::{Action, diff};
 pub use build::{BuildError, NextHopEntry, TunnelSettings, WantedBackend, WantedService, build};
-pub use image::{BackendRecord, Image, ServiceRecord};
+pub use image::{BackendRecord, Image, ServiceRecord, name_of};
 pub use memory::Memory;
 
 #[cfg(test)]

@@ -1,1 +1,17 @@
-//! What operators changed at run time, kept under state_dir.
+//! What operators changed at run time, kept under `state_dir`.
+//!
+//! [`RuntimeChanges`] holds the changes, [`apply`] lays them over the configuration, both pure;
+//! [`StateDir`] keeps them on disk. A change that the configuration no longer has a place for is kept
+//! and reported, never dropped.
+
+mod apply;
+mod changes;
+mod edit;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use apply::{Effective, EffectiveBackend, EffectiveService, Origin, StaleChange, StaleReason, apply};
+pub use changes::{Change, ChangeKind, RuntimeChanges, Stamp};
+pub use edit::{ChangeError, ChangeErrorKind, NewBackend};
+pub use store::{Loaded, Outcome, StateDir, StateError};

@@ -1,6 +1,9 @@
 //! All counters of the balancer as one value.
 
-use lb_common::core::DropReason;
+use lb_common::{
+    abi::{FlowEntry, FlowKey4, FlowKey6},
+    core::DropReason,
+};
 use std::{collections::BTreeMap, fmt};
 
 /// One counter.
@@ -10,6 +13,8 @@ pub enum Counter {
     Backend(u32),
     /// By number, so that one without a reason is noticed.
     Drop(u32),
+    FlowsRecorded,
+    FlowsRefused,
 }
 
 impl From<DropReason> for Counter {
@@ -91,5 +96,24 @@ impl fmt::Debug for Counters {
             }
         }
         map.finish()
+    }
+}
+
+/// The tracked flows, their entries without the time of the last packet.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Flows {
+    pub v4: BTreeMap<FlowKey4, FlowEntry>,
+    pub v6: BTreeMap<FlowKey6, FlowEntry>,
+}
+
+impl Flows {
+    const TIMELESS: u64 = !(0xffff << 32);
+
+    pub(super) fn add4(&mut self, key: FlowKey4, entry: FlowEntry) {
+        self.v4.insert(key, FlowEntry(entry.0 & Self::TIMELESS));
+    }
+
+    pub(super) fn add6(&mut self, key: FlowKey6, entry: FlowEntry) {
+        self.v6.insert(key, FlowEntry(entry.0 & Self::TIMELESS));
     }
 }

@@ -7,7 +7,7 @@ mod counters;
 mod host;
 mod world;
 
-pub use counters::{Counter, Counters};
+pub use counters::{Counter, Counters, Flows};
 pub use host::Host;
 pub use world::{
     BACKEND_CAPACITY, Predicted, RING_CAPACITY, World, client_address, plain_world, tunnel, vip,
@@ -18,9 +18,9 @@ use aya::{
     maps::{Map, MapData, PerCpuArray, PerCpuValues},
     programs::{TestRun, TestRunOptions, Xdp},
 };
-use lb_common::abi::{Bucket, Stats};
+use lb_common::abi::{Bucket, FlowStats, Stats};
 use lb_userspace::{
-    dataplane::{self, Maps},
+    dataplane::{self, Flow, Maps},
     plan::{self, Image},
 };
 
@@ -190,6 +190,19 @@ impl Balancer {
         self.program.run_again(frame, times)
     }
 
+    /// Every tracked flow.
+    #[must_use]
+    pub fn flows(&self) -> Flows {
+        let mut flows = Flows::default();
+        for (flow, entry) in self.maps.flows().expect("the flow tables") {
+            match flow {
+                Flow::V4(key) => flows.add4(key, entry),
+                Flow::V6(key) => flows.add6(key, entry),
+            }
+        }
+        flows
+    }
+
     /// Every counter of the first `services` service ids, of all backends and of all drop reasons, even those that do not
     /// exist yet; what is zero is left out.
     #[must_use]
@@ -210,6 +223,9 @@ impl Balancer {
             let dropped = self.drops.get(&number, 0).expect("DROPS").iter().sum();
             counters.add_stats(Counter::Drop(number), (dropped, 0));
         }
+        let FlowStats { inserted, refused } = self.maps.flow_stats().expect("FLOW_STATS");
+        counters.add_stats(Counter::FlowsRecorded, (inserted, 0));
+        counters.add_stats(Counter::FlowsRefused, (refused, 0));
         counters
     }
 }

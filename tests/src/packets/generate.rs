@@ -57,6 +57,8 @@ pub struct Generator {
     vips6: Vec<Ipv6Addr>,
     ports: Vec<u16>,
     max_len: usize,
+    /// Clients there are; 0 = no end of them.
+    clients: usize,
 }
 
 impl Generator {
@@ -64,7 +66,7 @@ impl Generator {
     #[must_use]
     pub fn new(seed: u64, vips: &[IpAddr], ports: &[u16], max_len: usize) -> Self {
         let mut generator =
-            Self { seed, vips4: Vec::new(), vips6: Vec::new(), ports: ports.to_vec(), max_len };
+            Self { seed, vips4: Vec::new(), vips6: Vec::new(), ports: ports.to_vec(), max_len, clients: 0 };
         for vip in vips {
             match vip {
                 IpAddr::V4(vip) => generator.vips4.push(*vip),
@@ -72,6 +74,12 @@ impl Generator {
             }
         }
         generator
+    }
+
+    /// The same from so many clients of one port each, whose flows therefore come back.
+    #[must_use]
+    pub fn with_clients(self, clients: usize) -> Self {
+        Self { clients, ..self }
     }
 
     /// Frame number `index`: two of three are valid packets, the rest are mutated.
@@ -92,7 +100,10 @@ impl Generator {
     fn packet(&self, rng: &mut Rng) -> Packet {
         let v6 = rng.percent(50);
         let (src, dst) = self.addresses(rng, v6);
-        let (sport, dport) = (rng.bits() as u16, self.port(rng));
+        let (mut sport, dport) = (rng.bits() as u16, self.port(rng));
+        if self.clients > 0 {
+            sport = 40_000;
+        }
         let mut packet = if rng.percent(65) {
             let mut packet = Packet::tcp((src, sport).into(), (dst, dport).into());
             let tcp = packet.tcp_mut();
@@ -158,14 +169,20 @@ impl Generator {
     fn addresses(&self, rng: &mut Rng, v6: bool) -> (IpAddr, IpAddr) {
         let known = rng.percent(95);
         if v6 {
-            let src = Ipv6Addr::from_bits(u128::from(rng.bits()) << 64 | u128::from(rng.bits()));
+            let mut src = Ipv6Addr::from_bits(u128::from(rng.bits()) << 64 | u128::from(rng.bits()));
+            if self.clients > 0 {
+                src = Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, rng.below(self.clients) as u16);
+            }
             let mut dst = rng.pick(&self.vips6);
             if !known {
                 dst = Ipv6Addr::from_bits(dst.to_bits() ^ 1 << rng.below(128));
             }
             (src.into(), dst.into())
         } else {
-            let src = Ipv4Addr::from_bits(rng.bits() as u32);
+            let mut src = Ipv4Addr::from_bits(rng.bits() as u32);
+            if self.clients > 0 {
+                src = Ipv4Addr::from_bits(0xcb00_7100 + rng.below(self.clients) as u32);
+            }
             let mut dst = rng.pick(&self.vips4);
             if !known {
                 dst = Ipv4Addr::from_bits(dst.to_bits() ^ 1 << rng.below(32));

@@ -1,0 +1,101 @@
+//! The keys of every section, once: what is not here is an error.
+
+/// The keys of a section.
+#[derive(Debug)]
+pub(super) struct Schema {
+    /// Its header, as written.
+    pub(super) header: &'static str,
+    pub(super) keys: &'static [&'static str],
+    /// Keys that are refused with a reason of their own.
+    pub(super) refused: &'static [(&'static str, &'static str)],
+}
+
+impl Schema {
+    /// The section that a key belongs in, if it is another one.
+    pub(super) fn home_of(&self, key: &str) -> Option<&'static Schema> {
+        if self.keys.contains(&key) {
+            return None;
+        }
+        // A key written too high or too low in the file belongs in a neighbour first.
+        let near: &[&'static Schema] = match self.header {
+            "[[service]]" => &[&SERVICE_HEALTH, &BACKEND, &NODE],
+            "[service.health]" => &[&SERVICE, &BACKEND],
+            "[[service.backend]]" => &[&SERVICE, &SERVICE_HEALTH],
+            "[defaults]" => &[&DEFAULTS_HEALTH, &NODE],
+            "[defaults.health]" => &[&DEFAULTS],
+            "the file" => &[&NODE, &METRICS, &TUNNEL, &SERVICE, &SERVICE_HEALTH, &BACKEND],
+            _ => &[&NODE, &METRICS, &TUNNEL],
+        };
+        near.iter().find(|schema| schema.keys.contains(&key)).copied()
+    }
+}
+
+const LATER: &str = "not available in this version: remove the section";
+const NO_DEFAULT: &str = "it has no default: set it in each [[service]]";
+
+pub(super) static ROOT: Schema = Schema {
+    header: "the file",
+    keys: &["node", "metrics", "tunnel", "defaults", "service"],
+    refused: &[("vrrp", LATER), ("sync", LATER), ("firewall", LATER), ("bgp", LATER)],
+};
+
+pub(super) static NODE: Schema = Schema {
+    header: "[node]",
+    keys: &["name", "interfaces", "xdp_mode", "state_dir", "pin_dir", "run_dir"],
+    refused: &[],
+};
+
+pub(super) static METRICS: Schema = Schema { header: "[metrics]", keys: &["listen"], refused: &[] };
+
+pub(super) static TUNNEL: Schema = Schema {
+    header: "[tunnel]",
+    keys: &["source_ipv4", "source_ipv6", "gue_source_ipv4", "gue_source_ipv6"],
+    refused: &[],
+};
+
+pub(super) static DEFAULTS: Schema = Schema {
+    header: "[defaults]",
+    keys: &[
+        "port",
+        "protocol",
+        "forward",
+        "scheduler",
+        "ring_size",
+        "seed",
+        "idle_timeout",
+        "gue_port",
+        "health",
+    ],
+    refused: &[("name", NO_DEFAULT), ("addresses", NO_DEFAULT), ("backend", NO_DEFAULT)],
+};
+
+pub(super) static SERVICE: Schema = Schema {
+    header: "[[service]]",
+    keys: &[
+        "name",
+        "addresses",
+        "port",
+        "protocol",
+        "forward",
+        "scheduler",
+        "ring_size",
+        "seed",
+        "idle_timeout",
+        "gue_port",
+        "health",
+        "backend",
+    ],
+    refused: &[],
+};
+
+const HEALTH_KEYS: &[&str] =
+    &["type", "path", "host", "method", "status", "interval", "timeout", "rise", "fall", "port"];
+
+pub(super) static SERVICE_HEALTH: Schema =
+    Schema { header: "[service.health]", keys: HEALTH_KEYS, refused: &[] };
+
+pub(super) static DEFAULTS_HEALTH: Schema =
+    Schema { header: "[defaults.health]", keys: HEALTH_KEYS, refused: &[] };
+
+pub(super) static BACKEND: Schema =
+    Schema { header: "[[service.backend]]", keys: &["name", "address", "port", "weight"], refused: &[] };

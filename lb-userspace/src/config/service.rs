@@ -1,0 +1,307 @@
+//! `[[service]]` with its backends, and `[defaults]`.
+
+use super::{
+    address,
+    health::{self, Checked, HealthSettings, duration},
+    reader::{Notes, Refusal, Section, Setting, integer, text, wrong_type},
+    schema,
+};
+use crate::model::{
+    BackendName, BackendSpec, DEFAULT_WEIGHT, Forward, HealthSpec, MAX_RING, MAX_WEIGHT, MIN_RING, PortSpec,
+    Protocol, Scheduler, ServiceName, ServiceSpec, is_ring_size,
+};
+use sha2::{Digest, Sha256};
+use std::{net::IpAddr, time::Duration};
+use toml::de::{DeTable, DeValue};
+
+/// Port of `forward = "gue"` where none is set: the one assigned to GUE.
+pub const DEFAULT_GUE_PORT: u16 = 6080;
+
+/// The idle time-out of a service that has none: what its clients commonly stay silent for.
+pub fn default_idle_timeout(protocol: Protocol) -> Duration {
+    match protocol {
+        Protocol::Tcp => Duration::from_secs(300),
+        Protocol::Udp => Duration::from_secs(30),
+    }
+}
+
+/// The seed of a service that has none, the same on every node: the first 63 bits of a SHA-256 over
+/// its name. Part of the contract between nodes and versions: another value moves every flow.
+pub fn default_seed(name: &ServiceName) -> u64 {
+    let digest = Sha256::new().chain_update(b"lbd service seed\0").chain_update(name.as_str()).finalize();
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest[..8]);
+    u64::from_be_bytes(first) >> 1
+}
+
+/// What `[defaults]` or one `[[service]]` says.
+pub(super) struct ServiceSettings {
+    port: Setting<PortSpec>,
+    protocol: Setting<Protocol>,
+    forward: Setting<Forward>,
+    scheduler: Setting<Scheduler>,
+    ring_size: Setting<u32>,
+    seed: Setting<u64>,
+    idle_timeout: Setting<Duration>,
+    gue_port: Setting<u16>,
+    pub(super) health: HealthSettings,
+}
+
+impl ServiceSettings {
+    /// What a section that is not there says.
+    pub(super) const ABSENT: Self = Self {
+        port: Setting::Absent,
+        protocol: Setting::Absent,
+        forward: Setting::Absent,
+        scheduler: Setting::Absent,
+        ring_size: Setting::Absent,
+        seed: Setting::Absent,
+        idle_timeout: Setting::Absent,
+        gue_port: Setting::Absent,
+        health: HealthSettings::ABSENT,
+    };
+
+    fn read(section: &Section<'_>) -> Self {
+        let protocols = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+        let forwards = [("dsr", Forward::Dsr), ("ipip", Forward::Ipip), ("gue", Forward::Gue)];
+        let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
+        Self {
+            port: section.read("port", port),
+            protocol: section.word("protocol", &protocols, &["quic"]),
+            forward: section.word("forward", &forwards, &["nat", "snat"]),
+            scheduler: section.word(
+                "scheduler",
+                &[("maglev", Scheduler::Maglev)],
+                &["source-ip", "round-robin", "least-connections"],
+            ),
+            ring_size: section.read("ring_size", ring_size),
+            seed: section.integer("seed", 0, i64::MAX),
+            idle_timeout: duration(section, "idle_timeout", second, day),
+            gue_port: section.integer("gue_port", 1, 65_535),
+            health: HealthSettings::ABSENT,
+        }
+    }
+
+    pub(super) fn read_defaults<'a>(notes: &'a Notes<'a>, table: &'a DeTable<'a>, at: usize) -> Self {
+        let path = vec!["defaults".to_owned()];
+        let section = Section::open(notes, table, at, "[defaults]", path.clone(), &schema::DEFAULTS);
+        let mut settings = Self::read(&section);
+        if let Some((table, at)) = section.table("health") {
+            let path = [path, vec!["health".to_owned()]].concat();
+            let section =
+                Section::open(notes, table, at, "[defaults.health]", path, &schema::DEFAULTS_HEALTH);
+            settings.health = HealthSettings::read(&section);
+            settings.health.check_defaults(&section);
+        }
+        settings
+    }
+}
+
+const PORT: &str = "a port from 1 to 65535, a range such as \"8000-8099\", or 0 for every port";
+
+fn port(value: &DeValue<'_>) -> Result<PortSpec, Refusal> {
+    let refused = || Refusal::expected(PORT);
+    match value {
+        DeValue::Integer(_) => {
+            let number = integer(value, PORT)?.ok_or_else(refused)?;
+            PortSpec::try_from(number).map_err(|_| refused())
+        }
+        DeValue::String(text) => text.parse::<PortSpec>().map_err(|error| refused().but(error.why)),
+        _ => wrong_type(PORT),
+    }
+}
+
+fn ring_size(value: &DeValue<'_>) -> Result<u32, Refusal> {
+    let expected = format!("a prime from {MIN_RING} to {MAX_RING}");
+    let number = integer(value, &expected)?.and_then(|n| u32::try_from(n).ok());
+    match number.filter(|n| (MIN_RING..=MAX_RING).contains(n)) {
+        Some(size) if is_ring_size(size) => Ok(size),
+        // The bounds are prime themselves, so there is one on either side.
+        Some(size) => {
+            let below = (MIN_RING..size).rev().find(|n| is_ring_size(*n)).unwrap_or(MIN_RING);
+            let above = (size..=MAX_RING).find(|n| is_ring_size(*n)).unwrap_or(MAX_RING);
+            Err(Refusal::expected(expected).but(format!("the nearest are {below} and {above}")))
+        }
+        None => Err(Refusal::expected(expected)),
+    }
+}
+
+/// A service as far as it could be read, for comparison with the others.
+pub(super) struct ServiceDraft<'a> {
+    pub(super) section: Section<'a>,
+    pub(super) name: Setting<ServiceName>,
+    pub(super) addresses: Setting<Vec<(IpAddr, usize)>>,
+    /// From the service or the defaults.
+    pub(super) port: Setting<PortSpec>,
+    pub(super) protocol: Setting<Protocol>,
+    pub(super) backends: Vec<BackendDraft<'a>>,
+    pub(super) ring_size: Setting<u32>,
+    settings: ServiceSettings,
+    health: HealthSpec,
+}
+
+/// A backend as far as it could be read.
+pub(super) struct BackendDraft<'a> {
+    pub(super) section: Section<'a>,
+    pub(super) name: Setting<BackendName>,
+    pub(super) address: Setting<IpAddr>,
+    weight: Setting<u16>,
+}
+
+const NAME: &str = "1 to 63 letters, digits, '-', '_' or '.', the first a letter or digit";
+
+fn name<T: std::str::FromStr<Err = crate::model::NameError>>(text: &str) -> Result<T, Refusal> {
+    text.parse().map_err(|error: crate::model::NameError| Refusal::expected(NAME).but(error.why))
+}
+
+const ADDRESSES: &str = "an array of addresses such as [\"192.0.2.10\", \"2001:db8::10\"]";
+
+/// Reads the service that is the `index`th of the file.
+pub(super) fn read_service<'a>(
+    notes: &'a Notes<'a>,
+    table: &'a DeTable<'a>,
+    at: usize,
+    index: usize,
+    defaults: &ServiceSettings,
+) -> ServiceDraft<'a> {
+    let (place, part) = match Section::peek(table, "name") {
+        Some(name) => (format!("service '{name}'"), name),
+        None => (format!("service #{index}"), format!("#{index}")),
+    };
+    let path = vec!["service".to_owned(), part];
+    let section = Section::open(notes, table, at, place, path, &schema::SERVICE);
+    let settings = ServiceSettings::read(&section);
+    let name = section.text("name", NAME, name);
+    let addresses = section.list("addresses", ADDRESSES, |v| address::unicast(text(v, address::ADDRESS)?));
+    let port = settings.port.or(&defaults.port).clone();
+    let protocol = settings.protocol.or(&defaults.protocol).clone();
+    let ring_size = settings.ring_size.or(&defaults.ring_size).clone();
+    if name == Setting::Absent {
+        section.missing("name", NAME);
+    }
+    if section.position("addresses").is_none() {
+        section.missing("addresses", ADDRESSES);
+    }
+    if port == Setting::Absent {
+        section.missing("port", PORT);
+    }
+    let backends = section.tables("backend").unwrap_or_default();
+    let backends = backends
+        .into_iter()
+        .enumerate()
+        .map(|(i, (table, at))| read_backend(&section, table, at, i + 1, port.value().copied()));
+    let backends = backends.collect();
+    let health = read_health(&section, &port, &protocol, defaults);
+    ServiceDraft { name, addresses, port, protocol, backends, ring_size, settings, health, section }
+}
+
+fn read_health(
+    service: &Section<'_>,
+    port: &Setting<PortSpec>,
+    protocol: &Setting<Protocol>,
+    defaults: &ServiceSettings,
+) -> HealthSpec {
+    let of = Checked {
+        protocol: protocol.value().copied().unwrap_or(Protocol::Tcp),
+        port: port.value().copied(),
+        defaults: &defaults.health,
+    };
+    let place = format!("{}, health", service.place);
+    let path = [service.path.as_slice(), &["health".to_owned()]].concat();
+    match service.table("health") {
+        Some((table, at)) => {
+            let section = Section::open(service.notes, table, at, place, path, &schema::SERVICE_HEALTH);
+            health::merge(&section, &HealthSettings::read(&section), &of)
+        }
+        // What stands there is no section, which is said already.
+        None if service.position("health").is_some() => HealthSpec::default(),
+        None => {
+            let nothing = DeTable::new();
+            let section =
+                Section::open(service.notes, &nothing, service.at, place, path, &schema::SERVICE_HEALTH);
+            health::merge(&section, &HealthSettings::ABSENT, &of)
+        }
+    }
+}
+
+fn read_backend<'a>(
+    service: &Section<'a>,
+    table: &'a DeTable<'a>,
+    at: usize,
+    index: usize,
+    service_port: Option<PortSpec>,
+) -> BackendDraft<'a> {
+    let (place, part) = match Section::peek(table, "name") {
+        Some(name) => (format!("{}, backend '{name}'", service.place), name),
+        None => (format!("{}, backend #{index}", service.place), format!("#{index}")),
+    };
+    let path = [service.path.as_slice(), &["backend".to_owned(), part]].concat();
+    let section = Section::open(service.notes, table, at, place, path, &schema::BACKEND);
+    let name = section.text("name", NAME, name);
+    let address = section.text("address", address::ADDRESS, address::backend);
+    let weight = section.integer("weight", 0, i64::from(MAX_WEIGHT));
+    if name == Setting::Absent {
+        section.missing("name", NAME);
+    }
+    if address == Setting::Absent {
+        section.missing("address", address::ADDRESS);
+    }
+    if let Some((port, at)) = section.integer::<u16>("port", 1, 65_535).get()
+        && let Some(of_service) = service_port
+        && of_service.single() != Some(*port)
+    {
+        let why = Refusal::expected(format!("the service's port, {of_service}"))
+            .but("no forwarding mode of this version changes ports: remove it");
+        section.refuse(at, "port", format!("port = {port}"), why);
+    }
+    BackendDraft { section, name, address, weight }
+}
+
+impl ServiceDraft<'_> {
+    /// The service, if everything it needs is there.
+    pub(super) fn build(self, defaults: &ServiceSettings) -> Option<ServiceSpec> {
+        let (section, own) = (&self.section, &self.settings);
+        let name = self.name.value()?.clone();
+        let addresses = self.addresses.value()?;
+        let protocol = section.pick("protocol", &self.protocol, Protocol::Tcp);
+        section.pick("name", &self.name, name.clone());
+        section.pick("addresses", &self.addresses, Vec::new());
+        let ring_size = match self.ring_size {
+            Setting::Is(size, at) => section.pick("ring_size", &Setting::Is(Some(size), at), None),
+            Setting::Absent | Setting::Refused => None,
+        };
+        let seed = section.pick("seed", own.seed.or(&defaults.seed), default_seed(&name));
+        let backends = self.backends.iter().filter_map(BackendDraft::build).collect();
+        Some(ServiceSpec {
+            addresses: addresses.iter().map(|(address, _)| *address).collect(),
+            port: section.pick("port", &self.port, *self.port.value()?),
+            protocol,
+            forward: section.pick("forward", own.forward.or(&defaults.forward), Forward::Dsr),
+            scheduler: section.pick("scheduler", own.scheduler.or(&defaults.scheduler), Scheduler::Maglev),
+            ring_size,
+            seed,
+            idle_timeout: section.pick(
+                "idle_timeout",
+                own.idle_timeout.or(&defaults.idle_timeout),
+                default_idle_timeout(protocol),
+            ),
+            gue_port: section.pick("gue_port", own.gue_port.or(&defaults.gue_port), DEFAULT_GUE_PORT),
+            health: self.health,
+            backends,
+            name,
+        })
+    }
+}
+
+impl BackendDraft<'_> {
+    fn build(&self) -> Option<BackendSpec> {
+        let name = self.name.value()?.clone();
+        let address = *self.address.value()?;
+        Some(BackendSpec {
+            name: self.section.pick("name", &self.name, name),
+            address: self.section.pick("address", &self.address, address),
+            port: None,
+            weight: self.section.pick("weight", &self.weight, DEFAULT_WEIGHT),
+        })
+    }
+}

@@ -1,0 +1,217 @@
+//! The settings in force, one by one: for `config show`, for hashes, and as TOML.
+
+use super::{Config, duration::format_duration};
+use crate::model::{HealthCheck, HealthSpec, PortSpec, ServiceSpec, StatusRange};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::{collections::HashMap, fmt::Write};
+
+/// Where a setting's value comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// The configuration, on this line; for a setting taken from `[defaults]` the line there.
+    File { line: usize },
+}
+
+/// One setting in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// Dotted path, e.g. `service.www.backend.web1.weight`.
+    pub key: String,
+    pub value: Value,
+    pub origin: Origin,
+}
+
+/// Which settings are in the file, by path, and on which line.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Origins(pub(super) HashMap<Vec<String>, usize>);
+
+impl Origins {
+    /// Where a setting comes from, by the parts of its path.
+    pub fn of(&self, path: &[String]) -> Origin {
+        self.0.get(path).map_or(Origin::Default, |line| Origin::File { line: *line })
+    }
+}
+
+/// Path and value, in the order an operator would write them.
+type Entry = (Vec<String>, Value);
+
+fn port(port: PortSpec) -> Value {
+    match port {
+        PortSpec::Exact(port) => json!(port),
+        PortSpec::Range(..) => json!(port.to_string()),
+        PortSpec::Any => json!(0),
+    }
+}
+
+fn status(range: &StatusRange) -> Value {
+    if range.lo == range.hi { json!(range.lo) } else { json!(format!("{}-{}", range.lo, range.hi)) }
+}
+
+fn health_entries(spec: &HealthSpec) -> Vec<(&'static str, Value)> {
+    let mut entries = Vec::new();
+    match &spec.check {
+        HealthCheck::None => entries.push(("type", json!("none"))),
+        HealthCheck::Tcp => entries.push(("type", json!("tcp"))),
+        HealthCheck::Http(http) => {
+            entries.push(("type", json!("http")));
+            entries.push(("method", json!(http.method)));
+            entries.push(("path", json!(http.path)));
+            entries.extend(http.host.as_ref().map(|host| ("host", json!(host))));
+            entries.push(("status", http.status.iter().map(status).collect()));
+        }
+    }
+    entries.push(("interval", json!(format_duration(spec.interval))));
+    entries.push(("timeout", json!(format_duration(spec.timeout))));
+    entries.push(("rise", json!(spec.rise)));
+    entries.push(("fall", json!(spec.fall)));
+    entries.extend(spec.port.map(|port| ("port", json!(port))));
+    entries
+}
+
+fn service_entries(service: &ServiceSpec) -> Vec<Entry> {
+    let base = ["service", service.name.as_str()];
+    let mut entries = Vec::new();
+    let mut push = |parts: &[&str], key: &str, value: Value| {
+        let path = base.iter().chain(parts).chain([&key]).map(|part| (*part).to_owned()).collect();
+        entries.push((path, value));
+    };
+    push(&[], "name", json!(service.name));
+    push(&[], "addresses", json!(service.addresses));
+    push(&[], "port", port(service.port));
+    push(&[], "protocol", json!(service.protocol));
+    push(&[], "forward", json!(service.forward));
+    push(&[], "scheduler", json!(service.scheduler));
+    if let Some(size) = service.ring_size {
+        push(&[], "ring_size", json!(size));
+    }
+    push(&[], "seed", json!(service.seed));
+    push(&[], "idle_timeout", json!(format_duration(service.idle_timeout)));
+    push(&[], "gue_port", json!(service.gue_port));
+    for (key, value) in health_entries(&service.health) {
+        push(&["health"], key, value);
+    }
+    for backend in &service.backends {
+        let parts = ["backend", backend.name.as_str()];
+        push(&parts, "name", json!(backend.name));
+        push(&parts, "address", json!(backend.address));
+        if let Some(port) = backend.port {
+            push(&parts, "port", json!(port));
+        }
+        push(&parts, "weight", json!(backend.weight));
+    }
+    entries
+}
+
+/// SHA-256 over entries, the first 16 hexadecimal digits. The order of services, backends and
+/// addresses in the file does not matter.
+fn digest(mut entries: Vec<Entry>) -> String {
+    for (path, value) in &mut entries {
+        if let (Some("addresses" | "interfaces"), Value::Array(values)) =
+            (path.last().map(String::as_str), value)
+        {
+            values.sort_by_key(Value::to_string);
+        }
+    }
+    entries.sort_by(|a, b| a.0.cmp(&b.0));
+    let bytes = Sha256::digest(json!(entries).to_string());
+    bytes.iter().take(8).fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// A hash over services only, in force or in a file: equal on nodes that forward alike. The first 16
+/// hexadecimal digits of a SHA-256.
+pub fn services_hash(services: &[ServiceSpec]) -> String {
+    digest(services.iter().flat_map(service_entries).collect())
+}
+
+impl Config {
+    fn node_entries(&self) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        let mut push = |section: &str, key: &str, value: Value| {
+            entries.push((vec![section.to_owned(), key.to_owned()], value));
+        };
+        push("node", "name", json!(self.node.name));
+        push("node", "interfaces", json!(self.node.interfaces));
+        push("node", "xdp_mode", json!(self.node.xdp_mode.to_string()));
+        push("node", "state_dir", json!(self.node.state_dir));
+        push("node", "pin_dir", json!(self.node.pin_dir));
+        push("node", "run_dir", json!(self.node.run_dir));
+        let listen = self.metrics.listen.map_or("off".to_owned(), |address| address.to_string());
+        push("metrics", "listen", json!(listen));
+        push("tunnel", "source_ipv4", json!(self.tunnel.source_ipv4));
+        push("tunnel", "source_ipv6", json!(self.tunnel.source_ipv6));
+        if let Some(address) = self.tunnel.gue_source_ipv4 {
+            push("tunnel", "gue_source_ipv4", json!(address));
+        }
+        if let Some(address) = self.tunnel.gue_source_ipv6 {
+            push("tunnel", "gue_source_ipv6", json!(address));
+        }
+        entries
+    }
+
+    /// Every setting in force, with where it comes from. Optional settings that nobody set are left out.
+    pub fn settings(&self) -> Vec<Setting> {
+        let entries = self.node_entries().into_iter().chain(self.services.iter().flat_map(service_entries));
+        entries
+            .map(|(path, value)| Setting { origin: self.origins.of(&path), key: path.join("."), value })
+            .collect()
+    }
+
+    /// A hash over all that is in force, the first 16 hexadecimal digits of a SHA-256; comments,
+    /// formatting, order, and whether a value was set or is the default do not matter.
+    pub fn hash(&self) -> String {
+        let services = self.services.iter().flat_map(service_entries);
+        digest(self.node_entries().into_iter().chain(services).collect())
+    }
+
+    /// A hash over the services, equal on both nodes of a pair; see [`services_hash`].
+    pub fn shared_hash(&self) -> String {
+        services_hash(&self.services)
+    }
+
+    /// The configuration in force as a file that says the same, every default written out.
+    pub fn to_toml(&self) -> String {
+        let mut text = String::new();
+        let mut header = String::new();
+        let entries = self.node_entries().into_iter().map(|(path, value)| {
+            let (section, key) = (format!("[{}]", path[0]), path[1].clone());
+            (section, path, key, value)
+        });
+        let services = self.services.iter().flat_map(service_entries).filter_map(|(path, value)| {
+            let (section, key) = match path.as_slice() {
+                [_, _, key] => ("[[service]]", key),
+                [_, _, _, key] => ("[service.health]", key),
+                [_, _, _, _, key] => ("[[service.backend]]", key),
+                _ => return None,
+            };
+            Some((section.to_owned(), path.clone(), key.clone(), value))
+        });
+        for (section, path, key, value) in entries.chain(services) {
+            // Each service and backend begins with its name, and a section of its own.
+            let this = format!("{section}{}", path[..path.len() - 1].join("."));
+            if this != header {
+                let gap = if text.is_empty() { "" } else { "\n" };
+                let _ = writeln!(text, "{gap}{section}");
+                header = this;
+            }
+            let _ = writeln!(text, "{key} = {}", toml_value(&value));
+        }
+        text
+    }
+}
+
+/// A string, number or array of those as TOML.
+fn toml_value(value: &Value) -> String {
+    match value {
+        // TOML's basic strings know all escapes of JSON's but `\/`, which serde_json does not write.
+        Value::Array(values) => {
+            format!("[{}]", values.iter().map(toml_value).collect::<Vec<_>>().join(", "))
+        }
+        other => other.to_string(),
+    }
+}

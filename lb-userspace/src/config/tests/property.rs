@@ -1,0 +1,268 @@
+//! Properties of the parser: no text makes it panic, and what is printed reads back.
+
+use super::*;
+use crate::model::BackendSpec;
+use proptest::{collection::vec, option, prelude::*, sample::select};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+const SAMPLE: &str = include_str!("../../../../examples/lbd.toml");
+
+/// Whatever comes, the answer is a configuration that reads back, or at least one problem, each on a
+/// line of its own and inside the file.
+fn check(text: &str) -> Result<(), TestCaseError> {
+    match parse_on("lbd.toml", text, "host1") {
+        Ok(config) => {
+            let again = parse_on("lbd.toml", &config.to_toml(), "host2");
+            let again = again.map_err(|error| TestCaseError::fail(format!("{error}\n{text}")))?;
+            prop_assert_eq!(&again.services, &config.services);
+            prop_assert_eq!(again.hash(), config.hash());
+        }
+        Err(error) => {
+            prop_assert!(!error.problems.is_empty());
+            let shown = error.to_string();
+            prop_assert_eq!(shown.lines().count(), error.problems.len(), "{}", &shown);
+            prop_assert!(!shown.contains(|c: char| c.is_control() && c != '\n'), "{:?}", &shown);
+            for problem in &error.problems {
+                prop_assert!(problem.line <= text.matches('\n').count() + 1, "{problem}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a line of a configuration may be, right or wrong.
+fn line() -> impl Strategy<Value = String> {
+    let keys = select(vec![
+        "name",
+        "interfaces",
+        "xdp_mode",
+        "state_dir",
+        "pin_dir",
+        "run_dir",
+        "listen",
+        "source_ipv4",
+        "gue_source_ipv6",
+        "addresses",
+        "address",
+        "port",
+        "protocol",
+        "forward",
+        "scheduler",
+        "ring_size",
+        "seed",
+        "idle_timeout",
+        "gue_port",
+        "type",
+        "path",
+        "host",
+        "method",
+        "status",
+        "interval",
+        "timeout",
+        "rise",
+        "fall",
+        "weight",
+        "health",
+        "backend",
+        "service",
+        "node",
+        "nonsense",
+    ]);
+    let values = prop_oneof![
+        any::<i64>().prop_map(|n| n.to_string()),
+        any::<f64>().prop_map(|n| n.to_string()),
+        (-2..70_000i64).prop_map(|n| n.to_string()),
+        "[ -~]{0,12}".prop_map(|text| format!("{text:?}")),
+        select(vec![
+            "true",
+            "[]",
+            "{}",
+            "[[]]",
+            "1979-05-27",
+            "['eth0']",
+            "'www'",
+            "'10.0.0.1'",
+            "['192.0.2.1']",
+            "'tcp'",
+            "'http'",
+            "'1s'",
+            "'8000-8099'",
+            "'/x'",
+            "'dsr'",
+            "'100::/64'",
+            "'off'",
+            "[{ name = 'a' }]",
+            "{ a = [1, {}] }",
+        ])
+        .prop_map(str::to_owned),
+    ];
+    let headers = select(vec![
+        "[node]",
+        "[metrics]",
+        "[tunnel]",
+        "[defaults]",
+        "[defaults.health]",
+        "[[service]]",
+        "[service.health]",
+        "[[service.backend]]",
+        "[vrrp]",
+        "[x]",
+    ]);
+    prop_oneof![
+        5 => (keys, values).prop_map(|(key, value)| format!("{key} = {value}")),
+        2 => headers.prop_map(str::to_owned),
+        1 => Just("node.interfaces = ['eth0']".to_owned()),
+    ]
+}
+
+fn name() -> impl Strategy<Value = String> {
+    "[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
+}
+
+fn health() -> impl Strategy<Value = HealthSpec> {
+    let status = vec((100..=599u16, 100..=599u16), 1..4);
+    let status = status.prop_map(|pairs| {
+        pairs.into_iter().map(|(a, b)| StatusRange { lo: a.min(b), hi: a.max(b) }).collect::<Vec<_>>()
+    });
+    let http = (select(vec!["GET", "HEAD"]), "/[!-\"$-~]{0,40}", option::of("[a-z0-9.-]{1,40}"), status)
+        .prop_map(|(method, path, host, status)| {
+            HealthCheck::Http(HttpCheck { method: method.to_owned(), path, host, status })
+        });
+    let check = prop_oneof![Just(HealthCheck::None), Just(HealthCheck::Tcp), http];
+    (check, 10..=3_600_000u64, 1..=3_600_000u64, 1..=255u32, 1..=255u32, 1..=u16::MAX).prop_map(
+        |(check, interval, timeout, rise, fall, port)| HealthSpec {
+            check,
+            interval: Duration::from_millis(interval),
+            timeout: Duration::from_millis(timeout.min(interval)),
+            rise,
+            fall,
+            port: Some(port),
+        },
+    )
+}
+
+fn port() -> impl Strategy<Value = PortSpec> {
+    prop_oneof![
+        Just(PortSpec::Any),
+        (1..=u16::MAX).prop_map(PortSpec::Exact),
+        (1..u16::MAX)
+            .prop_flat_map(|lo| (Just(lo), lo + 1..=u16::MAX))
+            .prop_map(|(lo, hi)| PortSpec::Range(lo, hi)),
+    ]
+}
+
+/// A service whose addresses no service with another `index` has.
+fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
+    let backend = (name(), any::<u16>());
+    let settings = (
+        port(),
+        select(vec![Protocol::Tcp, Protocol::Udp]),
+        select(vec![Forward::Dsr, Forward::Ipip, Forward::Gue]),
+        option::of(select(vec![101u32, 10_007, 65_537])),
+        0..=i64::MAX as u64,
+        1_000..=86_400_000u64,
+        1..=u16::MAX,
+    );
+    (name(), 1..4usize, settings, health(), vec(backend, 0..5)).prop_map(
+        move |(name, addresses, settings, health, backends)| {
+            let (port, protocol, forward, ring_size, seed, idle_timeout, gue_port) = settings;
+            let address = |i: usize| {
+                let i = i as u16;
+                if i.is_multiple_of(2) {
+                    IpAddr::V4(Ipv4Addr::new(192, 0, index as u8, i as u8 + 1))
+                } else {
+                    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, index, 0, 0, 0, 0, i))
+                }
+            };
+            let backends = backends.into_iter().enumerate().map(|(i, (name, weight))| BackendSpec {
+                // Unique: no name of this length differs from another by its number alone.
+                name: format!("{i}{}", &name[..name.len().min(60)]).parse().unwrap(),
+                address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, i as u8 + 1)),
+                port: None,
+                weight,
+            });
+            ServiceSpec {
+                name: format!("{index}{}", &name[..name.len().min(60)]).parse().unwrap(),
+                addresses: (0..addresses).map(address).collect(),
+                port,
+                protocol,
+                forward,
+                scheduler: Scheduler::Maglev,
+                ring_size,
+                seed,
+                idle_timeout: Duration::from_millis(idle_timeout),
+                gue_port,
+                health,
+                backends: backends.collect(),
+            }
+        },
+    )
+}
+
+fn config() -> impl Strategy<Value = Config> {
+    let node = (
+        name(),
+        proptest::collection::hash_set("[a-z][a-z0-9._-]{0,14}", 1..4),
+        select(vec![XdpMode::Auto, XdpMode::Native, XdpMode::Generic]),
+        "/[a-zA-Z0-9 _\"'\\\\é-]{1,20}",
+    );
+    let node = node.prop_map(|(name, interfaces, xdp_mode, dir)| NodeConfig {
+        name,
+        interfaces: interfaces.into_iter().collect(),
+        xdp_mode,
+        state_dir: dir.clone().into(),
+        pin_dir: format!("/sys/fs/bpf{dir}").into(),
+        run_dir: format!("{dir}.run").into(),
+    });
+    let listen = option::of((any::<IpAddr>(), 1..=u16::MAX));
+    let listen = listen.prop_map(|listen| MetricsConfig {
+        listen: listen.filter(|(ip, _)| !ip.is_multicast()).map(Into::into),
+    });
+    let tunnel = (8..=32u8, 32..=128u8, any::<bool>()).prop_map(|(v4, v6, gue)| TunnelConfig {
+        source_ipv4: ipnet::Ipv4Net::new(Ipv4Addr::new(198, 18, 255, 255), v4).unwrap().trunc(),
+        source_ipv6: ipnet::Ipv6Net::new(Ipv6Addr::new(0x2001, 0xdb8, 5, 5, 5, 5, 5, 5), v6).unwrap().trunc(),
+        gue_source_ipv4: gue.then_some(Ipv4Addr::new(10, 0, 0, 1)),
+        gue_source_ipv6: gue.then_some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+    });
+    let services = (0..5u16).prop_flat_map(|count| (0..count).map(service).collect::<Vec<_>>());
+    (node, listen, tunnel, services).prop_map(|(node, metrics, tunnel, services)| Config {
+        file: "lbd.toml".to_owned(),
+        node,
+        metrics,
+        tunnel,
+        services,
+        origins: Origins::default(),
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in "(?s).{0,200}") {
+        check(&text)?;
+    }
+
+    #[test]
+    fn no_lines_panic(lines in vec(line(), 0..24)) {
+        check(&lines.join("\n"))?;
+    }
+
+    #[test]
+    fn no_damaged_sample_panics(from in 0..SAMPLE.len(), length in 0..40usize, put in "(?s).{0,6}") {
+        let from = SAMPLE.floor_char_boundary(from);
+        let to = SAMPLE.floor_char_boundary((from + length).min(SAMPLE.len()));
+        check(&format!("{}{put}{}", &SAMPLE[..from], &SAMPLE[to..]))?;
+    }
+
+    #[test]
+    fn what_is_printed_reads_back(config in config()) {
+        let text = config.to_toml();
+        let read = parse_on("lbd.toml", &text, "host1")
+            .map_err(|error| TestCaseError::fail(format!("{error}\n{text}")))?;
+        prop_assert_eq!(&read.node, &config.node);
+        prop_assert_eq!(&read.metrics, &config.metrics);
+        prop_assert_eq!(&read.tunnel, &config.tunnel);
+        prop_assert_eq!(&read.services, &config.services);
+        prop_assert_eq!(read.hash(), config.hash());
+        prop_assert_eq!(read.shared_hash(), config.shared_hash());
+    }
+}

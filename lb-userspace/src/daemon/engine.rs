@@ -1,0 +1,545 @@
+//! The state of the daemon and what changes it.
+
+use super::{error::EngineError, flows::Tracking};
+use crate::{
+    config::{self, Config},
+    control::api::ChangeView,
+    dataplane::{Attached, Capacities, Kernel, XdpMode},
+    health::{HealthEvent, HealthHandle, Target, TargetKey},
+    maglev,
+    metrics::Instruments,
+    model::{Admin, BackendName, Health, ServiceName},
+    net::{
+        nexthop::{NextHop, Unresolved},
+        watch::NextHopHandle,
+    },
+    plan::{self, Action, BuildError, Image, NextHopEntry, TunnelSettings, WantedBackend, WantedService},
+    state::{self, Effective, NewBackend, RuntimeChanges, Stamp, StateDir},
+};
+use lb_common::abi::BackendEntry;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::{Duration, Instant, SystemTime},
+};
+
+/// What is known of the health of one target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Known {
+    pub address: SocketAddr,
+    pub health: Health,
+}
+
+/// The daemon's state. Methods that change something carry the change out or leave everything as it was.
+pub struct Engine {
+    pub(super) config_file: PathBuf,
+    pub(super) config: Config,
+    state_dir: StateDir,
+    pub(super) changes: RuntimeChanges,
+    pub(super) effective: Effective,
+    pub(super) kernel: Kernel,
+    /// What the maps hold.
+    pub(super) image: Image,
+    pub(super) attached: Vec<Attached>,
+    pub(super) health: BTreeMap<TargetKey, Known>,
+    pub(super) hops: BTreeMap<IpAddr, Result<NextHopEntry, Unresolved>>,
+    /// Backend ids that are not given out again until no packet in flight and no tracked flow names them.
+    pub(super) freed: Vec<(Instant, u32)>,
+    pub(super) tracking: Tracking,
+    pub(super) started: Instant,
+    pub(super) health_task: HealthHandle,
+    hop_task: NextHopHandle,
+    instruments: Instruments,
+}
+
+/// What the engine is made of.
+pub struct Parts {
+    pub config_file: PathBuf,
+    pub config: Config,
+    pub state_dir: StateDir,
+    pub changes: RuntimeChanges,
+    pub kernel: Kernel,
+    pub health_task: HealthHandle,
+    pub hop_task: NextHopHandle,
+    pub instruments: Instruments,
+}
+
+impl Engine {
+    /// Takes over what the kernel holds. Nothing is changed yet.
+    pub fn adopt(parts: Parts) -> Result<Self, EngineError> {
+        let image = parts.kernel.observe()?;
+        let mut engine = Self {
+            config_file: parts.config_file,
+            config: parts.config,
+            state_dir: parts.state_dir,
+            changes: parts.changes,
+            effective: Effective::default(),
+            kernel: parts.kernel,
+            attached: Vec::new(),
+            health: BTreeMap::new(),
+            hops: BTreeMap::new(),
+            freed: Vec::new(),
+            tracking: Tracking::default(),
+            started: Instant::now(),
+            health_task: parts.health_task,
+            hop_task: parts.hop_task,
+            instruments: parts.instruments,
+            image,
+        };
+        // Next hops go on as they are until the kernel says otherwise.
+        for record in engine.image.backends.values().filter(|r| r.entry.ifindex != 0) {
+            engine.hops.insert(address_of(&record.entry), Ok(hop_of(&record.entry)));
+        }
+        engine.effective = state::apply(&engine.config.services, &engine.changes);
+        engine.hop_task.set_destinations(destinations(&engine.effective));
+        Ok(engine)
+    }
+
+    /// Waits until every next hop is known or known not to be there, at most so long.
+    pub async fn settle_hops(&self, patience: Duration) -> bool {
+        self.hop_task.settled(patience).await
+    }
+
+    /// Makes the kernel what configuration, changes, health and next hops ask for.
+    pub fn converge(&mut self) -> Result<Vec<Action>, EngineError> {
+        self.choose_ring_sizes()?;
+        self.effective = state::apply(&self.config.services, &self.changes);
+        let wanted = self.wanted();
+        let avoid: BTreeSet<u32> = self.freed.iter().map(|(_, id)| *id).collect();
+        let tunnel = self.tunnel();
+        let goal = loop {
+            match plan::build(&wanted, &self.image, &tunnel, &avoid) {
+                Ok(goal) => break goal,
+                Err(BuildError::RingFull { needed, capacity }) => {
+                    let ring = (capacity + needed).next_power_of_two();
+                    self.grow(Capacities { ring, backends: self.image.backend_capacity })?;
+                }
+                Err(BuildError::BackendsFull { capacity }) => {
+                    let total: usize = wanted.iter().map(|s| s.backends.len()).sum();
+                    let backends =
+                        (total as u32 + avoid.len() as u32 + 2).max(capacity + 1).next_power_of_two();
+                    self.grow(Capacities { ring: self.image.ring_capacity, backends })?;
+                }
+                Err(error @ BuildError::TooManyServices { .. }) => return Err(error.into()),
+            }
+        };
+        let actions = plan::diff(&self.image, &goal);
+        for action in &actions {
+            tracing::debug!(%action, "changing the maps");
+        }
+        self.kernel.execute(&actions)?;
+        let now = Instant::now();
+        for id in self.image.backends.keys().filter(|id| !goal.backends.contains_key(id)) {
+            self.freed.push((now, *id));
+        }
+        self.tracking.note_changes(&self.image, &goal, now);
+        self.image = goal;
+        self.hop_task.set_destinations(destinations(&self.effective));
+        self.set_targets();
+        Ok(actions)
+    }
+
+    fn grow(&mut self, capacities: Capacities) -> Result<(), EngineError> {
+        tracing::info!(ring = capacities.ring, backends = capacities.backends, "growing the maps");
+        self.kernel.grow(capacities)?;
+        self.image = self.kernel.observe()?;
+        Ok(())
+    }
+
+    /// A service's ring keeps the size it was first made with: another one would rehash every flow.
+    fn choose_ring_sizes(&mut self) -> Result<(), EngineError> {
+        let mut chosen = false;
+        for service in &self.config.services {
+            if service.ring_size.is_none() && self.changes.ring_size(&service.name).is_none() {
+                let size = maglev::default_size(service.backends.len());
+                chosen |= self.changes.set_ring_size(&service.name, size);
+            }
+        }
+        if chosen {
+            self.state_dir.store(&self.changes)?;
+        }
+        Ok(())
+    }
+
+    fn tunnel(&self) -> TunnelSettings {
+        let tunnel = &self.config.tunnel;
+        TunnelSettings {
+            source_ipv4: tunnel.source_ipv4,
+            source_ipv6: tunnel.source_ipv6,
+            gue_source_ipv4: tunnel.gue_source_ipv4,
+            gue_source_ipv6: tunnel.gue_source_ipv6,
+        }
+    }
+
+    /// The services in force, each backend with its states and its next hop.
+    fn wanted(&self) -> Vec<WantedService> {
+        self.effective
+            .services
+            .iter()
+            .map(|service| WantedService {
+                ring_size: service
+                    .spec
+                    .ring_size
+                    .or_else(|| self.changes.ring_size(&service.spec.name))
+                    .unwrap_or_else(|| maglev::default_size(service.backends.len())),
+                backends: service
+                    .backends
+                    .iter()
+                    .map(|backend| WantedBackend {
+                        spec: backend.spec.clone(),
+                        admin: backend.admin,
+                        health: self.health_of(&service.spec.name, &backend.spec.name, backend.spec.address),
+                        next_hop: self
+                            .hops
+                            .get(&backend.spec.address)
+                            .and_then(|hop| hop.as_ref().ok().copied()),
+                    })
+                    .collect(),
+                spec: service.spec.clone(),
+            })
+            .collect()
+    }
+
+    /// The last word of the checks; before the first one, what the maps remember of an earlier daemon's.
+    pub(super) fn health_of(&self, service: &ServiceName, backend: &BackendName, address: IpAddr) -> Health {
+        let key = TargetKey { service: service.clone(), backend: backend.clone() };
+        if let Some(known) = self.health.get(&key).filter(|known| known.address.ip() == address) {
+            return known.health;
+        }
+        self.remembered(service, backend, address).unwrap_or_default()
+    }
+
+    fn remembered(&self, service: &ServiceName, backend: &BackendName, address: IpAddr) -> Option<Health> {
+        let id = self.image.service_id(service.as_str())?;
+        let record = self
+            .image
+            .backends
+            .values()
+            .find(|r| r.entry.service == id && plan::name_of(&r.identity) == backend.as_str())?;
+        let down = record.entry.flags & BackendEntry::DOWN != 0;
+        (address_of(&record.entry) == address).then_some(if down { Health::Down } else { Health::Up })
+    }
+
+    fn set_targets(&mut self) {
+        let mut targets = Vec::new();
+        for service in &self.effective.services {
+            for backend in &service.backends {
+                let spec = &service.spec.health;
+                let port = spec.port.or(backend.spec.port).or(service.spec.port.single()).unwrap_or(0);
+                let key =
+                    TargetKey { service: service.spec.name.clone(), backend: backend.spec.name.clone() };
+                let address = SocketAddr::new(backend.spec.address, port);
+                let initial = self.health_of(&service.spec.name, &backend.spec.name, backend.spec.address);
+                self.health.insert(key.clone(), Known { address, health: initial });
+                targets.push(Target { key, address, spec: spec.clone(), initial });
+            }
+        }
+        let keys: BTreeSet<&TargetKey> = targets.iter().map(|t| &t.key).collect();
+        self.health.retain(|key, _| keys.contains(key));
+        let services: BTreeSet<&str> = self.effective.services.iter().map(|s| s.spec.name.as_str()).collect();
+        self.instruments.health.retain(|service| services.contains(service));
+        self.health_task.set_targets(targets);
+    }
+
+    /// Attaches to the configured interfaces.
+    pub fn attach(&mut self) -> Result<(), EngineError> {
+        let mode = match self.config.node.xdp_mode {
+            config::XdpMode::Auto => XdpMode::Auto,
+            config::XdpMode::Native => XdpMode::Native,
+            config::XdpMode::Generic => XdpMode::Generic,
+        };
+        self.attached = self.kernel.attach(&self.config.node.interfaces, mode)?;
+        Ok(())
+    }
+
+    /// A backend went up or down.
+    pub fn health_changed(&mut self, event: &HealthEvent) {
+        let Some(known) = self.health.get_mut(&event.key).filter(|known| known.address == event.address)
+        else {
+            return;
+        };
+        let previous = std::mem::replace(&mut known.health, event.health);
+        tracing::info!(service = %event.key.service, backend = %event.key.backend, from = %previous, to = %event.health,
+            reason = event.reason, "health changed");
+        self.converge_or_log("a change of health");
+    }
+
+    /// Next hops were found, changed or lost.
+    pub fn hops_changed(&mut self, updates: Vec<(IpAddr, Result<NextHop, Unresolved>)>) {
+        if self.note_hops(updates) {
+            self.converge_or_log("a change of next hops");
+        }
+    }
+
+    /// Takes next hops in without acting on them; true if anything differs.
+    pub fn note_hops(&mut self, updates: Vec<(IpAddr, Result<NextHop, Unresolved>)>) -> bool {
+        let mut changed = false;
+        for (address, update) in updates {
+            let entry = match update {
+                Ok(hop) => Ok(NextHopEntry {
+                    ifindex: hop.ifindex,
+                    dst_mac: hop.dst_mac,
+                    src_mac: hop.src_mac,
+                    vlan: hop.vlan.unwrap_or(0),
+                    mtu: hop.mtu,
+                    source: hop.source,
+                }),
+                // Merely asked again: what was known is good until the answer.
+                Err(error) if error.is_transient() && matches!(self.hops.get(&address), Some(Ok(_))) => {
+                    continue;
+                }
+                Err(error) => Err(error),
+            };
+            if self.hops.get(&address) != Some(&entry) {
+                match &entry {
+                    Ok(hop) => tracing::info!(%address, ifindex = hop.ifindex, "next hop found"),
+                    Err(error) if error.is_transient() => tracing::debug!(%address, %error),
+                    Err(error) => tracing::warn!(%address, %error, "no next hop"),
+                }
+                self.hops.insert(address, entry);
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// Links came or went.
+    pub fn links_changed(&mut self) {
+        if let Err(error) = self.attach() {
+            tracing::error!(%error, "not attached to every interface");
+            let names = &self.config.node.interfaces;
+            self.attached.retain(|a| {
+                names.contains(&a.interface)
+                    && nix::net::if_::if_nametoindex(a.interface.as_str()).ok() == Some(a.ifindex)
+            });
+        }
+    }
+
+    fn converge_or_log(&mut self, why: &str) {
+        if let Err(error) = self.converge() {
+            tracing::error!(%error, "could not carry out {why}; forwarding goes on as before");
+        }
+    }
+
+    /// Adds a backend.
+    pub fn add_backend(
+        &mut self,
+        service: &ServiceName,
+        new: NewBackend,
+        by: &str,
+    ) -> Result<ChangeView, EngineError> {
+        let message = format!("backend {} ({}) added to {service}", new.name, new.address);
+        let service = service.clone();
+        self.change(message, by, move |changes, config, stamp| {
+            changes.add_backend(&config.services, &service, new, stamp)?;
+            Ok(true)
+        })
+    }
+
+    /// Removes a backend.
+    pub fn remove_backend(
+        &mut self,
+        service: &ServiceName,
+        name: &BackendName,
+        by: &str,
+    ) -> Result<ChangeView, EngineError> {
+        self.change(format!("backend {name} removed from {service}"), by, |changes, config, stamp| {
+            changes.remove_backend(&config.services, service, name, stamp)?;
+            Ok(true)
+        })
+    }
+
+    /// Drains, disables or enables a backend.
+    pub fn set_admin(
+        &mut self,
+        service: &ServiceName,
+        name: &BackendName,
+        admin: Admin,
+        by: &str,
+    ) -> Result<ChangeView, EngineError> {
+        self.change(format!("backend {name} of {service} is {admin}"), by, |changes, config, stamp| {
+            Ok(changes.set_admin(&config.services, service, name, admin, stamp)?)
+        })
+    }
+
+    /// Changes a backend's weight.
+    pub fn set_weight(
+        &mut self,
+        service: &ServiceName,
+        name: &BackendName,
+        weight: u16,
+        by: &str,
+    ) -> Result<ChangeView, EngineError> {
+        self.change(
+            format!("backend {name} of {service} has weight {weight}"),
+            by,
+            |changes, config, stamp| {
+                Ok(changes.set_weight(&config.services, service, name, weight, stamp)?)
+            },
+        )
+    }
+
+    /// Drops every runtime change.
+    pub fn reset(&mut self, by: &str) -> Result<ChangeView, EngineError> {
+        let count = self.changes.list().len();
+        self.change(format!("{count} runtime changes dropped"), by, |changes, _, _| {
+            Ok(!changes.reset().is_empty())
+        })
+    }
+
+    /// A runtime change: made durable first, then carried out, then answered.
+    fn change(
+        &mut self,
+        message: String,
+        by: &str,
+        edit: impl FnOnce(&mut RuntimeChanges, &Config, Stamp) -> Result<bool, EngineError>,
+    ) -> Result<ChangeView, EngineError> {
+        let before = self.changes.clone();
+        let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let mut changes = before.clone();
+        if !edit(&mut changes, &self.config, Stamp { at, by: by.to_owned() })? {
+            return Ok(ChangeView { message, changes: Vec::new(), planned_only: false });
+        }
+        self.state_dir.store(&changes)?;
+        self.changes = changes;
+        match self.converge() {
+            Ok(actions) => {
+                tracing::info!(by, "{message}");
+                Ok(ChangeView { message, changes: describe(&actions), planned_only: false })
+            }
+            Err(error) => {
+                self.changes = before;
+                self.effective = state::apply(&self.config.services, &self.changes);
+                if let Err(second) = self.state_dir.store(&self.changes) {
+                    tracing::error!(error = %second, "could not take a refused change out of the state file again");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Reads the configuration file again. A bad one is refused and the running one stays.
+    pub fn reload(&mut self, plan_only: bool, by: &str) -> Result<ChangeView, EngineError> {
+        let result = self.try_reload(plan_only);
+        if !plan_only {
+            self.instruments.reloads.record(result.is_ok());
+            match &result {
+                Ok(view) => tracing::info!(by, "{}", view.message),
+                Err(error) => tracing::error!(by, %error, "reload refused; the running configuration stays"),
+            }
+        }
+        result
+    }
+
+    fn try_reload(&mut self, plan_only: bool) -> Result<ChangeView, EngineError> {
+        let new = config::load(&self.config_file)?;
+        restart_needed(&self.config, &new)?;
+        let changes = setting_changes(&self.config, &new);
+        let file = self.config_file.display().to_string();
+        if plan_only {
+            let message = match changes.len() {
+                0 => format!("{file}: nothing would change"),
+                n => format!("{file}: {n} settings would change"),
+            };
+            return Ok(ChangeView { message, changes, planned_only: true });
+        }
+        let interfaces = (&new.node.interfaces, new.node.xdp_mode)
+            != (&self.config.node.interfaces, self.config.node.xdp_mode);
+        let old = std::mem::replace(&mut self.config, new);
+        let mut result = self.converge().map(|_| ());
+        if result.is_ok() && interfaces {
+            result = self.attach();
+        }
+        if let Err(error) = result {
+            self.config = old;
+            self.converge_or_log("the way back to the old configuration");
+            return Err(error);
+        }
+        for stale in &self.effective.stale {
+            tracing::warn!(%stale, "a runtime change has no effect with this configuration; it is kept");
+        }
+        let message = match changes.len() {
+            0 => format!("{file} read again: nothing changed"),
+            n => format!("{file} read again: {n} settings changed"),
+        };
+        Ok(ChangeView { message, changes, planned_only: false })
+    }
+}
+
+/// Settings that only a start reads.
+fn restart_needed(running: &Config, new: &Config) -> Result<(), EngineError> {
+    let listen = |c: &Config| c.metrics.listen.map_or("off".to_owned(), |a| a.to_string());
+    let rows = [
+        ("node.pin_dir", new.node.pin_dir.display().to_string(), running.node.pin_dir.display().to_string()),
+        (
+            "node.state_dir",
+            new.node.state_dir.display().to_string(),
+            running.node.state_dir.display().to_string(),
+        ),
+        ("node.run_dir", new.node.run_dir.display().to_string(), running.node.run_dir.display().to_string()),
+        ("metrics.listen", listen(new), listen(running)),
+    ];
+    match rows.into_iter().find(|(_, found, running)| found != running) {
+        Some((key, found, running)) => Err(EngineError::NeedsRestart { key, found, running }),
+        None => Ok(()),
+    }
+}
+
+/// What differs between two configurations, a line each.
+fn setting_changes(old: &Config, new: &Config) -> Vec<String> {
+    let map = |config: &Config| -> BTreeMap<String, String> {
+        config.settings().into_iter().map(|s| (s.key, s.value.to_string())).collect()
+    };
+    let (old, new) = (map(old), map(new));
+    let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    keys.into_iter()
+        .filter_map(|key| match (old.get(key), new.get(key)) {
+            (Some(a), Some(b)) if a == b => None,
+            (Some(a), Some(b)) => Some(format!("{key}: {a} -> {b}")),
+            (Some(a), None) => Some(format!("{key}: {a} -> (gone)")),
+            (None, Some(b)) => Some(format!("{key}: (new) -> {b}")),
+            (None, None) => None,
+        })
+        .collect()
+}
+
+fn describe(actions: &[Action]) -> Vec<String> {
+    actions.iter().map(ToString::to_string).collect()
+}
+
+fn destinations(effective: &Effective) -> HashSet<IpAddr> {
+    effective.services.iter().flat_map(|s| &s.backends).map(|b| b.spec.address).collect()
+}
+
+pub(super) fn address_of(entry: &BackendEntry) -> IpAddr {
+    let bytes = entry.outer_dst;
+    if entry.family == 6 {
+        IpAddr::from(bytes)
+    } else {
+        IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]])
+    }
+}
+
+/// The next hop in a backend's entry, for the time until netlink has spoken.
+fn hop_of(entry: &BackendEntry) -> NextHopEntry {
+    let mut mac = ([0; 6], [0; 6]);
+    mac.0.copy_from_slice(&entry.l2[..6]);
+    mac.1.copy_from_slice(&entry.l2[6..]);
+    let source = match (entry.kind == lb_common::abi::ForwardKind::Gue as u8, entry.family) {
+        (false, _) => None,
+        (true, 6) => Some(IpAddr::from(entry.outer_src)),
+        (true, _) => {
+            let b = entry.outer_src;
+            Some(IpAddr::from([b[0], b[1], b[2], b[3]]))
+        }
+    };
+    NextHopEntry {
+        ifindex: entry.ifindex,
+        dst_mac: mac.0,
+        src_mac: mac.1,
+        vlan: entry.vlan,
+        mtu: entry.mtu,
+        source,
+    }
+}

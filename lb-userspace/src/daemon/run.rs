@@ -1,0 +1,248 @@
+//! Starting, the loop, stopping.
+
+use super::{Engine, StartError, engine::Parts, error::EngineError};
+use crate::{
+    config::{self, Config},
+    control::{
+        api::ChangeView,
+        command::{Command, CommandError},
+        server,
+        socket::ControlSocket,
+    },
+    dataplane::{Capacities, Kernel},
+    health::{HealthTask, ProbeObserver, TargetKey},
+    metrics::{self, Instruments},
+    net::{bpffs, caps, watch::NextHopTask},
+    state::{NewBackend, StateDir},
+};
+use nix::fcntl::{Flock, FlockArg};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+};
+
+/// Commands and health events that wait at most.
+const QUEUE: usize = 1024;
+/// How long a start waits for next hops before it goes on without the missing ones.
+const HOP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often tracked flows are looked after, where there are any.
+const TEND_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the command line asks for.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub config: PathBuf,
+}
+
+/// `lbd --check`: reads the configuration and touches nothing.
+pub fn check(options: &Options) -> Result<Config, StartError> {
+    Ok(config::load(&options.config)?)
+}
+
+/// `lbd --detach`: removes everything from the kernel; refused while a daemon runs.
+pub fn detach(options: &Options) -> Result<(), StartError> {
+    let config = config::load(&options.config)?;
+    if config.node.pin_dir.exists() {
+        let _lock = lock(&config.node.pin_dir)?;
+        Kernel::detach(&config.node.pin_dir).map_err(EngineError::from)?;
+    }
+    Ok(())
+}
+
+/// Runs the daemon until it is told to stop. Forwarding goes on when it returns.
+pub async fn run(options: Options) -> Result<(), StartError> {
+    let config = config::load(&options.config)?;
+    if let Some(missing) = caps::missing_for_dataplane()? {
+        return Err(missing.into());
+    }
+    let socket = ControlSocket::bind(&config.node.run_dir.join("lbd.sock"))?;
+    let metrics_listener = match config.metrics.listen {
+        Some(address) => Some(metrics::bind(address).await?),
+        None => None,
+    };
+    bpffs::ensure(&config.node.pin_dir)?;
+    let _lock = lock(&config.node.pin_dir)?;
+    let fresh = !config.node.pin_dir.join("links").exists();
+
+    let instruments = Instruments::default();
+    let state_dir = StateDir::open(&config.node.state_dir).map_err(EngineError::from)?;
+    let loaded = state_dir.load(SystemTime::now()).map_err(EngineError::from)?;
+    if let Some(warning) = loaded.outcome.warning() {
+        tracing::error!("{warning}");
+    }
+    let (health_tx, mut health_rx) = mpsc::channel(QUEUE);
+    let health_task = HealthTask::spawn(health_tx, Arc::new(Observer(instruments.clone())));
+    let (hop_task, mut hop_rx) = NextHopTask::spawn()?;
+    let mut link_rx = hop_task.link_events();
+    let pin_dir = config.node.pin_dir.clone();
+    let kernel = Kernel::open(&pin_dir, Capacities::default()).map_err(EngineError::from)?;
+    let mut engine = Engine::adopt(Parts {
+        config_file: options.config.clone(),
+        config,
+        state_dir,
+        changes: loaded.changes,
+        kernel,
+        health_task,
+        hop_task,
+        instruments: instruments.clone(),
+    })?;
+    engine.settle_hops(HOP_PATIENCE).await;
+    while let Some(news) = hop_rx.try_recv() {
+        engine.note_hops(news);
+    }
+    let started =
+        engine.converge().map(|_| ()).and_then(|()| engine.attach()).and_then(|()| engine.started());
+    if let Err(error) = started {
+        if fresh {
+            // Nothing was forwarded before, and nothing is half done after.
+            drop(engine);
+            if let Err(second) = Kernel::detach(&pin_dir) {
+                tracing::error!(error = %second, "could not clean up");
+            }
+        }
+        return Err(error.into());
+    }
+
+    let (commands, mut command_rx) = mpsc::channel(QUEUE);
+    let (stop_tx, stop_rx) = watch::channel(false);
+    let control = tokio::spawn(server::serve(socket, commands.clone(), stopped(stop_rx.clone())));
+    let metrics = metrics_listener
+        .map(|listener| tokio::spawn(metrics::serve(listener, commands, instruments, stopped(stop_rx))));
+    let io = |source| StartError::Io { path: "signals".into(), source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(io)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(io)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(io)?;
+    engine.log_ready();
+    let mut tend = tokio::time::interval(TEND_INTERVAL);
+    tend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+
+    loop {
+        tokio::select! {
+            command = command_rx.recv() => match command {
+                Some(Command::Detach { by, reply }) => {
+                    tracing::warn!(by, "detaching: nothing is forwarded any more");
+                    drop(engine);
+                    let result = Kernel::detach(&pin_dir).map_err(|e| CommandError::Failed(e.to_string()));
+                    let _ = reply.send(result.map(|()| ChangeView {
+                        message: "programs, links and maps are removed; lbd ends".to_owned(),
+                        changes: Vec::new(),
+                        planned_only: false,
+                    }));
+                    break;
+                }
+                Some(command) => engine.answer(command),
+                None => break,
+            },
+            event = health_rx.recv() => if let Some(event) = event {
+                engine.health_changed(&event);
+            },
+            news = hop_rx.recv() => if let Some(news) = news {
+                engine.hops_changed(news);
+            },
+            events = link_rx.recv() => if events.is_some() {
+                engine.links_changed();
+            },
+            _ = tend.tick() => engine.tend_flows(std::time::Instant::now()),
+            _ = hangup.recv() => {
+                // The outcome is logged and counted.
+                let _ = engine.reload(false, "SIGHUP");
+            }
+            _ = terminate.recv() => {
+                tracing::info!("SIGTERM: the daemon ends, forwarding goes on (lbd --detach removes it)");
+                break;
+            }
+            _ = interrupt.recv() => {
+                tracing::info!("SIGINT: the daemon ends, forwarding goes on (lbd --detach removes it)");
+                break;
+            }
+        }
+    }
+    stop_tx.send_replace(true);
+    let _ = control.await;
+    if let Some(metrics) = metrics {
+        let _ = metrics.await;
+    }
+    Ok(())
+}
+
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// One daemon a pin directory: two would fight over the maps.
+fn lock(pin_dir: &Path) -> Result<Flock<File>, StartError> {
+    let file = File::open(pin_dir).map_err(|source| StartError::Io { path: pin_dir.to_owned(), source })?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| StartError::PinDirInUse { pin_dir: pin_dir.to_owned() })
+}
+
+struct Observer(Instruments);
+
+impl ProbeObserver for Observer {
+    fn observed(&self, key: &TargetKey, kind: &'static str, duration: Duration, ok: bool) {
+        self.0.health.observe(key.service.as_str(), kind, duration, ok);
+    }
+}
+
+impl Engine {
+    /// Once attached: what older versions left is not read any more.
+    fn started(&mut self) -> Result<(), EngineError> {
+        Ok(self.kernel.remove_old_layouts()?)
+    }
+
+    fn log_ready(&self) {
+        for attached in &self.attached {
+            tracing::info!(interface = attached.interface, mode = attached.mode.name(), "attached");
+        }
+        for stale in &self.effective.stale {
+            tracing::warn!(%stale, "a runtime change has no effect with this configuration; it is kept");
+        }
+        tracing::info!(
+            node = self.config.node.name,
+            services = self.effective.services.len(),
+            backends = self.image.backends.len(),
+            "ready"
+        );
+    }
+
+    /// Carries out one command and answers it; whoever asked may have gone.
+    fn answer(&mut self, command: Command) {
+        fn send<T, E: Into<CommandError>>(
+            reply: tokio::sync::oneshot::Sender<Result<T, CommandError>>,
+            result: Result<T, E>,
+        ) {
+            let _ = reply.send(result.map_err(Into::into));
+        }
+        match command {
+            Command::Status(reply) => send(reply, self.status()),
+            Command::Services(reply) => send(reply, self.services()),
+            Command::Drops(reply) => send(reply, self.drops()),
+            Command::Config(reply) => send(reply, Ok::<_, CommandError>(self.config_view())),
+            Command::BackendAdd { service, name, address, port, weight, by, reply } => {
+                send(reply, self.add_backend(&service, NewBackend { name, address, port, weight }, &by));
+            }
+            Command::BackendRemove { service, name, by, reply } => {
+                send(reply, self.remove_backend(&service, &name, &by))
+            }
+            Command::BackendAdmin { service, name, admin, by, reply } => {
+                send(reply, self.set_admin(&service, &name, admin, &by));
+            }
+            Command::BackendWeight { service, name, weight, by, reply } => {
+                send(reply, self.set_weight(&service, &name, weight, &by));
+            }
+            Command::Reload { plan, by, reply } => send(reply, self.reload(plan, &by)),
+            Command::Reset { by, reply } => send(reply, self.reset(&by)),
+            Command::Explain { protocol, source, destination, reply } => {
+                send(reply, Ok::<_, CommandError>(self.explain(protocol, source, destination)));
+            }
+            Command::Detach { .. } => unreachable!("the loop takes it"),
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! What the control API and the metrics show of the engine.
+
+use super::engine::{Engine, address_of};
+use crate::{
+    config::Origin as ConfigOrigin,
+    control::api::{
+        BackendView, ConfigView, DropView, InterfaceView, ServiceView, SettingView, SlotsView, StatusView,
+    },
+    control::command::CommandError,
+    dataplane::abi_name,
+    health::TargetKey,
+    plan,
+    state::{EffectiveBackend, EffectiveService, Origin},
+};
+use lb_common::{abi::SlotState, core::DropReason};
+use std::collections::BTreeMap;
+
+impl Engine {
+    pub(super) fn status(&mut self) -> Result<StatusView, CommandError> {
+        let failed = |error: crate::dataplane::DataplaneError| CommandError::Failed(error.to_string());
+        let interfaces = self
+            .config
+            .node
+            .interfaces
+            .iter()
+            .map(|name| match self.attached.iter().find(|a| a.interface == *name) {
+                Some(attached) => InterfaceView {
+                    name: name.clone(),
+                    ifindex: attached.ifindex,
+                    mode: attached.mode.name().to_owned(),
+                    warning: attached.warning.clone(),
+                },
+                None => InterfaceView {
+                    name: name.clone(),
+                    ifindex: 0,
+                    mode: "detached".to_owned(),
+                    warning: Some(
+                        "the interface is missing or could not be attached to; see the log".to_owned(),
+                    ),
+                },
+            })
+            .collect();
+        Ok(StatusView {
+            node: self.config.node.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            abi: abi_name(),
+            program: self.kernel.tag().map_err(failed)?,
+            kernel: nix::sys::utsname::uname()
+                .map_or_else(|_| "unknown".to_owned(), |u| u.release().to_string_lossy().into_owned()),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            pid: std::process::id(),
+            config_file: self.config_file.display().to_string(),
+            config_hash: self.config_hash(),
+            runtime_changes: self.changes.list().len(),
+            interfaces,
+            services: self.effective.services.len(),
+            backends: self.effective.services.iter().map(|s| s.backends.len()).sum(),
+            map_bytes: self.kernel.map_bytes().map_err(failed)?,
+        })
+    }
+
+    /// Hash over what is in force, runtime changes included.
+    fn config_hash(&self) -> String {
+        let mut config = self.config.clone();
+        config.services = self.effective.services.iter().map(|s| s.spec.clone()).collect();
+        config.hash()
+    }
+
+    pub(super) fn services(&self) -> Result<Vec<ServiceView>, CommandError> {
+        let reasons = self.health_task.reasons();
+        self.effective.services.iter().map(|service| self.service(service, &reasons)).collect()
+    }
+
+    fn service(
+        &self,
+        service: &EffectiveService,
+        reasons: &std::collections::HashMap<TargetKey, String>,
+    ) -> Result<ServiceView, CommandError> {
+        let failed = |error: crate::dataplane::DataplaneError| CommandError::Failed(error.to_string());
+        let spec = &service.spec;
+        let id = self.image.service_id(spec.name.as_str());
+        let stats = match id {
+            Some(id) => self.kernel.maps().service_stats(id).map_err(failed)?,
+            None => lb_common::abi::Stats::default(),
+        };
+        let mut slots = SlotsView::default();
+        let mut owned: BTreeMap<u32, u32> = BTreeMap::new();
+        for slot in id.and_then(|id| self.image.rings.get(&id)).into_iter().flatten() {
+            slots.total += 1;
+            *owned.entry(slot.owner()).or_default() += 1;
+            match slot.state() {
+                SlotState::Plain => slots.plain += 1,
+                SlotState::Moving => slots.moving += 1,
+                SlotState::Tracked => slots.tracked += 1,
+            }
+        }
+        let ids: BTreeMap<&str, u32> = self
+            .image
+            .backends
+            .iter()
+            .filter(|(_, r)| Some(r.entry.service) == id)
+            .map(|(backend, r)| (plan::name_of(&r.identity), *backend))
+            .collect();
+        let backends = service
+            .backends
+            .iter()
+            .map(|backend| {
+                let id = ids.get(backend.spec.name.as_str()).copied();
+                let stats = match id {
+                    Some(id) => self.kernel.maps().backend_stats(id).map_err(failed)?,
+                    None => lb_common::abi::Stats::default(),
+                };
+                Ok(self.backend(
+                    service,
+                    backend,
+                    id.map_or(0, |id| owned.get(&id).copied().unwrap_or(0)),
+                    stats,
+                    reasons,
+                ))
+            })
+            .collect::<Result<_, CommandError>>()?;
+        Ok(ServiceView {
+            name: spec.name.to_string(),
+            addresses: spec.addresses.clone(),
+            port: spec.port.to_string(),
+            protocol: spec.protocol,
+            forward: spec.forward,
+            scheduler: spec.scheduler,
+            packets: stats.packets,
+            bytes: stats.bytes,
+            slots,
+            backends,
+        })
+    }
+
+    fn backend(
+        &self,
+        service: &EffectiveService,
+        backend: &EffectiveBackend,
+        slots: u32,
+        stats: lb_common::abi::Stats,
+        reasons: &std::collections::HashMap<TargetKey, String>,
+    ) -> BackendView {
+        let key = TargetKey { service: service.spec.name.clone(), backend: backend.spec.name.clone() };
+        let hop = self.hops.get(&backend.spec.address);
+        let unreachable = match hop {
+            Some(Err(error)) => Some(error.to_string()),
+            Some(Ok(_)) | None => None,
+        };
+        let runtime =
+            [backend.origin, backend.weight_origin, backend.admin_origin].contains(&Origin::Runtime);
+        BackendView {
+            name: backend.spec.name.to_string(),
+            address: backend.spec.address,
+            port: backend.spec.port.or(service.spec.port.single()),
+            weight: backend.spec.weight,
+            admin: backend.admin,
+            health: self.health_of(&service.spec.name, &backend.spec.name, backend.spec.address),
+            health_reason: unreachable.or_else(|| reasons.get(&key).cloned()),
+            slots,
+            reachable: matches!(hop, Some(Ok(_))),
+            origin: if runtime { "runtime" } else { "file" }.to_owned(),
+            packets: stats.packets,
+            bytes: stats.bytes,
+        }
+    }
+
+    pub(super) fn drops(&self) -> Result<Vec<DropView>, CommandError> {
+        DropReason::ALL
+            .iter()
+            .map(|reason| {
+                Ok(DropView {
+                    reason: reason.name().to_owned(),
+                    packets: self
+                        .kernel
+                        .maps()
+                        .drops(*reason)
+                        .map_err(|e| CommandError::Failed(e.to_string()))?,
+                    help: reason.help().to_owned(),
+                })
+            })
+            .collect()
+    }
+
+    pub(super) fn config_view(&self) -> ConfigView {
+        let mut effective = self.config.clone();
+        effective.services = self.effective.services.iter().map(|s| s.spec.clone()).collect();
+        let mut settings: Vec<SettingView> = effective
+            .settings()
+            .into_iter()
+            .map(|setting| SettingView {
+                origin: match setting.origin {
+                    ConfigOrigin::Default => "default".to_owned(),
+                    ConfigOrigin::File { .. } => "file".to_owned(),
+                },
+                key: setting.key,
+                value: setting.value,
+            })
+            .collect();
+        for service in &self.effective.services {
+            for backend in &service.backends {
+                let prefix = format!("service.{}.backend.{}", service.spec.name, backend.spec.name);
+                if backend.origin == Origin::Runtime {
+                    for setting in settings.iter_mut().filter(|s| s.key.starts_with(&format!("{prefix}."))) {
+                        "runtime".clone_into(&mut setting.origin);
+                    }
+                }
+                if backend.weight_origin == Origin::Runtime {
+                    for setting in settings.iter_mut().filter(|s| s.key == format!("{prefix}.weight")) {
+                        "runtime".clone_into(&mut setting.origin);
+                    }
+                }
+                settings.push(SettingView {
+                    key: format!("{prefix}.admin"),
+                    value: serde_json::json!(backend.admin),
+                    origin: if backend.admin_origin == Origin::Runtime { "runtime" } else { "default" }
+                        .to_owned(),
+                });
+            }
+            for name in &service.removed {
+                settings.push(SettingView {
+                    key: format!("service.{}.backend.{name}", service.spec.name),
+                    value: serde_json::json!("removed"),
+                    origin: "runtime".to_owned(),
+                });
+            }
+        }
+        ConfigView { file: self.config_file.display().to_string(), hash: self.config_hash(), settings }
+    }
+
+    /// Every address in the image, for `explain`.
+    pub(super) fn backend_name(&self, id: u32) -> String {
+        self.image.backends.get(&id).map_or_else(
+            || format!("id {id}"),
+            |r| format!("{} ({})", plan::name_of(&r.identity), address_of(&r.entry)),
+        )
+    }
+}

@@ -1,0 +1,244 @@
+//! What a check does on the wire, one file per type. A new type is a file with its `probe` function, a
+//! variant of [`Probe`], and a line in each `match` below.
+//!
+//! A probe gives its answer by its [`Deadline`], whatever the server does, and holds nothing but its
+//! own future: dropping that closes the socket. It tells apart what the backend did wrong from what
+//! could not be tried for want of something on this host ([`ProbeFailure::is_local`]), which must not
+//! take backends down.
+
+pub mod http;
+pub mod tcp;
+
+use crate::model::{HealthCheck, StatusRange};
+use nix::errno::Errno;
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::net::{TcpSocket, TcpStream};
+
+/// A check made ready for one backend, so that each run has little left to do.
+#[derive(Debug, Clone)]
+pub enum Probe {
+    Tcp,
+    Http(Box<http::HttpProbe>),
+}
+
+impl Probe {
+    /// Prepares the check of the backend at `address` (with the port that is checked); `None` where
+    /// there is nothing to check.
+    pub fn prepare(check: &HealthCheck, address: SocketAddr) -> Result<Option<Self>, ProbeFailure> {
+        Ok(match check {
+            HealthCheck::None => None,
+            HealthCheck::Tcp => Some(Self::Tcp),
+            HealthCheck::Http(check) => Some(Self::Http(Box::new(http::HttpProbe::new(check, address)?))),
+        })
+    }
+
+    /// The type as the configuration and the metrics call it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Http(_) => "http",
+        }
+    }
+
+    /// Runs the check once.
+    pub async fn run(&self, address: SocketAddr, deadline: Deadline) -> Result<(), ProbeFailure> {
+        match self {
+            Self::Tcp => tcp::probe(address, deadline).await,
+            Self::Http(params) => http::probe(address, params, deadline).await,
+        }
+    }
+}
+
+/// When a check has failed for want of an answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline {
+    at: tokio::time::Instant,
+    timeout: Duration,
+}
+
+impl Deadline {
+    /// `timeout` from now.
+    pub fn after(timeout: Duration) -> Self {
+        // A timeout beyond the clock's end is a day: no check waits that long.
+        let now = Instant::now();
+        let at = now.checked_add(timeout).unwrap_or(now + Duration::from_secs(24 * 3600));
+        Self { at: at.into(), timeout }
+    }
+
+    /// Runs `step`; it fails with the reason of `stage` when the deadline comes first.
+    pub async fn limit<T>(
+        self,
+        stage: Stage,
+        step: impl Future<Output = Result<T, ProbeFailure>>,
+    ) -> Result<T, ProbeFailure> {
+        match tokio::time::timeout_at(self.at, step).await {
+            Ok(result) => result,
+            Err(_) => Err(ProbeFailure::Timeout { stage, timeout: self.timeout }),
+        }
+    }
+}
+
+/// How far a check had come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The connection was being opened.
+    Connect,
+    /// The request was on its way, the answer had not come.
+    Answer,
+    /// The answer had begun.
+    Body,
+}
+
+/// Why a check failed, in the operator's words.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProbeFailure {
+    /// The backend's host is there, nothing listens on the port.
+    #[error("connection refused")]
+    Refused,
+    /// No way to the backend, or something on the way says no.
+    #[error("backend cannot be reached: {}", .0.desc())]
+    Unreachable(Errno),
+    /// The deadline came first.
+    #[error("{} within {timeout:?}", match stage {
+        Stage::Connect => "no connection",
+        Stage::Answer => "connected, but no answer",
+        Stage::Body => "answer not complete",
+    })]
+    Timeout { stage: Stage, timeout: Duration },
+    /// The backend hung up.
+    #[error("{}", match stage {
+        Stage::Connect => "connection reset while it was opened",
+        Stage::Answer => "connection closed without an answer",
+        Stage::Body => "connection closed before the answer was complete",
+    })]
+    Closed { stage: Stage },
+    /// The connection broke in another way.
+    #[error("connection failed: {}", .0.desc())]
+    Broken(Errno),
+    /// An HTTP answer with the wrong status.
+    #[error("status {found}, expected {expected}")]
+    Status { found: u16, expected: StatusSet },
+    /// Something answered, but does not speak HTTP/1.
+    #[error("not an HTTP answer")]
+    NotHttp,
+    /// More header than any sane answer has.
+    #[error("HTTP answer with more than {} KiB or {} lines of header", http::MAX_HEAD / 1024, http::MAX_HEADERS)]
+    HeadTooLarge,
+    /// This host lacks something (descriptors, memory, ports): the backend is not to blame.
+    #[error("check could not run on this host: {}", .0.desc())]
+    Local(Errno),
+    /// The configuration asks for a request that cannot be sent.
+    #[error(
+        "check could not run: {what} '{found}' cannot be sent in an HTTP request; correct the service's health settings"
+    )]
+    BadRequest { what: &'static str, found: String },
+    /// The probe itself failed.
+    #[error("check could not run: internal error (see the log)")]
+    Internal,
+}
+
+impl ProbeFailure {
+    /// True if the check says nothing about the backend, since it could not be run.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Local(_) | Self::BadRequest { .. } | Self::Internal => true,
+            Self::Refused
+            | Self::Unreachable(_)
+            | Self::Timeout { .. }
+            | Self::Closed { .. }
+            | Self::Broken(_)
+            | Self::Status { .. }
+            | Self::NotHttp
+            | Self::HeadTooLarge => false,
+        }
+    }
+
+    /// Names the reason of an IO error met at `stage`.
+    pub fn from_io(error: &io::Error, stage: Stage) -> Self {
+        let Some(errno) = error.raw_os_error().map(Errno::from_raw) else {
+            return Self::Closed { stage };
+        };
+        match errno {
+            Errno::ECONNREFUSED => Self::Refused,
+            Errno::ECONNRESET | Errno::EPIPE | Errno::ECONNABORTED | Errno::ENOTCONN => {
+                Self::Closed { stage }
+            }
+            // EPERM and EACCES are a packet filter's answer, on this host or on the way (RFC 1812
+            // §5.2.7.1); EINVAL and EADDRNOTAVAIL below are not about the way.
+            Errno::ENETUNREACH
+            | Errno::EHOSTUNREACH
+            | Errno::ENETDOWN
+            | Errno::EHOSTDOWN
+            | Errno::EPERM
+            | Errno::EACCES
+            | Errno::ETIMEDOUT => Self::Unreachable(errno),
+            Errno::EMFILE
+            | Errno::ENFILE
+            | Errno::ENOBUFS
+            | Errno::ENOMEM
+            | Errno::EAGAIN
+            | Errno::EADDRNOTAVAIL
+            | Errno::EADDRINUSE
+            | Errno::EAFNOSUPPORT => Self::Local(errno),
+            other => Self::Broken(other),
+        }
+    }
+}
+
+/// The status codes a check accepts; shown as `200-299, 304`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatusSet(Arc<[StatusRange]>);
+
+impl StatusSet {
+    /// True if `status` is in one of the ranges.
+    pub fn contains(&self, status: u16) -> bool {
+        self.0.iter().any(|range| (range.lo..=range.hi).contains(&status))
+    }
+}
+
+impl From<&[StatusRange]> for StatusSet {
+    fn from(ranges: &[StatusRange]) -> Self {
+        Self(ranges.into())
+    }
+}
+
+impl fmt::Display for StatusSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, StatusRange { lo, hi }) in self.0.iter().enumerate() {
+            let comma = if n == 0 { "" } else { ", " };
+            if lo == hi {
+                write!(f, "{comma}{lo}")?;
+            } else {
+                write!(f, "{comma}{lo}-{hi}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Opens a connection that will be closed with a RST. Closing it in the ordinary way would leave a
+/// socket in TIME_WAIT for a minute on this host or on the backend for every check: 600,000 of them with
+/// 10,000 targets a second. By the time it is closed the answer was read, or does not matter.
+async fn connect(address: SocketAddr) -> Result<TcpStream, ProbeFailure> {
+    let failure = |error: io::Error| ProbeFailure::from_io(&error, Stage::Connect);
+    let socket =
+        if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failure)?;
+    socket.set_zero_linger().map_err(failure)?;
+    socket.set_nodelay(true).map_err(failure)?;
+    let stream = socket.connect(address).await.map_err(failure)?;
+    // A backend on this very host with a port in the ephemeral range: where nothing listens, the kernel
+    // may choose the port itself as source, and TCP's simultaneous open connects the socket to itself
+    // (RFC 9293 §3.5).
+    if stream.local_addr().map_err(failure)? == address {
+        return Err(ProbeFailure::Refused);
+    }
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,374 @@
+//! The task that runs the health checks.
+//!
+//! One loop owns everything: it *waits* for new targets, the end of a check, the next check's time or
+//! room in the event channel; *feeds* what came into the pure `Roster`; *publishes* the transitions;
+//! and *drains*: whatever else is ready by then is dealt with before it waits again. Each check runs as
+//! a tokio task of its own, owned by the loop's `JoinSet`.
+//!
+//! Cancel safety. Each branch of the loop's `select!` can be dropped without loss: `watch::changed`
+//! marks a value as seen only when it completes, `JoinSet::join_next` and `mpsc::Sender::reserve` take
+//! nothing before they complete, `mpsc::Sender::closed` and a timer hold no data. Nothing else in the loop awaits. A check that
+//! is aborted (its target is gone, or the loop ended) drops its socket and nothing else.
+//!
+//! A receiver that does not keep up delays nobody: transitions wait in the `Outbox`, one per target.
+
+mod outbox;
+mod roster;
+
+use super::{
+    probe::{Deadline, ProbeFailure},
+    schedule::Id,
+};
+use crate::model::{BackendName, Health, HealthSpec, ServiceName};
+use outbox::Outbox;
+use roster::{Applied, Job, Roster};
+use std::{
+    collections::HashMap,
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::{AbortHandle, JoinError, JoinHandle, JoinSet},
+};
+
+/// Checks that run at once at most, where the limit of open files does not ask for less.
+const MAX_RUNNING: usize = 8192;
+/// Complaints about this host (out of descriptors and the like) come at most this often.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Names what is checked.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TargetKey {
+    pub service: ServiceName,
+    pub backend: BackendName,
+}
+
+impl fmt::Display for TargetKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.service, self.backend)
+    }
+}
+
+/// One backend of one service, and how it is checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    pub key: TargetKey,
+    /// The backend's address and port; `spec.port` replaces the port for the check.
+    pub address: SocketAddr,
+    pub spec: HealthSpec,
+    /// What is known of it, from before a restart for example; counts only when the target is new or
+    /// has another address.
+    pub initial: Health,
+}
+
+/// A change of a target's health.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthEvent {
+    pub key: TargetKey,
+    /// The [`Target::address`] this is about. An event may still be in the channel when its target is
+    /// removed or gets another address: compare.
+    pub address: SocketAddr,
+    pub health: Health,
+    /// The health of the event before; of the first one, [`Target::initial`]. Differs from `health`.
+    pub previous: Health,
+    /// For the operator.
+    pub reason: String,
+    pub at: SystemTime,
+}
+
+/// What is known of a target at the moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetStatus {
+    /// As in [`Target::address`].
+    pub address: SocketAddr,
+    pub health: Health,
+    /// When the health changed; `None` if it has not since the target was added.
+    pub since: Option<SystemTime>,
+    pub last: LastResult,
+    /// The last failed check since the target was added or its check was changed.
+    pub last_failure: Option<ProbeFailure>,
+}
+
+/// The result of the last check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LastResult {
+    /// There is no check.
+    NotChecked,
+    /// The first check has not ended.
+    Waiting,
+    Passed,
+    Failed(ProbeFailure),
+    /// The check could not be run, which says nothing about the backend.
+    Inconclusive(ProbeFailure),
+}
+
+impl TargetStatus {
+    /// Why the health is what it is, for the operator.
+    pub fn reason(&self) -> String {
+        let health = self.health;
+        match &self.last {
+            LastResult::NotChecked => "not checked".to_owned(),
+            LastResult::Waiting => "the first check has not ended".to_owned(),
+            LastResult::Inconclusive(failure) => failure.to_string(),
+            LastResult::Passed => match (health, &self.last_failure) {
+                (Health::Up, _) => "check passed".to_owned(),
+                (Health::Down, Some(failure)) => {
+                    format!("check passed, not often enough yet; before that: {failure}")
+                }
+                (Health::Unknown, _) | (Health::Down, None) => {
+                    "check passed, not often enough yet".to_owned()
+                }
+            },
+            LastResult::Failed(failure) => match health {
+                Health::Down => failure.to_string(),
+                Health::Up | Health::Unknown => {
+                    format!("{failure} (still {health}: it has not failed often enough)")
+                }
+            },
+        }
+    }
+}
+
+/// Is told of every check that ended, for the metrics.
+pub trait ProbeObserver: Send + Sync {
+    /// Called by the task's loop, so it must be quick. Not called for a target that was removed
+    /// meanwhile, nor for a check that could not be run.
+    fn observed(&self, key: &TargetKey, kind: &'static str, duration: Duration, ok: bool);
+}
+
+/// Observes nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoObserver;
+
+impl ProbeObserver for NoObserver {
+    fn observed(&self, _key: &TargetKey, _kind: &'static str, _duration: Duration, _ok: bool) {}
+}
+
+/// Starts the task.
+#[derive(Debug)]
+pub struct HealthTask;
+
+impl HealthTask {
+    /// Starts without targets, in the present tokio runtime. The task ends when the handle or the
+    /// receiver of `events` is dropped; `events` closes when the task ends.
+    pub fn spawn(events: mpsc::Sender<HealthEvent>, observer: Arc<dyn ProbeObserver>) -> HealthHandle {
+        Self::spawn_limited(events, observer, max_running())
+    }
+
+    /// The same with at most `max_running` checks at once.
+    pub fn spawn_limited(
+        events: mpsc::Sender<HealthEvent>,
+        observer: Arc<dyn ProbeObserver>,
+        max_running: usize,
+    ) -> HealthHandle {
+        let (targets, wanted) = watch::channel(Arc::default());
+        let board = Arc::new(Board::default());
+        let shell = Shell {
+            observer,
+            max_running: max_running.max(1),
+            board: Arc::clone(&board),
+            roster: Roster::default(),
+            outbox: Outbox::default(),
+            checks: JoinSet::new(),
+            running: HashMap::new(),
+            complained: None,
+        };
+        HealthHandle { targets, board, task: tokio::spawn(shell.run(wanted, events)) }
+    }
+}
+
+/// Half of the files this process may open: the rest is for everybody else in the daemon.
+fn max_running() -> usize {
+    let limit = std::fs::read_to_string("/proc/self/limits").ok().and_then(|limits| {
+        let soft = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+        soft.split_whitespace().next()?.parse::<usize>().ok()
+    });
+    limit.map_or(MAX_RUNNING, |limit| (limit / 2).clamp(16, MAX_RUNNING))
+}
+
+/// The way to the task; dropping it ends the task and every check.
+#[derive(Debug)]
+pub struct HealthHandle {
+    targets: watch::Sender<Arc<Vec<Target>>>,
+    board: Arc<Board>,
+    task: JoinHandle<()>,
+}
+
+impl HealthHandle {
+    /// Gives the whole set of targets from now on. Targets as before keep their state; one whose `spec`
+    /// changed keeps its health and starts to count anew; one with another address is a new one. Of two
+    /// with one key the first counts. Returns at once.
+    pub fn set_targets(&self, targets: Vec<Target>) {
+        self.targets.send_replace(Arc::new(targets));
+    }
+
+    /// What is known of every target.
+    pub fn statuses(&self) -> HashMap<TargetKey, TargetStatus> {
+        self.board.lock().clone()
+    }
+
+    /// What is known of one target; `None` until the task has taken it over.
+    pub fn status(&self, key: &TargetKey) -> Option<TargetStatus> {
+        self.board.lock().get(key).cloned()
+    }
+
+    /// [`TargetStatus::reason`] of every target.
+    pub fn reasons(&self) -> HashMap<TargetKey, String> {
+        self.board.lock().iter().map(|(key, status)| (key.clone(), status.reason())).collect()
+    }
+
+    /// Ends the task and waits until it and every check are gone. An error means that it had panicked.
+    pub async fn stop(self) -> Result<(), JoinError> {
+        drop(self.targets);
+        self.task.await
+    }
+}
+
+/// The statuses, shared with whoever asks; written only when one changes.
+#[derive(Debug, Default)]
+struct Board(Mutex<HashMap<TargetKey, TargetStatus>>);
+
+impl Board {
+    fn lock(&self) -> MutexGuard<'_, HashMap<TargetKey, TargetStatus>> {
+        // Every write is a whole insert or remove: what a panicking writer leaves is sound.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Ended {
+    id: Id,
+    duration: Duration,
+    result: Result<(), ProbeFailure>,
+}
+
+struct Shell {
+    observer: Arc<dyn ProbeObserver>,
+    max_running: usize,
+    board: Arc<Board>,
+    roster: Roster,
+    outbox: Outbox,
+    /// The running checks and, for a moment, those just aborted.
+    checks: JoinSet<Ended>,
+    running: HashMap<Id, AbortHandle>,
+    complained: Option<Instant>,
+}
+
+impl Shell {
+    async fn run(mut self, mut wanted: watch::Receiver<Arc<Vec<Target>>>, events: mpsc::Sender<HealthEvent>) {
+        loop {
+            let next_due = if self.checks.len() < self.max_running { self.roster.next_due() } else { None };
+            tokio::select! {
+                biased;
+                changed = wanted.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    let targets = Arc::clone(&wanted.borrow_and_update());
+                    let applied = self.roster.apply(&targets, Instant::now(), SystemTime::now());
+                    self.applied(applied);
+                }
+                room = events.reserve(), if !self.outbox.is_empty() => match room {
+                    Ok(room) => {
+                        if let Some(event) = self.outbox.pop() {
+                            room.send(event);
+                        }
+                    }
+                    Err(_) => break,
+                },
+                () = events.closed() => break,
+                Some(ended) = self.checks.join_next() => self.ended(ended),
+                () = tokio::time::sleep_until(next_due.unwrap_or_else(Instant::now).into()),
+                    if next_due.is_some() => {}
+            }
+            while let Some(ended) = self.checks.try_join_next() {
+                self.ended(ended);
+            }
+            let now = Instant::now();
+            while self.checks.len() < self.max_running
+                && let Some(job) = self.roster.start(now)
+            {
+                self.start(job);
+            }
+            while !self.outbox.is_empty()
+                && let Ok(room) = events.try_reserve()
+            {
+                if let Some(event) = self.outbox.pop() {
+                    room.send(event);
+                }
+            }
+        }
+        self.checks.shutdown().await;
+    }
+
+    fn applied(&mut self, applied: Applied) {
+        for id in applied.stop {
+            if let Some(check) = self.running.remove(&id) {
+                check.abort();
+            }
+        }
+        let mut board = self.board.lock();
+        for key in &applied.forget {
+            self.outbox.forget(key);
+            board.remove(key);
+        }
+        board.extend(applied.statuses);
+        drop(board);
+        for event in applied.events {
+            self.outbox.push(event);
+        }
+    }
+
+    fn start(&mut self, job: Job) {
+        let Job { id, address, probe, timeout } = job;
+        let check = self.checks.spawn(async move {
+            // The clock starts when the check does: time spent in the queue is not the backend's.
+            let started = Instant::now();
+            let result = probe.run(address, Deadline::after(timeout)).await;
+            Ended { id, duration: started.elapsed(), result }
+        });
+        self.running.insert(id, check);
+    }
+
+    fn ended(&mut self, ended: Result<Ended, JoinError>) {
+        let Ended { id, duration, result } = match ended {
+            Ok(ended) => ended,
+            Err(error) if error.is_panic() => {
+                let Some(id) =
+                    self.running.iter().find_map(|(id, task)| (task.id() == error.id()).then_some(*id))
+                else {
+                    return;
+                };
+                tracing::error!("a health check panicked: {error}");
+                Ended { id, duration: Duration::ZERO, result: Err(ProbeFailure::Internal) }
+            }
+            // Aborted, because its target is gone.
+            Err(_) => return,
+        };
+        self.running.remove(&id);
+        let now = Instant::now();
+        let ok = result.is_ok();
+        let local = result.as_ref().err().filter(|failure| failure.is_local()).cloned();
+        let Some(finished) = self.roster.finished(id, result, now, SystemTime::now()) else { return };
+        match local {
+            None => self.observer.observed(finished.key, finished.kind, duration, ok),
+            Some(failure) => {
+                if self.complained.is_none_or(|last| now - last >= COMPLAINT_INTERVAL) {
+                    self.complained = Some(now);
+                    tracing::warn!(target = %finished.key, "{failure}; its health stays as it is");
+                }
+            }
+        }
+        if let Some(status) = finished.status {
+            self.board.lock().insert(finished.key.clone(), status);
+        }
+        if let Some(event) = finished.event {
+            self.outbox.push(event);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

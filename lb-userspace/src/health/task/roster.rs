@@ -1,0 +1,247 @@
+//! Who is checked and what is known of each: the bookkeeping of the task. Pure; the time is passed in.
+
+use super::{HealthEvent, LastResult, Target, TargetKey, TargetStatus};
+use crate::{
+    health::{
+        fsm::{self, Thresholds},
+        probe::{Probe, ProbeFailure},
+        schedule::{Id, Schedule},
+    },
+    model::{Health, HealthSpec},
+};
+use std::{
+    collections::{HashMap, HashSet},
+    hash::{DefaultHasher, Hash, Hasher},
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+/// The targets, their states and their schedule.
+#[derive(Debug, Default)]
+pub(super) struct Roster {
+    schedule: Schedule,
+    by_key: HashMap<TargetKey, Member>,
+    /// The targets in the schedule; those that are not checked are not here.
+    by_id: HashMap<Id, TargetKey>,
+}
+
+#[derive(Debug)]
+struct Member {
+    /// Where it was said to be, without the check's own port.
+    address: SocketAddr,
+    spec: HealthSpec,
+    state: fsm::State,
+    status: TargetStatus,
+    /// `None` where there is nothing to check, or nothing that could be sent.
+    checked: Option<Checked>,
+}
+
+#[derive(Debug)]
+struct Checked {
+    id: Id,
+    probe: Arc<Probe>,
+}
+
+/// One check to be run.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) id: Id,
+    pub(super) address: SocketAddr,
+    pub(super) probe: Arc<Probe>,
+    pub(super) timeout: Duration,
+}
+
+/// What a change of the targets leads to.
+#[derive(Debug, Default)]
+pub(super) struct Applied {
+    /// Checks that have become pointless.
+    pub(super) stop: Vec<Id>,
+    /// Targets that are gone, or are other ones under the same name.
+    pub(super) forget: Vec<TargetKey>,
+    pub(super) events: Vec<HealthEvent>,
+    /// The statuses that are new or changed.
+    pub(super) statuses: Vec<(TargetKey, TargetStatus)>,
+}
+
+/// What the end of a check leads to.
+#[derive(Debug)]
+pub(super) struct Finished<'a> {
+    pub(super) key: &'a TargetKey,
+    pub(super) kind: &'static str,
+    pub(super) event: Option<HealthEvent>,
+    /// The status, if it is another than before.
+    pub(super) status: Option<TargetStatus>,
+}
+
+impl Roster {
+    /// Makes `targets` the ones that are checked. Of several with one key the first counts.
+    pub(super) fn apply(&mut self, targets: &[Target], now: Instant, wall: SystemTime) -> Applied {
+        let mut applied = Applied::default();
+        let mut wanted = HashSet::with_capacity(targets.len());
+        for target in targets {
+            if !wanted.insert(&target.key) {
+                tracing::error!(target = %target.key, "the same health check target twice; the first counts");
+                continue;
+            }
+            let health = match self.by_key.get(&target.key) {
+                Some(member) if member.address == target.address && member.spec == target.spec => continue,
+                // Another address is another server, of which nothing is known but what the caller says.
+                Some(member) if member.address != target.address => {
+                    applied.forget.push(target.key.clone());
+                    target.initial
+                }
+                Some(member) => member.state.health,
+                None => target.initial,
+            };
+            let old = self.remove(&target.key, &mut applied);
+            let since = old.filter(|old| old.address == target.address).and_then(|old| old.status.since);
+            self.add(target, health, since, now, wall, &mut applied);
+        }
+        let gone: Vec<_> = self.by_key.keys().filter(|key| !wanted.contains(key)).cloned().collect();
+        for key in gone {
+            self.remove(&key, &mut applied);
+            applied.forget.push(key);
+        }
+        applied
+    }
+
+    fn remove(&mut self, key: &TargetKey, applied: &mut Applied) -> Option<Member> {
+        let member = self.by_key.remove(key)?;
+        if let Some(Checked { id, .. }) = &member.checked {
+            self.schedule.remove(*id);
+            self.by_id.remove(id);
+            applied.stop.push(*id);
+        }
+        Some(member)
+    }
+
+    fn add(
+        &mut self,
+        target: &Target,
+        health: Health,
+        since: Option<SystemTime>,
+        now: Instant,
+        wall: SystemTime,
+        applied: &mut Applied,
+    ) {
+        let Target { key, address, spec, initial: _ } = target;
+        let mut status =
+            TargetStatus { address: *address, health, since, last: LastResult::Waiting, last_failure: None };
+        let checked = match Probe::prepare(&spec.check, checked_address(*address, spec)) {
+            Ok(Some(probe)) => {
+                let id = self.schedule.insert(hash_of(key), spec.interval, now);
+                self.by_id.insert(id, key.clone());
+                Some(Checked { id, probe: Arc::new(probe) })
+            }
+            Ok(None) => {
+                status.last = LastResult::NotChecked;
+                if health != Health::Up {
+                    status.health = Health::Up;
+                    status.since = Some(wall);
+                    applied.events.push(status.event(key, health, wall));
+                }
+                None
+            }
+            Err(failure) => {
+                tracing::error!(target = %key, "{failure}");
+                status.last = LastResult::Inconclusive(failure);
+                None
+            }
+        };
+        applied.statuses.push((key.clone(), status.clone()));
+        let state = fsm::State::new(status.health);
+        let member = Member { address: *address, spec: spec.clone(), state, status, checked };
+        self.by_key.insert(key.clone(), member);
+    }
+
+    /// When [`Roster::start`] has something to do next.
+    pub(super) fn next_due(&mut self) -> Option<Instant> {
+        self.schedule.next_due()
+    }
+
+    /// A check that is due; it counts as running until [`Roster::finished`].
+    pub(super) fn start(&mut self, now: Instant) -> Option<Job> {
+        loop {
+            let id = self.schedule.pop_due(now)?;
+            let member = self.by_id.get(&id).and_then(|key| self.by_key.get(key));
+            if let Some((member, checked)) = member.and_then(|m| Some((m, m.checked.as_ref()?))) {
+                let address = checked_address(member.address, &member.spec);
+                return Some(Job {
+                    id,
+                    address,
+                    probe: Arc::clone(&checked.probe),
+                    timeout: member.spec.timeout,
+                });
+            }
+        }
+    }
+
+    /// Takes the result of a check; `None` for one of a target that is gone.
+    pub(super) fn finished(
+        &mut self,
+        id: Id,
+        result: Result<(), ProbeFailure>,
+        now: Instant,
+        wall: SystemTime,
+    ) -> Option<Finished<'_>> {
+        self.schedule.finished(id, now);
+        let key = self.by_id.get(&id)?;
+        let member = self.by_key.get_mut(key)?;
+        let kind = member.checked.as_ref()?.probe.kind();
+        let (event, last) = match result {
+            Ok(()) => (fsm::Event::Passed, LastResult::Passed),
+            Err(failure) if failure.is_local() => {
+                (fsm::Event::Inconclusive, LastResult::Inconclusive(failure))
+            }
+            Err(failure) => (fsm::Event::Failed, LastResult::Failed(failure)),
+        };
+        let (state, transition) = member.state.step(event, Thresholds::from(&member.spec));
+        member.state = state;
+        let changed = transition.is_some() || member.status.last != last;
+        if changed {
+            member.status.health = state.health;
+            if let LastResult::Failed(failure) = &last {
+                member.status.last_failure = Some(failure.clone());
+            }
+            member.status.last = last;
+        }
+        let event = transition.map(|transition| {
+            member.status.since = Some(wall);
+            member.status.event(key, transition.from, wall)
+        });
+        Some(Finished { key, kind, event, status: changed.then(|| member.status.clone()) })
+    }
+}
+
+impl TargetStatus {
+    fn event(&self, key: &TargetKey, previous: Health, at: SystemTime) -> HealthEvent {
+        HealthEvent {
+            key: key.clone(),
+            address: self.address,
+            health: self.health,
+            previous,
+            reason: self.reason(),
+            at,
+        }
+    }
+}
+
+fn checked_address(address: SocketAddr, spec: &HealthSpec) -> SocketAddr {
+    let mut checked = address;
+    if let Some(port) = spec.port {
+        checked.set_port(port);
+    }
+    checked
+}
+
+/// Stable within one build, so that a restart does not shift the checks.
+fn hash_of(key: &TargetKey) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+#[path = "roster_tests.rs"]
+mod tests;

@@ -1,0 +1,284 @@
+use super::*;
+use crate::model::{
+    Health::{Down, Unknown, Up},
+    HealthCheck, HttpCheck, StatusRange,
+};
+use nix::errno::Errno;
+use proptest::prelude::*;
+
+const WALL: SystemTime = SystemTime::UNIX_EPOCH;
+const INTERVAL: Duration = Duration::from_secs(1);
+
+fn key(n: u16) -> TargetKey {
+    TargetKey { service: "www".parse().unwrap(), backend: format!("web{n}").parse().unwrap() }
+}
+
+fn target(n: u16, initial: Health) -> Target {
+    let spec = HealthSpec { interval: INTERVAL, rise: 2, fall: 2, ..HealthSpec::default() };
+    Target { key: key(n), address: SocketAddr::from(([127, 0, 0, 1], 8000 + n)), spec, initial }
+}
+
+fn with_check(check: HealthCheck, target: Target) -> Target {
+    Target { spec: HealthSpec { check, ..target.spec }, ..target }
+}
+
+/// A roster and its clock.
+struct Bench {
+    roster: Roster,
+    now: Instant,
+}
+
+impl Bench {
+    fn new(targets: &[Target]) -> (Self, Applied) {
+        let mut bench = Self { roster: Roster::default(), now: Instant::now() };
+        let applied = bench.apply(targets);
+        (bench, applied)
+    }
+
+    fn apply(&mut self, targets: &[Target]) -> Applied {
+        self.roster.apply(targets, self.now, WALL)
+    }
+
+    /// Goes on to the next check.
+    fn next(&mut self) -> Job {
+        self.now = self.now.max(self.roster.next_due().expect("a target waits"));
+        self.roster.start(self.now).expect("it is due")
+    }
+
+    fn end(
+        &mut self,
+        job: &Job,
+        result: Result<(), ProbeFailure>,
+    ) -> (Option<HealthEvent>, Option<TargetStatus>) {
+        let finished = self.roster.finished(job.id, result, self.now, WALL).expect("it is a target");
+        (finished.event, finished.status)
+    }
+
+    /// Runs the next check with that result.
+    fn check(&mut self, result: Result<(), ProbeFailure>) -> (Option<HealthEvent>, Option<TargetStatus>) {
+        let job = self.next();
+        self.end(&job, result)
+    }
+
+    fn health(&self, n: u16) -> Health {
+        self.roster.by_key[&key(n)].status.health
+    }
+}
+
+const REFUSED: Result<(), ProbeFailure> = Err(ProbeFailure::Refused);
+
+#[test]
+fn results_become_events_and_statuses() {
+    let (mut bench, applied) = Bench::new(&[target(1, Unknown)]);
+    assert!(applied.events.is_empty());
+    assert_eq!(applied.statuses[0].1.last, LastResult::Waiting);
+
+    let (event, status) = bench.check(REFUSED);
+    assert_eq!(event, None);
+    assert_eq!(
+        status.unwrap().reason(),
+        "connection refused (still unknown: it has not failed often enough)"
+    );
+    let (event, status) = bench.check(REFUSED);
+    let event = event.unwrap();
+    assert_eq!((event.previous, event.health, event.reason.as_str()), (Unknown, Down, "connection refused"));
+    assert_eq!((event.key, event.address), (key(1), target(1, Unknown).address));
+    assert_eq!(status.unwrap().since, Some(WALL));
+    assert_eq!(bench.check(REFUSED), (None, None), "nothing new");
+    // Another reason is news, but no transition.
+    let (event, status) = bench.check(Err(ProbeFailure::NotHttp));
+    assert_eq!((event, status.unwrap().reason().as_str()), (None, "not an HTTP answer"));
+    let (_, status) = bench.check(Ok(()));
+    assert_eq!(
+        status.unwrap().reason(),
+        "check passed, not often enough yet; before that: not an HTTP answer"
+    );
+    let (event, _) = bench.check(Ok(()));
+    let event = event.unwrap();
+    assert_eq!((event.previous, event.health, event.reason.as_str()), (Down, Up, "check passed"));
+    assert_eq!(bench.check(Ok(())), (None, None), "nothing new");
+}
+
+#[test]
+fn what_this_host_lacks_changes_no_health() {
+    let (mut bench, _) = Bench::new(&[target(1, Up)]);
+    bench.check(REFUSED);
+    for _ in 0..10 {
+        let (event, _) = bench.check(Err(ProbeFailure::Local(Errno::EMFILE)));
+        assert_eq!(event, None);
+    }
+    let reason = bench.roster.by_key[&key(1)].status.reason();
+    assert_eq!(reason, "check could not run on this host: Too many open files");
+    let (event, _) = bench.check(REFUSED);
+    assert_eq!(event.unwrap().health, Down, "the first failure still counts");
+}
+
+#[test]
+fn unchanged_targets_keep_counting() {
+    let targets = [target(1, Up), target(2, Up)];
+    let (mut bench, _) = Bench::new(&targets[..1]);
+    bench.check(REFUSED);
+    let running = bench.next();
+    let due_later = bench.roster.by_key[&key(1)].checked.as_ref().unwrap().id;
+    // What the caller says of the health of a target that is known does not count.
+    let applied = bench.apply(&[target(2, Up), target(1, Unknown)]);
+    assert_eq!(bench.roster.by_key[&key(1)].checked.as_ref().unwrap().id, due_later);
+    assert!(applied.stop.is_empty() && applied.forget.is_empty() && applied.events.is_empty());
+    assert_eq!(applied.statuses.len(), 1);
+    let (event, _) = bench.end(&running, REFUSED);
+    assert_eq!(event.unwrap().health, Down);
+}
+
+#[test]
+fn another_spec_keeps_the_health_and_restarts_the_counters() {
+    let (mut bench, _) = Bench::new(&[target(1, Unknown)]);
+    bench.check(Ok(()));
+    bench.check(Ok(()));
+    bench.check(REFUSED);
+    let running = bench.next();
+    let mut changed = target(1, Unknown);
+    changed.spec.interval = INTERVAL * 2;
+    let applied = bench.apply(&[changed]);
+    assert_eq!(applied.stop, [running.id]);
+    assert!(applied.forget.is_empty() && applied.events.is_empty());
+    assert_eq!((bench.health(1), applied.statuses[0].1.since), (Up, Some(WALL)));
+    assert!(bench.roster.finished(running.id, REFUSED, bench.now, WALL).is_none(), "it was another check");
+    assert_eq!(bench.check(REFUSED).0, None, "the failures before do not count");
+    assert_eq!(bench.check(REFUSED).0.unwrap().previous, Up);
+}
+
+#[test]
+fn another_address_is_another_target() {
+    let (mut bench, _) = Bench::new(&[target(1, Down)]);
+    let moved = Target { address: "127.0.0.2:80".parse().unwrap(), ..target(1, Unknown) };
+    let applied = bench.apply(std::slice::from_ref(&moved));
+    assert_eq!((applied.stop.len(), applied.forget), (1, vec![key(1)]));
+    assert_eq!(bench.health(1), Unknown);
+    assert_eq!(bench.next().address, moved.address);
+}
+
+#[test]
+fn removed_targets_stop() {
+    let (mut bench, _) = Bench::new(&[target(1, Up)]);
+    let running = bench.next();
+    let applied = bench.apply(&[]);
+    assert_eq!((applied.stop, applied.forget), (vec![running.id], vec![key(1)]));
+    assert!(bench.roster.finished(running.id, Ok(()), bench.now, WALL).is_none());
+    assert_eq!(bench.roster.next_due(), None);
+}
+
+#[test]
+fn of_two_with_one_key_the_first_counts() {
+    let other = Target { address: "127.0.0.2:80".parse().unwrap(), ..target(1, Down) };
+    let (mut bench, applied) = Bench::new(&[target(1, Up), other]);
+    assert_eq!(applied.statuses.len(), 1);
+    assert_eq!(bench.next().address, target(1, Up).address);
+    assert!(bench.roster.start(bench.now + INTERVAL).is_none());
+}
+
+#[test]
+fn without_a_check_it_is_up_at_once() {
+    let unchecked = |n, initial| with_check(HealthCheck::None, target(n, initial));
+    let (mut bench, applied) = Bench::new(&[unchecked(1, Down), unchecked(2, Up)]);
+    let [event] = &applied.events[..] else { panic!("{:?}", applied.events) };
+    assert_eq!((&event.key, event.previous, event.health), (&key(1), Down, Up));
+    assert_eq!(event.reason, "not checked");
+    assert_eq!(bench.roster.next_due(), None);
+    // With a check again, it starts from there.
+    bench.apply(&[target(1, Unknown), unchecked(2, Up)]);
+    assert_eq!(bench.health(1), Up);
+    bench.check(REFUSED);
+    assert_eq!(bench.check(REFUSED).0.unwrap().previous, Up);
+    let applied = bench.apply(&[unchecked(1, Unknown), unchecked(2, Up)]);
+    assert_eq!((applied.events[0].previous, applied.events[0].health), (Down, Up));
+}
+
+#[test]
+fn a_request_that_cannot_be_sent_leaves_the_health_alone() {
+    let check = HttpCheck {
+        method: "GET".into(),
+        path: "/a b".into(),
+        host: None,
+        status: vec![StatusRange { lo: 200, hi: 200 }],
+    };
+    let (mut bench, applied) = Bench::new(&[with_check(HealthCheck::Http(check), target(1, Up))]);
+    assert!(applied.events.is_empty());
+    assert_eq!(bench.health(1), Up);
+    assert!(applied.statuses[0].1.reason().contains("path '/a b' cannot be sent"));
+    assert_eq!(bench.roster.next_due(), None);
+}
+
+#[test]
+fn the_check_has_a_port_of_its_own() {
+    let mut with_port = target(1, Up);
+    with_port.spec.port = Some(9);
+    let (mut bench, _) = Bench::new(std::slice::from_ref(&with_port));
+    assert_eq!(bench.next().address, "127.0.0.1:9".parse().unwrap());
+    assert_eq!(bench.roster.by_key[&key(1)].status.address, with_port.address);
+}
+
+proptest! {
+    /// Whatever is set while checks run and end: those and only those that are wanted are kept, indices
+    /// agree, and each target's events form a chain that ends at its health.
+    #[test]
+    fn the_books_agree(
+        steps in prop::collection::vec(
+            (prop::collection::btree_map(0..8u16, (0..3u8, any::<bool>()), 0..8), 0..6u32, any::<bool>()),
+            1..30,
+        ),
+    ) {
+        let (mut bench, _) = Bench::new(&[]);
+        let mut told: HashMap<TargetKey, (SocketAddr, Health)> = HashMap::new();
+        let mut running: Vec<Job> = Vec::new();
+        for (wanted, checks, pass) in steps {
+            let targets: Vec<_> = wanted
+                .into_iter()
+                .map(|(n, (kind, moved))| {
+                    let check = if kind == 0 { HealthCheck::None } else { HealthCheck::Tcp };
+                    let mut target = with_check(check, target(n, Down));
+                    target.spec.interval *= u32::from(kind.max(1));
+                    if moved {
+                        target.address.set_port(1);
+                    }
+                    target
+                })
+                .collect();
+            let applied = bench.apply(&targets);
+            running.retain(|job| !applied.stop.contains(&job.id));
+            for target in &targets {
+                let entry = told.entry(target.key.clone()).or_insert((target.address, target.initial));
+                if entry.0 != target.address {
+                    *entry = (target.address, target.initial);
+                }
+            }
+            told.retain(|key, _| targets.iter().any(|target| target.key == *key));
+            let mut events = applied.events;
+            for _ in 0..checks {
+                bench.now += INTERVAL / 2;
+                running.extend(std::iter::from_fn(|| bench.roster.start(bench.now)));
+                if let Some(job) = running.pop() {
+                    let result = if pass { Ok(()) } else { REFUSED };
+                    events.extend(bench.end(&job, result).0);
+                }
+            }
+            for event in events {
+                let (address, health) = told.get_mut(&event.key).unwrap();
+                prop_assert_eq!((*address, *health), (event.address, event.previous));
+                prop_assert_ne!(event.previous, event.health);
+                *health = event.health;
+            }
+            let roster = &bench.roster;
+            prop_assert_eq!(roster.by_key.len(), targets.len());
+            for target in &targets {
+                let member = &roster.by_key[&target.key];
+                prop_assert_eq!(member.address, target.address);
+                prop_assert_eq!(&member.spec, &target.spec);
+                prop_assert_eq!(told[&target.key].1, member.status.health);
+                prop_assert_eq!(member.state.health, member.status.health);
+            }
+            let checked = roster.by_key.values().filter(|m| m.checked.is_some()).count();
+            prop_assert_eq!((roster.by_id.len(), roster.schedule.len()), (checked, checked));
+            prop_assert!(running.iter().all(|job| roster.by_id.contains_key(&job.id)));
+        }
+    }
+}

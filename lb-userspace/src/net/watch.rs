@@ -1,0 +1,265 @@
+//! Keeps next hops fresh. One task: it waits for netlink messages, for a new set of destinations and for
+//! the engine's deadline; feeds the engine; sends its requests; hands out its results.
+//!
+//! The task lives on the runtime of the caller and ends when the handle or the receiver of results is
+//! dropped. Its socket belongs to the network namespace of the thread that called
+//! [`NextHopTask::spawn`].
+
+use super::{
+    NetError,
+    engine::Engine,
+    link::{LinkEvent, LinkTable},
+    nexthop::{NextHop, Unresolved},
+    wire::EventSocket,
+};
+use std::{
+    collections::{BTreeMap, HashSet},
+    io,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::sync::{Notify, watch};
+
+/// A result: the next hop to a destination has become known, has changed, or is no more.
+pub type Update = (IpAddr, Result<NextHop, Unresolved>);
+
+/// Pause before another attempt when the netlink socket broke.
+const REOPEN: Duration = Duration::from_secs(1);
+
+/// Starts the watch.
+pub struct NextHopTask {
+    engine: Engine,
+    socket: EventSocket,
+    wanted: watch::Receiver<Wanted>,
+    settled: watch::Sender<u64>,
+    links: watch::Sender<Arc<LinkTable>>,
+    mailbox: Arc<Mailbox>,
+}
+
+/// The destinations, and which version of them this is.
+#[derive(Clone, Default)]
+struct Wanted {
+    version: u64,
+    destinations: Arc<HashSet<IpAddr>>,
+}
+
+/// What the rest of the daemon holds of the watch. Dropping it ends the watch.
+pub struct NextHopHandle {
+    wanted: watch::Sender<Wanted>,
+    settled: watch::Receiver<u64>,
+    links: watch::Receiver<Arc<LinkTable>>,
+}
+
+/// Results that wait to be taken: the latest of each destination.
+#[derive(Default)]
+struct Mailbox {
+    results: Mutex<BTreeMap<IpAddr, Result<NextHop, Unresolved>>>,
+    /// Woken when there are results, or there will be none any more.
+    news: Notify,
+    closed: AtomicBool,
+}
+
+/// Receives results. A slow receiver misses intermediate results, never the last one.
+pub struct NextHopUpdates {
+    mailbox: Arc<Mailbox>,
+}
+
+/// Receives what happens to interfaces.
+pub struct LinkEvents {
+    links: watch::Receiver<Arc<LinkTable>>,
+    seen: Arc<LinkTable>,
+}
+
+impl NextHopTask {
+    /// Subscribes and starts; must be called within a tokio runtime. The interfaces are known, and
+    /// [`NextHopHandle::links`] has them, a moment later.
+    pub fn spawn() -> Result<(NextHopHandle, NextHopUpdates), NetError> {
+        let failed = |error| NetError::Netlink { doing: "watch links, routes and neighbours", error };
+        let socket = EventSocket::open().map_err(failed)?;
+        let (wanted, wanted_rx) = watch::channel(Wanted::default());
+        let (settled, settled_rx) = watch::channel(0);
+        let (links, links_rx) = watch::channel(Arc::default());
+        let mailbox = Arc::<Mailbox>::default();
+        let task = Self {
+            engine: Engine::new(socket.port, Instant::now()),
+            socket,
+            wanted: wanted_rx,
+            settled,
+            links,
+            mailbox: Arc::clone(&mailbox),
+        };
+        tokio::spawn(task.run());
+        Ok((NextHopHandle { wanted, settled: settled_rx, links: links_rx }, NextHopUpdates { mailbox }))
+    }
+
+    async fn run(mut self) {
+        while self.step().await {}
+        self.mailbox.closed.store(true, Ordering::Release);
+        self.mailbox.news.notify_one();
+    }
+
+    /// False when nobody wants results any more.
+    async fn step(&mut self) -> bool {
+        let now = Instant::now();
+        self.engine.tick(now);
+        self.publish();
+        if let Err(error) = self.send(now).await {
+            return self.reopen(&error).await;
+        }
+        let deadline = tokio::time::Instant::from_std(self.engine.deadline());
+        tokio::select! {
+            packets = self.socket.receive() => match packets {
+                Ok(packets) => {
+                    let now = Instant::now();
+                    for packet in packets {
+                        self.engine.packet(packet, now);
+                    }
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    tracing::debug!("netlink events were lost; reading everything again");
+                    self.engine.lost(Instant::now());
+                }
+                Err(error) => return self.reopen(&error).await,
+            },
+            changed = self.wanted.changed() => {
+                if changed.is_err() {
+                    return false;
+                }
+                let destinations = Arc::clone(&self.wanted.borrow_and_update().destinations);
+                self.engine.set_destinations(&destinations, Instant::now());
+            }
+            () = tokio::time::sleep_until(deadline) => {}
+        }
+        // One of the two is ours.
+        Arc::strong_count(&self.mailbox) > 1
+    }
+
+    async fn send(&mut self, now: Instant) -> io::Result<()> {
+        while let Some((sequence, request)) = self.engine.next_request(now) {
+            match self.socket.send(sequence, &request).await {
+                // The queue of answers is full: what was lost of it is told by the next read.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => self.engine.lost(now),
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self) {
+        if let Some(links) = self.engine.take_links() {
+            self.links.send_replace(Arc::new(links));
+        }
+        let results = self.engine.take_results();
+        if !results.is_empty() {
+            self.mailbox.lock().extend(results);
+            self.mailbox.news.notify_one();
+        }
+        // The engine knows the version that was last looked at.
+        let version = self.wanted.borrow().version;
+        let seen = !self.wanted.has_changed().unwrap_or(false);
+        if seen && *self.settled.borrow() != version && self.engine.settled() {
+            self.settled.send_replace(version);
+        }
+    }
+
+    /// A new socket in place of one that broke, as soon as there is one.
+    async fn reopen(&mut self, error: &io::Error) -> bool {
+        tracing::error!(%error, "the netlink socket broke; opening another");
+        loop {
+            tokio::time::sleep(REOPEN).await;
+            if self.wanted.has_changed().is_err() {
+                return false;
+            }
+            match EventSocket::open() {
+                Ok(socket) => {
+                    self.socket = socket;
+                    self.engine.reconnected(self.socket.port, Instant::now());
+                    return true;
+                }
+                Err(error) => tracing::error!(%error, "cannot open a netlink socket"),
+            }
+        }
+    }
+}
+
+impl NextHopHandle {
+    /// Names the destinations to watch, in place of those named before. Results of those that are new
+    /// follow; there may still be one on its way of a destination that is no longer wanted.
+    pub fn set_destinations(&self, destinations: HashSet<IpAddr>) {
+        self.wanted.send_modify(|wanted| {
+            wanted.version += 1;
+            wanted.destinations = Arc::new(destinations);
+        });
+    }
+
+    /// Waits until every destination of the last [`NextHopHandle::set_destinations`] has been answered
+    /// (resolved, or known to be unreachable) and the answers can be taken; false if that takes longer.
+    pub async fn settled(&self, patience: Duration) -> bool {
+        let version = self.wanted.borrow().version;
+        let mut settled = self.settled.clone();
+        let reached = settled.wait_for(|reached| *reached >= version);
+        matches!(tokio::time::timeout(patience, reached).await, Ok(Ok(_)))
+    }
+
+    /// The interfaces as last heard of; empty at the very start.
+    pub fn links(&self) -> Arc<LinkTable> {
+        Arc::clone(&self.links.borrow())
+    }
+
+    /// What happens to interfaces from now on.
+    pub fn link_events(&self) -> LinkEvents {
+        let mut links = self.links.clone();
+        let seen = Arc::clone(&links.borrow_and_update());
+        LinkEvents { links, seen }
+    }
+}
+
+impl Mailbox {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<IpAddr, Result<NextHop, Unresolved>>> {
+        // No code that holds the lock can leave it half changed.
+        self.results.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl NextHopUpdates {
+    /// The results that are new, in the order of their destinations; `None` once the watch has ended.
+    /// Nothing is lost if this is dropped before it is done.
+    pub async fn recv(&mut self) -> Option<Vec<Update>> {
+        loop {
+            if let Some(news) = self.try_recv() {
+                return Some(news);
+            }
+            if self.mailbox.closed.load(Ordering::Acquire) {
+                return self.try_recv();
+            }
+            self.mailbox.news.notified().await;
+        }
+    }
+
+    /// The results that are new, if there are any.
+    pub fn try_recv(&mut self) -> Option<Vec<Update>> {
+        let results = std::mem::take(&mut *self.mailbox.lock());
+        (!results.is_empty()).then(|| results.into_iter().collect())
+    }
+}
+
+impl LinkEvents {
+    /// The next changes; `None` once the watch has ended. An interface that came back as another (a new
+    /// number) while nobody looked is told as gone and come; one that changed and changed back is not
+    /// told. Nothing is lost if this is dropped before it is done.
+    pub async fn recv(&mut self) -> Option<Vec<LinkEvent>> {
+        loop {
+            self.links.changed().await.ok()?;
+            let now = Arc::clone(&self.links.borrow_and_update());
+            let events = now.changes_since(&self.seen);
+            self.seen = now;
+            if !events.is_empty() {
+                return Some(events);
+            }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! `cargo xtask ci`: what `.ci/run` runs, nothing more and nothing else.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::setup::{self, Group};
+use crate::vm::{self, Guest, Kernel};
+use crate::workspace::Workspace;
+use crate::{check, process, tasks};
+
+/// Tests of package `lb-tests` that must also pass on the oldest and the middle kernel we support: those that
+/// load the programs. The verifier is what differs.
+const ON_OTHER_KERNELS: [&str; 2] = ["prog_run", "abi_inventory"];
+const OTHER_KERNELS: [&str; 2] = ["6.1", "6.12"];
+const VM_TIMEOUT: Duration = Duration::from_secs(600);
+/// Asks the benchmark for few iterations: here it only has to work.
+const BENCH_SMOKE_VAR: &str = "LBD_BENCH_SMOKE";
+
+pub fn run(workspace: &Workspace) -> Result<()> {
+    let mut clock = Clock::default();
+    clock.step("setup", || setup::run(&[Group::All]))?;
+    clock.step("check", || check::run(workspace))?;
+    clock.step("test", || tasks::test(workspace, &[], true))?;
+    for kernel in OTHER_KERNELS {
+        clock.step(&format!("kernel {kernel}"), || on_kernel(workspace, kernel))?;
+    }
+    clock.step("build", || tasks::build(workspace, false).map(drop))?;
+    clock.step("bench", || {
+        let report = workspace.target.join("bench-smoke.json");
+        let mut bench = process::as_root(workspace.target.join("release/bench"), process::NETWORK)?;
+        process::run(bench.arg("--json").arg(report).env(BENCH_SMOKE_VAR, "1"))
+    })?;
+    clock.report();
+    Ok(())
+}
+
+fn on_kernel(workspace: &Workspace, kernel: &str) -> Result<()> {
+    let mut programs: Vec<(String, PathBuf)> = tasks::test_programs(workspace, "lb-tests")?;
+    programs.retain(|(name, _)| ON_OTHER_KERNELS.contains(&name.as_str()));
+    if programs.is_empty() {
+        bail!("package lb-tests has none of the tests {}", ON_OTHER_KERNELS.join(", "));
+    }
+    let kernel: Kernel = kernel.parse()?;
+    for (name, file) in programs {
+        let file = file.to_str().context("the path of the workspace is not UTF-8")?.to_owned();
+        let command =
+            ["env".to_owned(), format!("{}=1", tasks::NO_SKIP_VAR), file, "--include-ignored".to_owned()];
+        let status =
+            vm::boot(workspace, &kernel, &Guest { timeout: VM_TIMEOUT, ..Guest::default() }, &command)?;
+        if status != 0 {
+            bail!("test {name} failed there (status {status})");
+        }
+    }
+    Ok(())
+}
+
+/// Tells each step and how long it took.
+#[derive(Default)]
+struct Clock {
+    steps: Vec<(String, Duration)>,
+}
+
+impl Clock {
+    fn step(&mut self, name: &str, act: impl FnOnce() -> Result<()>) -> Result<()> {
+        eprintln!("ci: {name}");
+        let start = Instant::now();
+        let result = act().with_context(|| format!("step `{name}`"));
+        self.steps.push((name.to_owned(), start.elapsed()));
+        if result.is_err() {
+            self.report();
+        }
+        result
+    }
+
+    fn report(&self) {
+        let total: Duration = self.steps.iter().map(|(_, time)| *time).sum();
+        for (name, time) in
+            self.steps.iter().map(|(name, time)| (name.as_str(), *time)).chain([("total", total)])
+        {
+            eprintln!("ci: {name:<12} {:>7.1} s", time.as_secs_f64());
+        }
+    }
+}
