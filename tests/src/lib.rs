@@ -3,10 +3,12 @@
 //! - [`lab`]: network namespaces, links, the standard topology, processes, packet capture;
 //! - [`web`]: web servers for the backends (nginx where installed, a built-in one otherwise);
 //! - [`client`]: an HTTP client that counts who answered and remembers every failure;
+//! - [`playground`]: the program that brings all of it up for people to try;
 //! - [`skip`]: a test that cannot run says so loudly.
 
 pub mod client;
 pub mod http;
 pub mod lab;
+pub mod playground;
 pub mod skip;
 pub mod web;
