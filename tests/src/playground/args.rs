@@ -51,6 +51,9 @@ pub(super) struct BringUp {
     /// Bring everything up, check it with 100 requests each over IPv4 and IPv6, take it down; status 0 if all went well
     #[arg(long)]
     pub once: bool,
+    /// Show every second what the web servers get
+    #[arg(long, conflicts_with_all = ["once", "quiet"])]
+    pub live: bool,
     /// No progress display; errors only
     #[arg(short, long)]
     pub quiet: bool,

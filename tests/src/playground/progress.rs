@@ -48,11 +48,57 @@ impl Progress {
         outcome
     }
 
+    /// A line that is written again and again, on a terminal in its place.
+    pub(super) fn live(self) -> Live {
+        let bar = (self.0 == Style::Spinner).then(|| {
+            let bar = ProgressBar::new_spinner();
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+                bar.set_style(style);
+            }
+            bar
+        });
+        Live { progress: self, bar }
+    }
+
     /// Something that happened.
     pub(super) fn line(self, text: &str) {
         if self.0 != Style::Quiet {
             // A terminal that has been closed must not end the clean-up.
             let _ = writeln!(std::io::stderr().lock(), "{text}");
+        }
+    }
+}
+
+/// See [`Progress::live`]; dropping it removes the line from the terminal.
+pub(super) struct Live {
+    progress: Progress,
+    bar: Option<ProgressBar>,
+}
+
+impl Live {
+    pub(super) fn show(&self, text: String) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_message(text);
+                bar.tick();
+            }
+            None => self.progress.line(&text),
+        }
+    }
+
+    /// Something that happened, above the line.
+    pub(super) fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| self.progress.line(text)),
+            None => self.progress.line(text),
+        }
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Bringing a playground up, running it, taking it away: one loop that owns everything.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io::Write as _,
     process::ExitCode,
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
@@ -16,12 +16,14 @@ use super::{
     failover::Watch,
     messages::{self, Relays},
     place::Place,
-    progress::Progress,
+    progress::{Live, Progress},
     relay::{Port, Relay, Treatment},
-    signals,
+    signals::{self, Stop},
     world::{DASHBOARD, Programs, World},
 };
 
+/// Between two lines of `--live`.
+const LIVE_INTERVAL: Duration = Duration::from_secs(1);
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 /// Requests of the self-check to each virtual address.
 const CHECK_REQUESTS: u64 = 100;
@@ -36,7 +38,7 @@ pub(super) enum Event {
 
 /// Why nothing came up, though nothing failed.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}: stopped while coming up; everything is removed")]
+#[error("{0} while coming up; everything is removed")]
 struct Interrupted(&'static str);
 
 /// What happens when no command is given.
@@ -46,14 +48,18 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         bail!("root is needed for network namespaces and XDP: `cargo xtask run` asks sudo for it");
     }
     let (sender, events) = channel();
-    signals::watch(sender.clone(), Event::Stop).context("cannot listen for signals")?;
+    let stop = signals::watch(sender.clone(), Event::Stop).context("cannot listen for signals")?;
     let (place, progress, begun) = (args.place(), Progress::new(args.bring_up.quiet), Instant::now());
 
     let plan = World::network(&place, &args.bring_up, programs)?;
     control::listen(&place, sender)?;
     let mut waiting = Vec::new();
     let world = progress.step("the network", || World::build(plan))?;
-    bring_up(world, args, progress, &events, &mut waiting).and_then(|mut world| {
+    let brought_up = bring_up(world, args, progress, (&events, &stop), &mut waiting).map_err(|error| {
+        // A signal from the terminal reaches the helpers too, whose failure is then no news.
+        if stop.is_asked_for() { Interrupted("stopped").into() } else { error }
+    });
+    brought_up.and_then(|mut world| {
         progress.line(&format!("up after {:.1} s", begun.elapsed().as_secs_f32()));
         let result = if args.bring_up.once {
             self_check(&world, args.bring_up.quiet)
@@ -73,7 +79,7 @@ fn bring_up(
     mut world: World,
     args: &Args,
     progress: Progress,
-    events: &Receiver<Event>,
+    (events, stop): (&Receiver<Event>, &Stop),
     waiting: &mut Vec<Request>,
 ) -> Result<World> {
     checkpoint(events, waiting)?;
@@ -83,9 +89,9 @@ fn bring_up(
         progress.step("decapsulation on the web servers' hosts", || world.attach_decapsulators())?;
         checkpoint(events, waiting)?;
     }
-    progress.step("lbd on lb1 and lb2", || world.start_balancers())?;
+    progress.step("lbd on lb1 and lb2", || world.start_balancers(stop))?;
     checkpoint(events, waiting)?;
-    progress.step("the first answers through both", || world.await_answers())?;
+    progress.step("the first answers through both", || world.await_answers(stop))?;
     checkpoint(events, waiting)?;
     Ok(world)
 }
@@ -97,7 +103,7 @@ fn checkpoint(events: &Receiver<Event>, waiting: &mut Vec<Request>) -> Result<()
             Event::Stop(signal) => return Err(Interrupted(signal).into()),
             Event::Request(Request { order: Order::Down, reply }) => {
                 let _ = reply.send(Ok("stopped while coming up".to_owned()));
-                return Err(Interrupted("down").into());
+                return Err(Interrupted("told to end").into());
             }
             Event::Request(request) => waiting.push(request),
         }
@@ -138,32 +144,40 @@ fn stay(
     if !args.bring_up.quiet {
         print(&messages::welcome(place, world, &relays));
     }
+    let live = progress.live();
     let mut watch = Watch::default();
     for request in waiting {
-        obey(world, &watch, request, progress);
+        obey(world, &watch, request, &live);
     }
-    let mut next_probe = Instant::now();
+    let (mut next_probe, mut next_live) = (Instant::now(), Instant::now());
+    let mut counts = BTreeMap::new();
     loop {
         match events.recv_timeout(next_probe.saturating_duration_since(Instant::now())) {
             Ok(Event::Stop(signal)) => {
+                drop(live);
                 progress.line(&format!("\n{signal}"));
                 return Ok(ExitCode::SUCCESS);
             }
             Ok(Event::Request(Request { order: Order::Down, reply })) => {
                 let _ = reply.send(Ok("the playground is gone".to_owned()));
+                drop(live);
                 progress.line("told to end");
                 return Ok(ExitCode::SUCCESS);
             }
-            Ok(Event::Request(request)) => obey(world, &watch, request, progress),
+            Ok(Event::Request(request)) => obey(world, &watch, request, &live),
             Err(RecvTimeoutError::Timeout) => {
                 next_probe = Instant::now() + PROBE_INTERVAL;
                 if let Some(moved) = watch.observe(&world.probe()) {
                     world.route_vips_to(moved.to)?;
-                    progress.line(&format!(
+                    live.line(&format!(
                         "the router sends the virtual addresses to lb{}: {}",
                         moved.to + 1,
                         moved.why
                     ));
+                }
+                if args.bring_up.live && next_live <= Instant::now() {
+                    next_live = Instant::now() + LIVE_INTERVAL;
+                    live.show(world.live_line(watch.active(), &mut counts));
                 }
             }
             Err(RecvTimeoutError::Disconnected) => bail!("nobody listens for signals any more"),
@@ -171,7 +185,7 @@ fn stay(
     }
 }
 
-fn obey(world: &mut World, watch: &Watch, Request { order, reply }: Request, progress: Progress) {
+fn obey(world: &mut World, watch: &Watch, Request { order, reply }: Request, live: &Live) {
     let result = match &order {
         Order::Status => Ok(world.describe(watch.active())),
         Order::Fail { node, daemon } => world.fail(node, *daemon),
@@ -179,7 +193,7 @@ fn obey(world: &mut World, watch: &Watch, Request { order, reply }: Request, pro
         Order::Down => Ok(String::new()),
     };
     if let (Ok(text), true) = (&result, order != Order::Status) {
-        progress.line(text);
+        live.line(text);
     }
     // Whoever asked may have gone.
     let _ = reply.send(result.map_err(|error| format!("{error:#}")));

@@ -1,6 +1,7 @@
 //! The network, the web servers and the daemons of a playground. Dropping a [`World`] takes all of it away.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     net::{IpAddr, SocketAddr},
     os::unix::fs::symlink,
@@ -17,6 +18,7 @@ use super::{
     failover::Finding,
     place::{Place, Premises},
     probe::{self, Snapshot},
+    signals::Stop,
 };
 use crate::{
     client::{self, Report, Requests},
@@ -94,9 +96,9 @@ impl Balancer {
         Ok(())
     }
 
-    fn wait_until_ready(&self, router: &Netns) -> Result<()> {
+    fn wait_until_ready(&self, router: &Netns, stop: &Stop) -> Result<()> {
         let process = self.process.as_ref().context("its lbd was not started")?;
-        let forwards = || matches!(self.probe(router), Finding::Forwards { .. });
+        let forwards = || stop.is_asked_for() || matches!(self.probe(router), Finding::Forwards { .. });
         Ok(process.wait_for("the first answer", READY, forwards)?)
     }
 
@@ -181,8 +183,8 @@ impl World {
         Ok(())
     }
 
-    /// Starts a daemon on both balancers and waits until both forward.
-    pub(super) fn start_balancers(&mut self) -> Result<()> {
+    /// Starts a daemon on both balancers and waits until both forward, or until that is not wanted any more.
+    pub(super) fn start_balancers(&mut self, stop: &Stop) -> Result<()> {
         for node in self.topology.lb.clone() {
             let name = &node.name;
             let pin_dir = self.premises.pin_root().join(name);
@@ -206,27 +208,28 @@ impl World {
             self.balancers.push(balancer);
         }
         let router = &self.topology.router.ns;
-        self.balancers.iter().try_for_each(|balancer| balancer.wait_until_ready(router))
+        self.balancers.iter().try_for_each(|balancer| balancer.wait_until_ready(router, stop))
     }
 
     /// One answer over each address family through each balancer, lb1 last: it keeps the virtual addresses.
-    pub(super) fn await_answers(&self) -> Result<()> {
+    pub(super) fn await_answers(&self, stop: &Stop) -> Result<()> {
         for balancer in [1, 0] {
             self.topology.route_vips_to(balancer)?;
             for vip in &self.topology.shape.vips {
-                self.await_answer(*vip)
+                self.await_answer(*vip, stop)
                     .with_context(|| format!("no answer through lb{} on {vip}", balancer + 1))?;
             }
         }
         Ok(())
     }
 
-    fn await_answer(&self, vip: IpAddr) -> Result<()> {
+    fn await_answer(&self, vip: IpAddr, stop: &Stop) -> Result<()> {
         let deadline = Instant::now() + FIRST_ANSWER;
         loop {
             let target = SocketAddr::new(vip, HTTP);
             match client::get(&self.topology.client.ns, target, "/", Duration::from_secs(1)) {
                 Ok(_) => return Ok(()),
+                Err(_) if stop.is_asked_for() => return Ok(()),
                 Err(error) if Instant::now() >= deadline => return Err(error.into()),
                 Err(_) => thread::sleep(Duration::from_millis(50)),
             }
@@ -321,6 +324,20 @@ impl World {
                 |snapshot| backend_line(snapshot, &node.name),
             );
             let _ = writeln!(text, "{:<6} {seen}", node.name);
+        }
+        text
+    }
+
+    /// The web servers in one line, with what each got since the last time (by name).
+    pub(super) fn live_line(&self, active: usize, last: &mut BTreeMap<String, u64>) -> String {
+        let mut text = format!("lb{}", active + 1);
+        let services = self.snapshot_of(active).map_or_else(Vec::new, |snapshot| snapshot.services);
+        for backend in services.iter().filter(|s| s.name == SERVICE).flat_map(|s| &s.backends) {
+            let before = last.insert(backend.name.clone(), backend.packets).unwrap_or(backend.packets);
+            // Less than before: counted by the other balancer.
+            let new = backend.packets.saturating_sub(before);
+            let state = if backend.admin == "enabled" { &backend.health } else { &backend.admin };
+            let _ = write!(text, "   {} {state} {} packets (+{new})", backend.name, backend.packets);
         }
         text
     }
