@@ -12,8 +12,8 @@ const RISE: u32 = 4;
 /// What one probe of a balancer found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Finding {
-    /// It forwards, and as far as it knows to so many web servers.
-    Forwards { backends: usize },
+    /// It forwards, and as far as it knows to so many web servers; so many slots of its rings are still changing hands.
+    Forwards { backends: usize, moving: u64 },
     /// It forwards, but its daemon is not there to say to whom.
     NoDaemon,
     /// It does not forward; why.
@@ -63,8 +63,9 @@ impl Watch {
             (Finding::Gone(why), _) if self.records[self.active].bad >= FALL => {
                 format!("lb{} {why}", self.active + 1)
             }
-            // Back to lb1 only when it can serve as well: after an outage its health checks need a moment.
-            (Finding::Forwards { backends: here }, Finding::Forwards { backends: there })
+            // Back to lb1 only when it serves as well: after an outage its health checks need a moment, and its rings
+            // until they have settled, before which they send flows that they do not know elsewhere than lb2 does.
+            (Finding::Forwards { backends: here, .. }, Finding::Forwards { backends: there, moving: 0 })
                 if other == 0 && self.records[other].good >= RISE && there >= here =>
             {
                 "lb1 is back".to_owned()
@@ -82,7 +83,7 @@ mod tests {
 
     use super::*;
 
-    const GOOD: Finding = Finding::Forwards { backends: 3 };
+    const GOOD: Finding = Finding::Forwards { backends: 3, moving: 0 };
 
     fn gone() -> Finding {
         Finding::Gone("does not answer".to_owned())
@@ -113,9 +114,10 @@ mod tests {
     }
 
     #[test]
-    fn lb1_gets_nothing_back_before_it_has_as_many_web_servers() {
+    fn lb1_gets_nothing_back_before_it_has_as_many_web_servers_and_has_settled() {
         let mut series = vec![[gone(), GOOD]; 3];
-        series.extend(vec![[Finding::Forwards { backends: 0 }, GOOD]; 10]);
+        series.extend(vec![[Finding::Forwards { backends: 0, moving: 0 }, GOOD]; 5]);
+        series.extend(vec![[Finding::Forwards { backends: 3, moving: 1 }, GOOD]; 5]);
         assert_eq!(moves(&series), [(2, 1)]);
         series.extend(vec![[GOOD, GOOD]]);
         assert_eq!(moves(&series), [(2, 1), (13, 0)]);
@@ -123,7 +125,7 @@ mod tests {
 
     fn finding() -> impl Strategy<Value = Finding> {
         prop_oneof![
-            (0_usize..4).prop_map(|backends| Finding::Forwards { backends }),
+            (0_usize..4, 0_u64..2).prop_map(|(backends, moving)| Finding::Forwards { backends, moving }),
             Just(Finding::NoDaemon),
             Just(gone()),
         ]

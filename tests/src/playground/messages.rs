@@ -87,9 +87,10 @@ pub(super) fn welcome(place: &Place, world: &World, relays: &Relays) -> String {
     );
     text.push_str(
         "\nFailover: this version of lbd does not speak VRRP. Here the router does it: it asks both balancers\n\
-         four times a second and sends the virtual addresses to lb2 while lb1 is gone. Both compute the\n\
-         same ring from the same configuration, so connections go on where they were, as long as you\n\
-         have not changed (drained, say) only one of the two by lbctl.\n\
+         four times a second and sends the virtual addresses to lb2 while lb1 is gone, and back when lb1's\n\
+         ring has settled, some 15 s after `heal lb1`. Both compute the same ring from the same\n\
+         configuration, so connections go on where they were, unless you have changed (drained, say)\n\
+         only one of the two by lbctl.\n\
          \nCtrl-C ends the playground and removes every trace of it.\n",
     );
     // An empty comment continues the one above.

@@ -30,7 +30,13 @@ struct Interface {
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Service {
     pub name: String,
+    slots: Slots,
     pub backends: Vec<Backend>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Slots {
+    moving: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -67,7 +73,8 @@ fn judge(answer: Result<Snapshot, RequestError>, pinned: impl FnOnce() -> bool) 
             }
             let takes = |backend: &&Backend| backend.admin == "enabled" && backend.health != "down";
             let backends = services.iter().flat_map(|service| &service.backends).filter(takes).count();
-            Finding::Forwards { backends }
+            let moving = services.iter().map(|service| service.slots.moving).sum();
+            Finding::Forwards { backends, moving }
         }
         // The host refuses, so that it is there: only its daemon is not.
         Err(RequestError::Connect(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -90,7 +97,7 @@ mod tests {
             |health| format!(r#"{{"name":"web1","admin":"enabled","health":"{health}","packets":1}}"#);
         let text = format!(
             r#"{{"status":{{"node":"lb1","interfaces":[{{"name":"eth0","mode":"{mode}"}}]}},
-                "services":[{{"name":"www","backends":[{},{}]}}],"drops":[]}}"#,
+                "services":[{{"name":"www","slots":{{"moving":7}},"backends":[{},{}]}}],"drops":[]}}"#,
             backend(health[0]),
             backend(health[1])
         );
@@ -101,8 +108,14 @@ mod tests {
     fn a_balancer_is_judged_by_its_program_not_by_its_daemon() {
         let connect = |kind| Err(RequestError::Connect(io::Error::from(kind)));
         let judged = |answer, pinned| judge(answer, || pinned);
-        assert_eq!(judged(answer("native", ["up", "unknown"]), false), Finding::Forwards { backends: 2 });
-        assert_eq!(judged(answer("generic", ["up", "down"]), false), Finding::Forwards { backends: 1 });
+        assert_eq!(
+            judged(answer("native", ["up", "unknown"]), false),
+            Finding::Forwards { backends: 2, moving: 7 }
+        );
+        assert_eq!(
+            judged(answer("generic", ["up", "down"]), false),
+            Finding::Forwards { backends: 1, moving: 7 }
+        );
         assert!(matches!(judged(answer("detached", ["up", "up"]), true), Finding::Gone(_)));
         assert_eq!(judged(connect(io::ErrorKind::ConnectionRefused), true), Finding::NoDaemon);
         assert!(matches!(judged(connect(io::ErrorKind::ConnectionRefused), false), Finding::Gone(_)));

@@ -54,11 +54,17 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let plan = World::network(&place, &args.bring_up, programs)?;
     control::listen(&place, sender)?;
     let mut waiting = Vec::new();
-    let world = progress.step("the network", || World::build(plan))?;
-    let brought_up = bring_up(world, args, progress, (&events, &stop), &mut waiting).map_err(|error| {
-        // A signal from the terminal reaches the helpers too, whose failure is then no news.
-        if stop.is_asked_for() { Interrupted("stopped").into() } else { error }
-    });
+    let brought_up = progress
+        .step("the network", || World::build(plan))
+        .and_then(|world| bring_up(world, args, progress, (&events, &stop), &mut waiting))
+        .map_err(|error| {
+            // A signal from the terminal reaches the helpers too, whose failure is then no news.
+            if stop.is_asked_for() && !error.is::<Interrupted>() {
+                Interrupted("stopped").into()
+            } else {
+                error
+            }
+        });
     brought_up.and_then(|mut world| {
         progress.line(&format!("up after {:.1} s", begun.elapsed().as_secs_f32()));
         let result = if args.bring_up.once {

@@ -309,7 +309,10 @@ impl World {
         let findings = self.probe();
         for (index, (balancer, finding)) in self.balancers.iter().zip(&findings).enumerate() {
             let state = match finding {
-                Finding::Forwards { backends } => format!("forwards to {backends} web servers"),
+                Finding::Forwards { backends, moving } => {
+                    let settling = if *moving > 0 { ", its ring is settling" } else { "" };
+                    format!("forwards to {backends} web servers{settling}")
+                }
                 Finding::NoDaemon => "forwards, its lbd does not run".to_owned(),
                 Finding::Gone(why) => why.clone(),
             };
@@ -432,6 +435,8 @@ name = "{SERVICE}"
 addresses = [{}]
 port = {HTTP}
 forward = "{}"
+# Short, so that one sees the ring settle after a change.
+idle_timeout = "10s"
 "#,
         addresses.join(", "),
         mode.name()
