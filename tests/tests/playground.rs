@@ -25,7 +25,7 @@ use nix::{
 };
 
 /// Far more than a debug build needs on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(180);
 const PLAYGROUND: &str = env!("CARGO_BIN_EXE_playground");
 const VIPS: [&str; 2] = ["192.0.2.10", "2001:db8::10"];
 
