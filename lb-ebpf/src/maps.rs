@@ -6,8 +6,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, PerCpuArray},
 };
 use lb_common::abi::{
-    BACKEND_CAPACITY, BackendEntry, Bucket, DROP_CAPACITY, Identity, MAX_SERVICES, MMAPABLE, NO_PREALLOC,
-    PortKey, RING_CAPACITY, ServiceEntry, Stats, VIP_CAPACITY, VipEntry,
+    BACKEND_CAPACITY, BackendEntry, Bucket, DROP_CAPACITY, FLOW_CAPACITY, FlowKey4, FlowKey6, FlowStats,
+    Identity, MAX_SERVICES, MMAPABLE, NO_PREALLOC, PortKey, RING_CAPACITY, ServiceEntry, Stats, VIP_CAPACITY,
+    VipEntry,
 };
 
 /// One lookup by address tells whether a packet is for us at all. IPv4 apart: a short key is a cheap key.
@@ -43,6 +44,14 @@ pub static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(DROP_CAPACITY
 
 #[map]
 pub static ICMP_BUCKET: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
+
+/// Flows of slots that changed hands lately; no other flow is ever looked up or recorded here.
+#[map]
+pub static FLOWS4: HashMap<FlowKey4, u64> = HashMap::with_max_entries(FLOW_CAPACITY, NO_PREALLOC);
+#[map]
+pub static FLOWS6: HashMap<FlowKey6, u64> = HashMap::with_max_entries(FLOW_CAPACITY, NO_PREALLOC);
+#[map]
+pub static FLOW_STATS: PerCpuArray<FlowStats> = PerCpuArray::with_max_entries(1, 0);
 
 /// Who the ids are: for the next daemon, not for the program.
 #[map]

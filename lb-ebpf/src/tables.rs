@@ -3,13 +3,52 @@
 use crate::maps;
 use aya_ebpf::{helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
 use lb_common::{
-    abi::{BackendEntry, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry},
-    core::Tables,
+    abi::{BackendEntry, FlowEntry, FlowKey4, FlowKey6, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry},
+    core::{FlowCell, Tables},
 };
 
 /// ICMP messages a second and CPU, and in one burst (RFC 4443 section 2.4 (f) wants a token bucket).
 const ICMP_RATE: u64 = 1_000;
 const ICMP_BURST: u64 = 100;
+
+/// Insert only where there is no entry: another CPU may have seen the flow first.
+const BPF_NOEXIST: u64 = 1;
+
+/// The place of an entry in a flow table.
+struct Cell(*mut u64);
+
+impl FlowCell for Cell {
+    #[inline(always)]
+    fn load(&self) -> FlowEntry {
+        // SAFETY: a value of 8 bytes, 8-aligned, which the kernel keeps until this program returns. A
+        // volatile read is one load instruction: never torn.
+        FlowEntry(unsafe { self.0.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn store(&self, entry: FlowEntry) {
+        // SAFETY: as in `load`.
+        unsafe { self.0.write_volatile(entry.0) };
+    }
+}
+
+/// Counts an insertion. One that lost the race against another CPU found its flow recorded.
+#[inline(always)]
+fn added(result: Result<(), i32>) -> bool {
+    const EEXIST: i32 = -17;
+    let fine = matches!(result, Ok(()) | Err(EEXIST));
+    if let Some(stats) = maps::FLOW_STATS.get_ptr_mut(0) {
+        // SAFETY: this CPU's own element.
+        unsafe {
+            if fine {
+                (*stats).inserted += 1;
+            } else {
+                (*stats).refused += 1;
+            }
+        }
+    }
+    fine
+}
 
 /// The maps of this program.
 pub struct Maps;
@@ -58,6 +97,32 @@ impl Tables for Maps {
     #[inline(always)]
     fn backend(&self, id: u32) -> Option<&BackendEntry> {
         maps::BACKENDS.get(id)
+    }
+
+    #[inline(always)]
+    fn flow4(&self, key: &FlowKey4) -> Option<impl FlowCell> {
+        maps::FLOWS4.get_ptr_mut(key).map(Cell)
+    }
+
+    #[inline(always)]
+    fn flow6(&self, key: &FlowKey6) -> Option<impl FlowCell> {
+        maps::FLOWS6.get_ptr_mut(key).map(Cell)
+    }
+
+    #[inline(always)]
+    fn add_flow4(&self, key: &FlowKey4, entry: FlowEntry) -> bool {
+        added(maps::FLOWS4.insert(key, entry.0, BPF_NOEXIST))
+    }
+
+    #[inline(always)]
+    fn add_flow6(&self, key: &FlowKey6, entry: FlowEntry) -> bool {
+        added(maps::FLOWS6.insert(key, entry.0, BPF_NOEXIST))
+    }
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: a helper call without arguments.
+        unsafe { bpf_ktime_get_ns() }
     }
 
     #[inline(always)]

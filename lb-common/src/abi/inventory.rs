@@ -1,7 +1,7 @@
 //! The list of all maps. A test compares it with the compiled program; the daemon compares it with
 //! every pinned map before adopting it.
 
-use super::types::*;
+use super::{FlowKey4, FlowKey6, types::*};
 
 /// Type of a map, with the number the kernel gives it (`enum bpf_map_type`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,6 +54,8 @@ pub const RING_CAPACITY: u32 = 1 << 20;
 pub const BACKEND_CAPACITY: u32 = 1 << 14;
 /// VIPs of either family.
 pub const VIP_CAPACITY: u32 = 16_384;
+/// Tracked flows of either family: only those of slots that changed hands lately, at about 100 bytes each.
+pub const FLOW_CAPACITY: u32 = 1 << 17;
 /// Drop counters: room for reasons to come, so that a new reason is no new layout.
 pub const DROP_CAPACITY: u32 = 64;
 
@@ -69,6 +71,9 @@ pub const INVENTORY: &[MapInfo] = &[
     map::<u32, Stats>("SERVICE_STATS", MapKind::PerCpuArray, MAX_SERVICES, 0),
     growing::<Stats>("BACKEND_STATS", MapKind::PerCpuArray, BACKEND_CAPACITY, 0),
     map::<u32, u64>("DROPS", MapKind::PerCpuArray, DROP_CAPACITY, 0),
+    map::<FlowKey4, u64>("FLOWS4", MapKind::Hash, FLOW_CAPACITY, NO_PREALLOC),
+    map::<FlowKey6, u64>("FLOWS6", MapKind::Hash, FLOW_CAPACITY, NO_PREALLOC),
+    map::<u32, FlowStats>("FLOW_STATS", MapKind::PerCpuArray, 1, 0),
     map::<u32, Bucket>("ICMP_BUCKET", MapKind::PerCpuArray, 1, 0),
     map::<u32, Identity>("SERVICE_NAMES", MapKind::Array, MAX_SERVICES, 0),
     growing::<Identity>("BACKEND_NAMES", MapKind::Array, BACKEND_CAPACITY, 0),

@@ -204,6 +204,16 @@ pub struct Bucket {
     pub tokens: u64,
 }
 
+/// Value of `FLOW_STATS`, per CPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct FlowStats {
+    /// Flows recorded.
+    pub inserted: u64,
+    /// Flows that found no room; they stay with their slot's home.
+    pub refused: u64,
+}
+
 macro_rules! plain_old_data {
     ($($type:ty = $size:literal),* $(,)?) => { $(
         const _: () = assert!(size_of::<$type>() == $size);
@@ -224,5 +234,8 @@ plain_old_data! {
     Stats = 16,
     Identity = 72,
     Bucket = 16,
+    super::FlowKey4 = 16,
+    super::FlowKey6 = 40,
+    FlowStats = 16,
     SourceKey = 20,
 }

@@ -4,6 +4,7 @@
 //! slot, the slot's backend. [`forward::rewrite`] turns the packet into the one that leaves. Both take
 //! bytes and tables and return data; the kernel program, the tests and `explain` run the same code.
 
+mod affinity;
 pub mod decap;
 pub mod forward;
 pub mod icmp;
@@ -13,8 +14,10 @@ mod service;
 mod tables;
 mod verdict;
 
+pub use service::find as find_service;
+
 pub use parse::{Ip, L4};
-pub use tables::Tables;
+pub use tables::{FlowCell, FlowKey, Tables};
 pub use verdict::{Decision, DropReason, Forward, Refusal};
 
 use crate::{

@@ -1,8 +1,8 @@
 //! IPv4, IPv6, TCP and UDP: what must hold before a packet may go to a backend.
 
-use super::{Decision, DropReason, Refusal, Tables, select, service};
+use super::{Decision, DropReason, FlowKey, Refusal, Tables, affinity::Step, select, service};
 use crate::{
-    abi::VipEntry,
+    abi::{FlowKey4, FlowKey6, VipEntry},
     hash,
     packet::Packet,
     wire::{ipv4, ipv6, proto, tcp, udp},
@@ -78,9 +78,14 @@ pub(super) fn v4<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize)
         proto: header.u8::<{ ipv4::PROTO }>(),
     };
     let src = header.u32::<{ ipv4::SRC }>();
-    transport(packet, tables, vip, ip, header.u8::<{ ipv4::TTL }>(), |seed, ports| {
-        hash::flow4(seed, src, ports)
-    })
+    let flow = |seed, ports| hash::flow4(seed, src, ports);
+    let key = |ports: u32| FlowKey4 {
+        src: header.raw32::<{ ipv4::SRC }>().to_ne_bytes(),
+        dst: header.raw32::<{ ipv4::DST }>().to_ne_bytes(),
+        ports: ports.to_be_bytes(),
+        proto: u32::from(ip.proto),
+    };
+    transport(packet, tables, vip, ip, header.u8::<{ ipv4::TTL }>(), flow, key)
 }
 
 /// A frame whose EtherType says IPv6; the header starts at `l3`.
@@ -110,9 +115,14 @@ pub(super) fn v6<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize)
     }
     let ip = Ip { l3, header_len, v6: true, total_len: total as u16, tos: (word >> 20) as u8, proto };
     let (hi, lo) = (header.u64::<{ ipv6::SRC }>(), header.u64::<{ ipv6::SRC + 8 }>());
-    transport(packet, tables, vip, ip, header.u8::<{ ipv6::HOP_LIMIT }>(), |seed, ports| {
-        hash::flow6(seed, hi, lo, ports)
-    })
+    let flow = |seed, ports| hash::flow6(seed, hi, lo, ports);
+    let key = |ports: u32| {
+        let mut src = [0; 16];
+        src[..8].copy_from_slice(&hi.to_be_bytes());
+        src[8..].copy_from_slice(&lo.to_be_bytes());
+        FlowKey6 { src, dst: *dst.0, ports: ports.to_be_bytes(), proto: u32::from(ip.proto) }
+    };
+    transport(packet, tables, vip, ip, header.u8::<{ ipv6::HOP_LIMIT }>(), flow, key)
 }
 
 /// The end of a chain of IPv6 extension headers.
@@ -169,13 +179,14 @@ fn extensions<P: Packet>(packet: &P, l3: usize, first: u8) -> Chain {
 
 /// TCP or UDP of a packet to a VIP whose IP header is in order.
 #[inline(always)]
-fn transport<'t, P: Packet, T: Tables>(
+fn transport<'t, P: Packet, T: Tables, K: FlowKey>(
     packet: &P,
     tables: &'t T,
     vip: &VipEntry,
     ip: Ip,
     ttl: u8,
     flow: impl FnOnce(u64, u32) -> u64,
+    key: impl FnOnce(u32) -> K,
 ) -> Decision<'t> {
     if ip.proto != proto::TCP && ip.proto != proto::UDP {
         return Decision::Pass;
@@ -189,7 +200,7 @@ fn transport<'t, P: Packet, T: Tables>(
     let l4 = L4 { ports: ports.u32::<0>() };
     let Some(id) = service::find(tables, vip, ip.proto, l4.ports as u16) else { return Decision::Pass };
 
-    if ip.proto == proto::TCP {
+    let step = if ip.proto == proto::TCP {
         let Some(header) = packet.view::<{ tcp::LEN }>(at) else { return refuse(DropReason::Truncated) };
         let data_offset = usize::from(header.u8::<{ tcp::DATA_OFFSET }>() >> 4) * 4;
         if data_offset < tcp::LEN || data_offset > payload {
@@ -199,16 +210,18 @@ fn transport<'t, P: Packet, T: Tables>(
         if VALID_FLAGS >> (flags & 7 | flags >> 1 & 8) & 1 == 0 {
             return refuse(DropReason::TcpFlags);
         }
+        Step::of_tcp(flags as u8)
     } else {
         let length = usize::from(ports.u16::<{ udp::LENGTH }>());
         if length < udp::LEN || length > payload {
             return refuse(DropReason::UdpLength);
         }
-    }
+        Step::Within
+    };
     // RFC 1812 section 5.3.1: a packet whose TTL ends here is not forwarded.
     if ttl <= 1 {
         return refuse(DropReason::TtlExceeded);
     }
     let Some(entry) = tables.service(id) else { return refuse(DropReason::Internal) };
-    select::select(tables, id, entry, flow(entry.seed, l4.ports), ip)
+    select::select(tables, id, entry, flow(entry.seed, l4.ports), step, || key(l4.ports), ip)
 }

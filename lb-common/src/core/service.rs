@@ -5,7 +5,7 @@ use crate::abi::{PortKey, PortRangeKey, VipEntry};
 
 /// The service that owns a port of a VIP. `port` in host order.
 #[inline(always)]
-pub(super) fn find<T: Tables>(tables: &T, vip: &VipEntry, proto: u8, port: u16) -> Option<u32> {
+pub fn find<T: Tables>(tables: &T, vip: &VipEntry, proto: u8, port: u16) -> Option<u32> {
     // Unrolled by hand: the verifier of older kernels takes a loop over a map value badly.
     macro_rules! rule {
         ($($i:literal)*) => { $(

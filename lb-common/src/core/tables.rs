@@ -1,7 +1,9 @@
 //! The tables the core reads, as a trait: BPF maps in the kernel, plain memory elsewhere; and the token
 //! bucket that limits what the balancer sends of its own.
 
-use crate::abi::{BackendEntry, Bucket, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry};
+use crate::abi::{
+    BackendEntry, Bucket, FlowEntry, FlowKey4, FlowKey6, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry,
+};
 
 /// What the core looks things up in. Addresses are as they stand in the packet.
 pub trait Tables {
@@ -19,8 +21,56 @@ pub trait Tables {
     fn slot(&self, index: u32) -> Option<Slot>;
     /// The backend of an id.
     fn backend(&self, id: u32) -> Option<&BackendEntry>;
+    /// The entry of a flow, to read and to write.
+    fn flow4(&self, key: &FlowKey4) -> Option<impl FlowCell>;
+    /// The same for IPv6.
+    fn flow6(&self, key: &FlowKey6) -> Option<impl FlowCell>;
+    /// Records a flow; false if there is no room. An entry that is there already stays as it is.
+    fn add_flow4(&self, key: &FlowKey4, entry: FlowEntry) -> bool;
+    /// The same for IPv6.
+    fn add_flow6(&self, key: &FlowKey6, entry: FlowEntry) -> bool;
+    /// Nanoseconds of the monotonic clock.
+    fn now_ns(&self) -> u64;
     /// Takes one token for an ICMP answer; false if there is none.
     fn icmp_token(&self) -> bool;
+}
+
+/// The place of a flow's entry in the table.
+pub trait FlowCell {
+    /// The entry, read at once.
+    fn load(&self) -> FlowEntry;
+    /// Replaces it at once.
+    fn store(&self, entry: FlowEntry);
+}
+
+/// A flow's key, of either family.
+pub trait FlowKey: Copy {
+    /// The flow's entry.
+    fn find<T: Tables>(&self, tables: &T) -> Option<impl FlowCell>;
+    /// Records the flow.
+    fn add<T: Tables>(&self, tables: &T, entry: FlowEntry) -> bool;
+}
+
+impl FlowKey for FlowKey4 {
+    #[inline(always)]
+    fn find<T: Tables>(&self, tables: &T) -> Option<impl FlowCell> {
+        tables.flow4(self)
+    }
+    #[inline(always)]
+    fn add<T: Tables>(&self, tables: &T, entry: FlowEntry) -> bool {
+        tables.add_flow4(self, entry)
+    }
+}
+
+impl FlowKey for FlowKey6 {
+    #[inline(always)]
+    fn find<T: Tables>(&self, tables: &T) -> Option<impl FlowCell> {
+        tables.flow6(self)
+    }
+    #[inline(always)]
+    fn add<T: Tables>(&self, tables: &T, entry: FlowEntry) -> bool {
+        tables.add_flow6(self, entry)
+    }
 }
 
 impl Bucket {

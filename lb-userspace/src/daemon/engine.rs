@@ -1,6 +1,6 @@
 //! The state of the daemon and what changes it.
 
-use super::error::EngineError;
+use super::{error::EngineError, flows::Tracking};
 use crate::{
     config::{self, Config},
     control::api::ChangeView,
@@ -24,9 +24,6 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// An id that was freed is not given out again for so long: packets in flight may still carry it.
-const QUARANTINE: Duration = Duration::from_secs(5);
-
 /// What is known of the health of one target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Known {
@@ -47,7 +44,9 @@ pub struct Engine {
     pub(super) attached: Vec<Attached>,
     pub(super) health: BTreeMap<TargetKey, Known>,
     pub(super) hops: BTreeMap<IpAddr, Result<NextHopEntry, Unresolved>>,
-    freed: Vec<(Instant, u32)>,
+    /// Backend ids that are not given out again until no packet in flight and no tracked flow names them.
+    pub(super) freed: Vec<(Instant, u32)>,
+    pub(super) tracking: Tracking,
     pub(super) started: Instant,
     pub(super) health_task: HealthHandle,
     hop_task: NextHopHandle,
@@ -81,6 +80,7 @@ impl Engine {
             health: BTreeMap::new(),
             hops: BTreeMap::new(),
             freed: Vec::new(),
+            tracking: Tracking::default(),
             started: Instant::now(),
             health_task: parts.health_task,
             hop_task: parts.hop_task,
@@ -106,7 +106,6 @@ impl Engine {
         self.choose_ring_sizes()?;
         self.effective = state::apply(&self.config.services, &self.changes);
         let wanted = self.wanted();
-        self.freed.retain(|(at, _)| at.elapsed() < QUARANTINE);
         let avoid: BTreeSet<u32> = self.freed.iter().map(|(_, id)| *id).collect();
         let tunnel = self.tunnel();
         let goal = loop {
@@ -134,6 +133,7 @@ impl Engine {
         for id in self.image.backends.keys().filter(|id| !goal.backends.contains_key(id)) {
             self.freed.push((now, *id));
         }
+        self.tracking.note_changes(&self.image, &goal, now);
         self.image = goal;
         self.hop_task.set_destinations(destinations(&self.effective));
         self.set_targets();

@@ -32,6 +32,9 @@ const QUEUE: usize = 1024;
 /// How long a start waits for next hops before it goes on without the missing ones.
 const HOP_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How often tracked flows are looked after, where there are any.
+const TEND_INTERVAL: Duration = Duration::from_secs(1);
+
 /// What the command line asks for.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -117,6 +120,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(io)?;
     engine.log_ready();
+    let mut tend = tokio::time::interval(TEND_INTERVAL);
+    tend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
 
     loop {
         tokio::select! {
@@ -144,6 +149,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             events = link_rx.recv() => if events.is_some() {
                 engine.links_changed();
             },
+            _ = tend.tick() => engine.tend_flows(std::time::Instant::now()),
             _ = hangup.recv() => {
                 // The outcome is logged and counted.
                 let _ = engine.reload(false, "SIGHUP");

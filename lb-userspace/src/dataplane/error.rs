@@ -18,8 +18,8 @@ pub enum DataplaneError {
     ForeignMap { path: PathBuf, found: String, expected: String },
     #[error("map {map}: {source}")]
     Map { map: &'static str, source: Box<aya::maps::MapError> },
-    #[error("map {map} is full ({capacity} entries)")]
-    Full { map: &'static str, capacity: u32 },
+    #[error("cannot read map {map}: {source}")]
+    Read { map: &'static str, source: io::Error },
     #[error("cannot map {map} into memory: {source}")]
     Mmap { map: &'static str, source: io::Error },
     #[error("{path}: {source}")]

@@ -1,13 +1,13 @@
 //! The loaded program with its maps: adopted from an earlier daemon where there are pins, made where not.
 
-use super::{Attached, DataplaneError, Maps, XdpMode, attach, elf};
+use super::{Attached, DataplaneError, Flow, Maps, XdpMode, attach, elf};
 use crate::plan::{Action, Image};
 use aya::{
     Ebpf, EbpfLoader,
     maps::MapData,
     programs::{ProgramInfo, Xdp},
 };
-use lb_common::abi::{self, MapInfo};
+use lb_common::abi::{self, FlowEntry, MapInfo};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -90,6 +90,11 @@ impl Kernel {
             }
         }
         Ok(())
+    }
+
+    /// Forgets tracked flows, except those of which a packet came meanwhile.
+    pub fn forget(&mut self, flows: &[(Flow, FlowEntry)]) -> Result<(), DataplaneError> {
+        flows.iter().try_for_each(|(flow, entry)| self.maps.forget(flow, *entry))
     }
 
     /// What the maps hold.

@@ -1,18 +1,19 @@
 //! The maps: reading them back, and the only place where they are written.
 
-use super::DataplaneError;
+use super::{DataplaneError, batch};
 use crate::plan::{Action, BackendRecord, Image, ServiceRecord};
 use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
 };
 use lb_common::abi::{
-    BackendEntry, Identity, MAX_SERVICES, PortKey, PortRangeKey, ServiceEntry, Slot, Stats, VipEntry,
+    BackendEntry, FlowEntry, FlowKey4, FlowKey6, FlowStats, Identity, MAX_SERVICES, PortKey, PortRangeKey,
+    ServiceEntry, Slot, Stats, VipEntry,
 };
 use std::{
     io,
     net::IpAddr,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -96,6 +97,13 @@ impl Drop for Mapped {
     }
 }
 
+/// Names one tracked flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    V4(FlowKey4),
+    V6(FlowKey6),
+}
+
 /// Handles of all maps.
 pub struct Maps {
     vips4: HashMap<MapData, [u8; 4], VipEntry>,
@@ -108,6 +116,11 @@ pub struct Maps {
     service_stats: PerCpuArray<MapData, Stats>,
     backend_stats: PerCpuArray<MapData, Stats>,
     drops: PerCpuArray<MapData, u64>,
+    flows4: HashMap<MapData, FlowKey4, u64>,
+    flows6: HashMap<MapData, FlowKey6, u64>,
+    flow_stats: PerCpuArray<MapData, FlowStats>,
+    /// Descriptors of FLOWS4 and FLOWS6, which aya's handles do not give out.
+    flow_fds: [OwnedFd; 2],
     service_names: Array<MapData, Identity>,
     backend_names: Array<MapData, Identity>,
 }
@@ -120,6 +133,18 @@ where
         .take_map(name)
         .unwrap_or_else(|| panic!("the program has no map {name}: abi and program differ"));
     T::try_from(map).map_err(DataplaneError::map(name))
+}
+
+/// A second descriptor of a hash map.
+fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, DataplaneError> {
+    match ebpf.map(name) {
+        Some(Map::HashMap(data)) => data
+            .fd()
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|source| DataplaneError::Read { map: name, source }),
+        _ => panic!("the program has no hash map {name}: abi and program differ"),
+    }
 }
 
 fn mapped(ebpf: &mut Ebpf, name: &'static str) -> Result<Mapped, DataplaneError> {
@@ -143,6 +168,10 @@ impl Maps {
             service_stats: take(ebpf, "SERVICE_STATS")?,
             backend_stats: take(ebpf, "BACKEND_STATS")?,
             drops: take(ebpf, "DROPS")?,
+            flow_fds: [descriptor(ebpf, "FLOWS4")?, descriptor(ebpf, "FLOWS6")?],
+            flows4: take(ebpf, "FLOWS4")?,
+            flows6: take(ebpf, "FLOWS6")?,
+            flow_stats: take(ebpf, "FLOW_STATS")?,
             service_names: take(ebpf, "SERVICE_NAMES")?,
             backend_names: take(ebpf, "BACKEND_NAMES")?,
         })
@@ -318,6 +347,50 @@ impl Maps {
     pub fn drops(&self, reason: lb_common::core::DropReason) -> Result<u64, DataplaneError> {
         let values = self.drops.get(&(reason as u32), 0).map_err(DataplaneError::map("DROPS"))?;
         Ok(values.iter().sum())
+    }
+
+    /// Every tracked flow with its entry.
+    pub fn flows(&self) -> Result<Vec<(Flow, FlowEntry)>, DataplaneError> {
+        let mut flows = Vec::new();
+        let failed = |map| move |source| DataplaneError::Read { map, source };
+        batch::for_each::<FlowKey4, u64>(self.flow_fds[0].as_fd(), |key, word| {
+            flows.push((Flow::V4(*key), FlowEntry(*word)));
+        })
+        .map_err(failed("FLOWS4"))?;
+        batch::for_each::<FlowKey6, u64>(self.flow_fds[1].as_fd(), |key, word| {
+            flows.push((Flow::V6(*key), FlowEntry(*word)));
+        })
+        .map_err(failed("FLOWS6"))?;
+        Ok(flows)
+    }
+
+    /// The entry of a flow.
+    pub fn flow(&self, flow: &Flow) -> Option<FlowEntry> {
+        let word = match flow {
+            Flow::V4(key) => self.flows4.get(key, 0),
+            Flow::V6(key) => self.flows6.get(key, 0),
+        };
+        word.ok().map(FlowEntry)
+    }
+
+    /// Forgets a flow, unless a packet of it came since `seen` was read.
+    pub fn forget(&mut self, flow: &Flow, seen: FlowEntry) -> Result<(), DataplaneError> {
+        if self.flow(flow) != Some(seen) {
+            return Ok(());
+        }
+        match flow {
+            Flow::V4(key) => gone_is_fine(self.flows4.remove(key)).map_err(DataplaneError::map("FLOWS4")),
+            Flow::V6(key) => gone_is_fine(self.flows6.remove(key)).map_err(DataplaneError::map("FLOWS6")),
+        }
+    }
+
+    /// How many flows were recorded and how many found no room, since the maps were made.
+    pub fn flow_stats(&self) -> Result<FlowStats, DataplaneError> {
+        let values = self.flow_stats.get(&0, 0).map_err(DataplaneError::map("FLOW_STATS"))?;
+        Ok(values.iter().fold(FlowStats::default(), |a, b| FlowStats {
+            inserted: a.inserted + b.inserted,
+            refused: a.refused + b.refused,
+        }))
     }
 
     /// Copies what the program counted and what the slots and backends are from smaller maps.

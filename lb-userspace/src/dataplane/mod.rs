@@ -9,6 +9,7 @@
 //! ```
 
 mod attach;
+mod batch;
 pub mod decap;
 mod elf;
 mod error;
@@ -19,4 +20,4 @@ pub use attach::{Attached, Mode, XdpMode};
 pub use elf::{BENCH, DECAP, LB};
 pub use error::DataplaneError;
 pub use kernel::{Capacities, Kernel, abi_name};
-pub use maps::Maps;
+pub use maps::{Flow, Maps};

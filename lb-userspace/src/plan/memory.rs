@@ -2,14 +2,27 @@
 
 use super::Image;
 use lb_common::{
-    abi::{BackendEntry, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry},
-    core::Tables,
+    abi::{BackendEntry, FlowEntry, FlowKey4, FlowKey6, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry},
+    core::{FlowCell, Tables},
 };
 use std::net::IpAddr;
 
-/// An image, looked up as the program looks up its maps. ICMP tokens never run out.
+/// An image, looked up as the program looks up its maps. It holds no flows and records none; ICMP tokens never run out.
 #[derive(Debug, Clone, Copy)]
 pub struct Memory<'a>(pub &'a Image);
+
+/// An image holds no flows.
+enum NoCell {}
+
+impl FlowCell for NoCell {
+    fn load(&self) -> FlowEntry {
+        match *self {}
+    }
+
+    fn store(&self, _: FlowEntry) {
+        match *self {}
+    }
+}
 
 impl Tables for Memory<'_> {
     fn vip4(&self, address: [u8; 4]) -> Option<&VipEntry> {
@@ -51,6 +64,26 @@ impl Tables for Memory<'_> {
 
     fn backend(&self, id: u32) -> Option<&BackendEntry> {
         self.0.backends.get(&id).map(|record| &record.entry)
+    }
+
+    fn flow4(&self, _: &FlowKey4) -> Option<impl FlowCell> {
+        None::<NoCell>
+    }
+
+    fn flow6(&self, _: &FlowKey6) -> Option<impl FlowCell> {
+        None::<NoCell>
+    }
+
+    fn add_flow4(&self, _: &FlowKey4, _: FlowEntry) -> bool {
+        true
+    }
+
+    fn add_flow6(&self, _: &FlowKey6, _: FlowEntry) -> bool {
+        true
+    }
+
+    fn now_ns(&self) -> u64 {
+        0
     }
 
     fn icmp_token(&self) -> bool {

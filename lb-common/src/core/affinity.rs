@@ -1,0 +1,108 @@
+//! Which backend a packet of a slot that changed hands goes to: the flow table, asked only there.
+//!
+//! The rules are those of ARCHITECTURE.md, "Connection affinity". Their invariant: every live flow without
+//! an entry lives at its slot's home. A flow that cannot be recorded therefore goes home: lack of memory
+//! delays a change, it breaks nothing established.
+
+use super::{FlowCell, FlowKey, Tables};
+use crate::{
+    abi::{BackendEntry, FlowEntry, Slot, SlotState},
+    wire::tcp,
+};
+
+/// What a packet means to its flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Step {
+    /// A TCP SYN: the flow begins.
+    Begin = 0,
+    /// Anything in the middle; every UDP packet, since UDP has no beginning.
+    Within = 1,
+    /// FIN or RST: the flow may end.
+    End = 2,
+}
+
+impl Step {
+    /// The step of a TCP segment with these flags.
+    #[inline(always)]
+    pub(super) const fn of_tcp(flags: u8) -> Self {
+        if flags & (tcp::FIN | tcp::RST) != 0 {
+            Self::End
+        } else if flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
+            Self::Begin
+        } else {
+            Self::Within
+        }
+    }
+}
+
+/// The backend's id for a packet of a slot that is not plain; 0 = nobody.
+#[inline(always)]
+pub(super) fn choose<T: Tables, K: FlowKey>(tables: &T, slot: Slot, hash: u64, step: Step, key: &K) -> u32 {
+    let now = tables.now_ns();
+    if let Some(cell) = key.find(tables) {
+        let entry = cell.load();
+        // Another tag: the element was recycled for another flow while we looked.
+        if entry.tag() == FlowEntry::tag_of(hash) && is_alive(tables, entry) {
+            match step {
+                // A SYN on a flow that lives says nothing about it: a late duplicate, or somebody's guess.
+                Step::Begin if !entry.is_closing() => return entry.backend(),
+                Step::Begin => {
+                    let chosen = slot.owner();
+                    return override_entry(tables, &cell, chosen, hash, now);
+                }
+                Step::Within | Step::End => {
+                    let new = entry.touched(now, matches!(step, Step::End));
+                    if new.0 != entry.0 {
+                        cell.store(new);
+                    }
+                    return entry.backend();
+                }
+            }
+        }
+        let chosen = if matches!(step, Step::Begin) { slot.owner() } else { slot.home() };
+        return override_entry(tables, &cell, chosen, hash, now);
+    }
+    let (owner, home) = (slot.owner(), slot.home());
+    match step {
+        // What goes home needs no entry.
+        Step::Begin if owner == home => owner,
+        // Nobody takes new flows: every backend is draining.
+        Step::Begin if owner == 0 => 0,
+        Step::Begin => {
+            let Some(backend) = tables.backend(owner) else { return home };
+            let entry = FlowEntry::new(owner, backend.incarnation, hash, now, true);
+            if key.add(tables, entry) { owner } else { home }
+        }
+        Step::Within => {
+            if let (SlotState::Moving, Some(backend)) = (slot.state(), tables.backend(home)) {
+                // Whether or not there is room: the flow is at home.
+                key.add(tables, FlowEntry::new(home, backend.incarnation, hash, now, false));
+            }
+            home
+        }
+        Step::End => home,
+    }
+}
+
+/// Gives the place of a dead or closed flow to its successor.
+#[inline(always)]
+fn override_entry<T: Tables>(tables: &T, cell: &impl FlowCell, chosen: u32, hash: u64, now: u64) -> u32 {
+    if let Some(backend) = tables.backend(chosen) {
+        cell.store(FlowEntry::new(chosen, backend.incarnation, hash, now, true));
+    }
+    chosen
+}
+
+/// Does the backend that an entry names still live the life it had then?
+#[inline(always)]
+fn is_alive<T: Tables>(tables: &T, entry: FlowEntry) -> bool {
+    match tables.backend(entry.backend()) {
+        Some(backend) => {
+            backend.kind != 0
+                && backend.flags & BackendEntry::DEAD == 0
+                && backend.incarnation as u8 == entry.incarnation()
+        }
+        None => false,
+    }
+}
