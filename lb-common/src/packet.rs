@@ -87,6 +87,20 @@ impl<const N: usize> View<'_, N> {
         self.0[AT]
     }
 
+    /// Sum of the bytes as 32-bit words in memory order, for a checksum; N is a multiple of 4.
+    #[inline(always)]
+    pub fn sum32(self) -> u64 {
+        const { assert!(N.is_multiple_of(4)) };
+        let mut sum = 0;
+        for at in (0..N).step_by(4) {
+            // SAFETY: the word at `at` lies inside the N bytes.
+            sum += u64::from(unsafe { load::<u32>(self.0.as_ptr().add(at)) });
+        }
+        // SAFETY: a reference to a live local. Volatile: the compiler would otherwise put the additions off to
+        // where the sum is used and keep every word until then, which takes more stack than BPF has.
+        unsafe { core::ptr::read_volatile(&sum) }
+    }
+
     reads! {
         /// The big-endian u16 at `AT`.
         u16 raw16 u16,

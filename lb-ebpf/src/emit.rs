@@ -1,6 +1,6 @@
 //! Counting and sending: what becomes of a decision.
 
-use crate::{frame::Frame, maps, tables::Maps};
+use crate::{frame::Frame, maps, outline, tables::Maps};
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
     helpers::bpf_redirect,
@@ -8,13 +8,13 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::Stats,
-    core::{Decision, DropReason, Forward, forward, icmp},
+    core::{Decision, DropReason, Forward, forward},
 };
 
 /// Decides about a frame, rewrites and counts it; the answer is the XDP verdict.
 #[inline(always)]
 pub fn handle(frame: &mut Frame) -> u32 {
-    match lb_common::core::decide(frame, &Maps) {
+    match lb_common::core::decide(frame, &Maps::new(frame.ctx())) {
         Decision::Pass => XDP_PASS,
         Decision::Drop(refusal) => refuse(refusal.reason),
         Decision::Forward(to) => send(frame, &to),
@@ -41,8 +41,14 @@ fn send(frame: &mut Frame, to: &Forward<'_>) -> u32 {
 /// The sender learns the MTU; its packet is gone either way.
 #[inline(always)]
 fn tell_too_big(frame: &mut Frame, to: &Forward<'_>) -> u32 {
-    let mtu = forward::path_mtu(to.backend);
-    if !lb_common::core::Tables::icmp_token(&Maps) || icmp::too_big(frame, &to.ip, mtu).is_none() {
+    let (l3, mtu) = (to.ip.l3 as u64, forward::path_mtu(to.backend).into());
+    let told = if to.ip.v6 {
+        outline::too_big6(frame.ctx(), l3, mtu)
+    } else {
+        outline::too_big4(frame.ctx(), l3, mtu)
+    };
+    frame.refresh();
+    if told == 0 {
         return refuse(DropReason::TooBigUnanswered);
     }
     refuse(DropReason::TooBig);

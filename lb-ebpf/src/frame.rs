@@ -25,12 +25,18 @@ impl Frame {
 
     /// Reads the frame's ends again: every helper that moves them makes the old ones invalid.
     #[inline(always)]
-    fn refresh(&mut self) {
+    pub(crate) fn refresh(&mut self) {
         // SAFETY: `ctx` is the context the kernel called the program with.
         unsafe {
             self.data = (*self.ctx).data as usize;
             self.end = (*self.ctx).data_end as usize;
         }
+    }
+
+    /// The context.
+    #[inline(always)]
+    pub fn ctx(&self) -> *mut xdp_md {
+        self.ctx
     }
 
     /// Index of the interface the frame came in by.

@@ -7,4 +7,5 @@
 pub mod emit;
 pub mod frame;
 pub mod maps;
+pub mod outline;
 pub mod tables;

@@ -1,10 +1,15 @@
 //! The core's tables over the maps.
 
-use crate::maps;
-use aya_ebpf::{helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
+use crate::{maps, outline};
+use aya_ebpf::{bindings::xdp_md, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
 use lb_common::{
     abi::{BackendEntry, FlowEntry, FlowKey4, FlowKey6, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry},
-    core::{FlowCell, Tables},
+    core::{
+        FlowCell, Tables,
+        affinity::{Place, Step},
+        parse::Chain,
+    },
+    packet::Packet,
 };
 
 /// ICMP messages a second and CPU, and in one burst (RFC 4443 section 2.4 (f) wants a token bucket).
@@ -50,8 +55,18 @@ fn added(result: Result<(), i32>) -> bool {
     fine
 }
 
-/// The maps of this program.
-pub struct Maps;
+/// The maps of this program, and the context that functions out of line need.
+pub struct Maps {
+    ctx: *mut xdp_md,
+}
+
+impl Maps {
+    /// The maps, for this program run.
+    #[inline(always)]
+    pub fn new(ctx: *mut xdp_md) -> Self {
+        Self { ctx }
+    }
+}
 
 impl Tables for Maps {
     #[inline(always)]
@@ -97,6 +112,16 @@ impl Tables for Maps {
     #[inline(always)]
     fn backend(&self, id: u32) -> Option<&BackendEntry> {
         maps::BACKENDS.get(id)
+    }
+
+    #[inline(always)]
+    fn extensions<P: Packet>(&self, _: &P, l3: usize, first: u8) -> Chain {
+        Chain(outline::opaque(outline::extensions(self.ctx, l3 as u64, first.into())))
+    }
+
+    #[inline(always)]
+    fn choose<P: Packet>(&self, _: &P, place: Place, slot: Slot, hash: u64, step: Step) -> u32 {
+        outline::choose(self.ctx, place.0, slot.0, hash, step as u64) as u32
     }
 
     #[inline(always)]

@@ -4,10 +4,11 @@
 //! an entry lives at its slot's home. A flow that cannot be recorded therefore goes home: lack of memory
 //! delays a change, it breaks nothing established.
 
-use super::{FlowCell, FlowKey, Tables};
+use super::{FlowCell, FlowKey, Ip, Tables};
 use crate::{
-    abi::{BackendEntry, FlowEntry, Slot, SlotState},
-    wire::tcp,
+    abi::{BackendEntry, FlowEntry, FlowKey4, FlowKey6, Slot, SlotState},
+    packet::Packet,
+    wire::{ipv4, ipv6, tcp},
 };
 
 /// What a packet means to its flow.
@@ -23,6 +24,16 @@ pub enum Step {
 }
 
 impl Step {
+    /// The step behind the number that passes between kernel functions.
+    #[inline(always)]
+    pub const fn from_u64(step: u64) -> Self {
+        match step {
+            0 => Self::Begin,
+            1 => Self::Within,
+            _ => Self::End,
+        }
+    }
+
     /// The step of a TCP segment with these flags.
     #[inline(always)]
     pub(super) const fn of_tcp(flags: u8) -> Self {
@@ -36,9 +47,56 @@ impl Step {
     }
 }
 
+/// Where in the frame the flow's addresses and ports are, in one number that passes between kernel
+/// functions: offset of the IP header, length of the IP headers, protocol, version.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place(pub u64);
+
+impl Place {
+    #[inline(always)]
+    pub(super) const fn of(ip: &Ip) -> Self {
+        Self(ip.l3 as u64 | (ip.header_len as u64) << 8 | (ip.proto as u64) << 24 | (ip.v6 as u64) << 32)
+    }
+
+    // The masks bound the offsets for the verifier, which knows nothing of a function's arguments.
+    #[inline(always)]
+    const fn l3(self) -> usize {
+        self.0 as usize & 0x1f
+    }
+
+    #[inline(always)]
+    const fn l4(self) -> usize {
+        self.l3() + ((self.0 >> 8) as usize & 0x3ff)
+    }
+}
+
+/// Makes the flow's key from the frame and chooses its backend; 0 = nobody.
+#[inline(always)]
+pub fn choose_flow<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    place: Place,
+    slot: Slot,
+    hash: u64,
+    step: Step,
+) -> u32 {
+    let Some(ports) = packet.view::<4>(place.l4()) else { return 0 };
+    let proto = (place.0 >> 24) as u32 & 0xff;
+    if place.0 >> 32 & 1 == 0 {
+        let Some(ip) = packet.view::<{ ipv4::LEN }>(place.l3()) else { return 0 };
+        let src = ip.raw32::<{ ipv4::SRC }>().to_ne_bytes();
+        let dst = ip.raw32::<{ ipv4::DST }>().to_ne_bytes();
+        choose(tables, slot, hash, step, &FlowKey4 { src, dst, ports: *ports.0, proto })
+    } else {
+        let Some(src) = packet.view::<16>(place.l3() + ipv6::SRC) else { return 0 };
+        let Some(dst) = packet.view::<16>(place.l3() + ipv6::DST) else { return 0 };
+        choose(tables, slot, hash, step, &FlowKey6 { src: *src.0, dst: *dst.0, ports: *ports.0, proto })
+    }
+}
+
 /// The backend's id for a packet of a slot that is not plain; 0 = nobody.
 #[inline(always)]
-pub(super) fn choose<T: Tables, K: FlowKey>(tables: &T, slot: Slot, hash: u64, step: Step, key: &K) -> u32 {
+fn choose<T: Tables, K: FlowKey>(tables: &T, slot: Slot, hash: u64, step: Step, key: &K) -> u32 {
     let now = tables.now_ns();
     if let Some(cell) = key.find(tables) {
         let entry = cell.load();

@@ -1,9 +1,8 @@
 //! ICMP answers the balancer makes itself.
 
-use super::Ip;
 use crate::{
     csum,
-    packet::{PacketMut, View},
+    packet::PacketMut,
     wire::{eth, icmp, ipv4, ipv6, proto, vlan},
 };
 
@@ -17,18 +16,20 @@ const OUTER_TTL: u8 = 64;
 /// needed (RFC 1191 section 4) or Packet Too Big (RFC 4443 section 3.2), from the VIP, back out of the
 /// port it came in by. `None`: the packet cannot be turned; it may then be half changed and must be dropped.
 #[inline(always)]
-pub fn too_big<P: PacketMut>(packet: &mut P, ip: &Ip, mtu: u16) -> Option<()> {
-    packet.truncate(ip.l3 + QUOTE)?;
-    if ip.v6 { too_big_v6(packet, ip.l3, mtu) } else { too_big_v4(packet, ip.l3, mtu) }
+pub fn too_big<P: PacketMut>(packet: &mut P, l3: usize, v6: bool, mtu: u16) -> Option<()> {
+    packet.truncate(l3 + QUOTE)?;
+    if v6 { too_big_v6(packet, l3, mtu) } else { too_big_v4(packet, l3, mtu) }
 }
 
 #[inline(always)]
 fn too_big_v4<P: PacketMut>(packet: &mut P, l3: usize, mtu: u16) -> Option<()> {
     const ADDED: usize = ipv4::LEN + icmp::LEN;
+    let link = Link::read(packet, l3)?;
     let quote = packet.view::<QUOTE>(l3)?;
-    let quoted = sum(quote);
+    let quoted = quote.sum32();
     let (client, vip) = (quote.raw32::<{ ipv4::SRC }>(), quote.raw32::<{ ipv4::DST }>());
-    move_link_header(packet, l3, ADDED as i32)?;
+    packet.grow_head(ADDED as i32)?;
+    link.write_swapped(packet, l3)?;
 
     let mut header = packet.view_mut::<ADDED>(l3)?;
     let w0 = (0x4500_0000 | (ADDED + QUOTE) as u32).to_be();
@@ -56,11 +57,13 @@ fn too_big_v4<P: PacketMut>(packet: &mut P, l3: usize, mtu: u16) -> Option<()> {
 fn too_big_v6<P: PacketMut>(packet: &mut P, l3: usize, mtu: u16) -> Option<()> {
     const ADDED: usize = ipv6::LEN + icmp::LEN;
     const LENGTH: usize = icmp::LEN + QUOTE;
+    let link = Link::read(packet, l3)?;
     let quote = packet.view::<QUOTE>(l3)?;
-    let quoted = sum(quote);
+    let quoted = quote.sum32();
     let client = (quote.raw64::<{ ipv6::SRC }>(), quote.raw64::<{ ipv6::SRC + 8 }>());
     let vip = (quote.raw64::<{ ipv6::DST }>(), quote.raw64::<{ ipv6::DST + 8 }>());
-    move_link_header(packet, l3, ADDED as i32)?;
+    packet.grow_head(ADDED as i32)?;
+    link.write_swapped(packet, l3)?;
 
     let mut header = packet.view_mut::<ADDED>(l3)?;
     header.set32::<{ ipv6::WORD }>((6u32 << 28).to_be());
@@ -87,42 +90,49 @@ fn too_big_v6<P: PacketMut>(packet: &mut P, l3: usize, mtu: u16) -> Option<()> {
     Some(())
 }
 
-/// Sum of the quoted bytes as 32-bit words.
-#[inline(always)]
-fn sum(quote: View<'_, QUOTE>) -> u64 {
-    let mut sum = 0u64;
-    macro_rules! words {
-        ($($at:literal)*) => { $( sum += quote.raw32::<$at>() as u64; )* };
-    }
-    words!(0 4 8 12 16 20 24 28 32 36 40 44 48 52 56 60 64 68 72 76 80 84 88 92 96 100 104 108 112 116 120 124);
-    sum
+/// The link header as it came. It is read before anything further inside the packet: the verifier does
+/// not conclude from a check at a variable offset to the bytes before it.
+struct Link {
+    dst: (u32, u16),
+    src: (u32, u16),
+    ether_type: u16,
+    tags: [u32; 2],
 }
 
-/// Puts the link header, MAC addresses swapped and tags kept, `by` bytes further to the front.
-#[inline(always)]
-fn move_link_header<P: PacketMut>(packet: &mut P, l3: usize, by: i32) -> Option<()> {
-    let old = packet.view::<{ eth::LEN }>(0)?;
-    let (dst0, dst4) = (old.raw32::<0>(), old.raw16::<4>());
-    let (src0, src4) = (old.raw32::<6>(), old.raw16::<10>());
-    let ether_type = old.raw16::<{ eth::TYPE }>();
-    let tag0 = if l3 > eth::LEN { packet.view::<{ vlan::LEN }>(eth::LEN)?.raw32::<0>() } else { 0 };
-    let tag1 = if l3 > eth::LEN + vlan::LEN {
-        packet.view::<{ vlan::LEN }>(eth::LEN + vlan::LEN)?.raw32::<0>()
-    } else {
-        0
-    };
-    packet.grow_head(by)?;
-    let mut new = packet.view_mut::<{ eth::LEN }>(0)?;
-    new.set32::<0>(src0);
-    new.set16::<4>(src4);
-    new.set32::<6>(dst0);
-    new.set16::<10>(dst4);
-    new.set16::<{ eth::TYPE }>(ether_type);
-    if l3 > eth::LEN {
-        packet.view_mut::<{ vlan::LEN }>(eth::LEN)?.set32::<0>(tag0);
+impl Link {
+    #[inline(always)]
+    fn read<P: PacketMut>(packet: &P, l3: usize) -> Option<Self> {
+        let old = packet.view::<{ eth::LEN }>(0)?;
+        let mut link = Self {
+            dst: (old.raw32::<0>(), old.raw16::<4>()),
+            src: (old.raw32::<6>(), old.raw16::<10>()),
+            ether_type: old.raw16::<{ eth::TYPE }>(),
+            tags: [0; 2],
+        };
+        if l3 > eth::LEN {
+            link.tags[0] = packet.view::<{ vlan::LEN }>(eth::LEN)?.raw32::<0>();
+        }
+        if l3 > eth::LEN + vlan::LEN {
+            link.tags[1] = packet.view::<{ vlan::LEN }>(eth::LEN + vlan::LEN)?.raw32::<0>();
+        }
+        Some(link)
     }
-    if l3 > eth::LEN + vlan::LEN {
-        packet.view_mut::<{ vlan::LEN }>(eth::LEN + vlan::LEN)?.set32::<0>(tag1);
+
+    /// Writes it in front of the answer, MAC addresses swapped and tags kept.
+    #[inline(always)]
+    fn write_swapped<P: PacketMut>(&self, packet: &mut P, l3: usize) -> Option<()> {
+        let mut new = packet.view_mut::<{ eth::LEN }>(0)?;
+        new.set32::<0>(self.src.0);
+        new.set16::<4>(self.src.1);
+        new.set32::<6>(self.dst.0);
+        new.set16::<10>(self.dst.1);
+        new.set16::<{ eth::TYPE }>(self.ether_type);
+        if l3 > eth::LEN {
+            packet.view_mut::<{ vlan::LEN }>(eth::LEN)?.set32::<0>(self.tags[0]);
+        }
+        if l3 > eth::LEN + vlan::LEN {
+            packet.view_mut::<{ vlan::LEN }>(eth::LEN + vlan::LEN)?.set32::<0>(self.tags[1]);
+        }
+        Some(())
     }
-    Some(())
 }

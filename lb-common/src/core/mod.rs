@@ -4,11 +4,11 @@
 //! slot, the slot's backend. [`forward::rewrite`] turns the packet into the one that leaves. Both take
 //! bytes and tables and return data; the kernel program, the tests and `explain` run the same code.
 
-mod affinity;
+pub mod affinity;
 pub mod decap;
 pub mod forward;
 pub mod icmp;
-mod parse;
+pub mod parse;
 mod select;
 mod service;
 mod tables;

@@ -1,8 +1,8 @@
 //! IPv4, IPv6, TCP and UDP: what must hold before a packet may go to a backend.
 
-use super::{Decision, DropReason, FlowKey, Refusal, Tables, affinity::Step, select, service};
+use super::{Decision, DropReason, Refusal, Tables, affinity::Step, select, service};
 use crate::{
-    abi::{FlowKey4, FlowKey6, VipEntry},
+    abi::VipEntry,
     hash,
     packet::Packet,
     wire::{ipv4, ipv6, proto, tcp, udp},
@@ -79,13 +79,7 @@ pub(super) fn v4<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize)
     };
     let src = header.u32::<{ ipv4::SRC }>();
     let flow = |seed, ports| hash::flow4(seed, src, ports);
-    let key = |ports: u32| FlowKey4 {
-        src: header.raw32::<{ ipv4::SRC }>().to_ne_bytes(),
-        dst: header.raw32::<{ ipv4::DST }>().to_ne_bytes(),
-        ports: ports.to_be_bytes(),
-        proto: u32::from(ip.proto),
-    };
-    transport(packet, tables, vip, ip, header.u8::<{ ipv4::TTL }>(), flow, key)
+    transport(packet, tables, vip, ip, header.u8::<{ ipv4::TTL }>(), flow)
 }
 
 /// A frame whose EtherType says IPv6; the header starts at `l3`.
@@ -105,10 +99,19 @@ pub(super) fn v6<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize)
     if total > usize::from(u16::MAX) || l3 + total > packet.len() {
         return refuse(DropReason::IpLength);
     }
-    let (header_len, proto) = match extensions(packet, l3, header.u8::<{ ipv6::NEXT }>()) {
-        Chain::Transport { header_len, proto } => (header_len, proto),
-        Chain::Elsewhere => return Decision::Pass,
-        Chain::Bad(reason) => return refuse(reason),
+    let next = header.u8::<{ ipv6::NEXT }>();
+    let (header_len, proto) = if next == proto::TCP || next == proto::UDP {
+        (ipv6::LEN, next)
+    } else {
+        let chain = tables.extensions(packet, l3, next);
+        match chain.end() {
+            ChainEnd::Transport => {}
+            ChainEnd::Elsewhere => return Decision::Pass,
+            ChainEnd::Truncated => return refuse(DropReason::Truncated),
+            ChainEnd::Fragment => return refuse(DropReason::Fragment),
+            ChainEnd::Impossible => return refuse(DropReason::Ipv6Extension),
+        }
+        (chain.header_len(), chain.proto())
     };
     if header_len > total {
         return refuse(DropReason::IpLength);
@@ -116,30 +119,58 @@ pub(super) fn v6<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize)
     let ip = Ip { l3, header_len, v6: true, total_len: total as u16, tos: (word >> 20) as u8, proto };
     let (hi, lo) = (header.u64::<{ ipv6::SRC }>(), header.u64::<{ ipv6::SRC + 8 }>());
     let flow = |seed, ports| hash::flow6(seed, hi, lo, ports);
-    let key = |ports: u32| {
-        let mut src = [0; 16];
-        src[..8].copy_from_slice(&hi.to_be_bytes());
-        src[8..].copy_from_slice(&lo.to_be_bytes());
-        FlowKey6 { src, dst: *dst.0, ports: ports.to_be_bytes(), proto: u32::from(ip.proto) }
-    };
-    transport(packet, tables, vip, ip, header.u8::<{ ipv6::HOP_LIMIT }>(), flow, key)
+    transport(packet, tables, vip, ip, header.u8::<{ ipv6::HOP_LIMIT }>(), flow)
 }
 
-/// The end of a chain of IPv6 extension headers.
-enum Chain {
-    /// What follows is no extension header; `header_len` counts from the IPv6 header.
-    Transport {
-        header_len: usize,
-        proto: u8,
-    },
+/// What a walk through the IPv6 extension headers found, in one number that passes between kernel
+/// functions: how it ended, the transport protocol, and its offset from the IPv6 header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Chain(pub u64);
+
+/// How a walk ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ChainEnd {
+    /// At a header that is no extension.
+    Transport = 0,
     /// This host is not where the packet ends (routing header with segments left).
-    Elsewhere,
-    Bad(DropReason),
+    Elsewhere = 1,
+    Truncated = 2,
+    Fragment = 3,
+    Impossible = 4,
+}
+
+impl Chain {
+    #[inline(always)]
+    const fn new(end: ChainEnd, proto: u8, header_len: usize) -> Self {
+        Self(end as u64 | (proto as u64) << 8 | (header_len as u64) << 16)
+    }
+
+    #[inline(always)]
+    const fn end(self) -> ChainEnd {
+        match self.0 as u8 {
+            0 => ChainEnd::Transport,
+            1 => ChainEnd::Elsewhere,
+            2 => ChainEnd::Truncated,
+            3 => ChainEnd::Fragment,
+            _ => ChainEnd::Impossible,
+        }
+    }
+
+    #[inline(always)]
+    const fn proto(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+
+    /// At most [`MAX_HEADER_LEN`]: the mask says so to the verifier.
+    #[inline(always)]
+    const fn header_len(self) -> usize {
+        (self.0 >> 16) as usize & (2 * MAX_HEADER_LEN - 1)
+    }
 }
 
 /// Walks the extension headers (RFC 8200 section 4).
 #[inline(always)]
-fn extensions<P: Packet>(packet: &P, l3: usize, first: u8) -> Chain {
+pub fn walk_extensions<P: Packet>(packet: &P, l3: usize, first: u8) -> Chain {
     let (mut next, mut at) = (first, ipv6::LEN);
     for _ in 0..=MAX_EXTENSIONS {
         let header = match next {
@@ -152,41 +183,40 @@ fn extensions<P: Packet>(packet: &P, l3: usize, first: u8) -> Chain {
             | proto::HIP
             | proto::SHIM6 => match packet.view::<8>(l3 + at) {
                 Some(header) => header,
-                None => return Chain::Bad(DropReason::Truncated),
+                None => return Chain::new(ChainEnd::Truncated, 0, 0),
             },
-            proto => return Chain::Transport { header_len: at, proto },
+            proto => return Chain::new(ChainEnd::Transport, proto, at),
         };
         at += match next {
             proto::FRAGMENT => {
                 // An atomic fragment (RFC 6946) is a whole packet.
                 if header.u16::<2>() & 0xfff9 != 0 {
-                    return Chain::Bad(DropReason::Fragment);
+                    return Chain::new(ChainEnd::Fragment, 0, 0);
                 }
                 8
             }
             // RFC 4302 section 2.2: in 32-bit words, minus two.
             proto::AUTHENTICATION => (usize::from(header.u8::<1>()) + 2) * 4,
-            proto::ROUTING if header.u8::<3>() != 0 => return Chain::Elsewhere,
+            proto::ROUTING if header.u8::<3>() != 0 => return Chain::new(ChainEnd::Elsewhere, 0, 0),
             _ => (usize::from(header.u8::<1>()) + 1) * 8,
         };
         if at > MAX_HEADER_LEN {
-            return Chain::Bad(DropReason::Ipv6Extension);
+            return Chain::new(ChainEnd::Impossible, 0, 0);
         }
         next = header.u8::<0>();
     }
-    Chain::Bad(DropReason::Ipv6Extension)
+    Chain::new(ChainEnd::Impossible, 0, 0)
 }
 
 /// TCP or UDP of a packet to a VIP whose IP header is in order.
 #[inline(always)]
-fn transport<'t, P: Packet, T: Tables, K: FlowKey>(
+fn transport<'t, P: Packet, T: Tables>(
     packet: &P,
     tables: &'t T,
     vip: &VipEntry,
     ip: Ip,
     ttl: u8,
     flow: impl FnOnce(u64, u32) -> u64,
-    key: impl FnOnce(u32) -> K,
 ) -> Decision<'t> {
     if ip.proto != proto::TCP && ip.proto != proto::UDP {
         return Decision::Pass;
@@ -223,5 +253,5 @@ fn transport<'t, P: Packet, T: Tables, K: FlowKey>(
         return refuse(DropReason::TtlExceeded);
     }
     let Some(entry) = tables.service(id) else { return refuse(DropReason::Internal) };
-    select::select(tables, id, entry, flow(entry.seed, l4.ports), step, || key(l4.ports), ip)
+    select::select(packet, tables, id, entry, flow(entry.seed, l4.ports), step, ip)
 }

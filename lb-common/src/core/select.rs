@@ -1,21 +1,21 @@
 //! From a service and a flow to a backend.
 
 use super::{
-    Decision, DropReason, FlowKey, Forward, Ip, Refusal, Tables,
-    affinity::{self, Step},
+    Decision, DropReason, Forward, Ip, Refusal, Tables,
+    affinity::{Place, Step},
 };
-use crate::{abi::ServiceEntry, hash};
+use crate::{abi::ServiceEntry, hash, packet::Packet};
 
-/// Sends the flow with this hash to its slot's backend. The flow's key is made only where a slot has
-/// changed hands and the flow table must be asked.
+/// Sends the flow with this hash to its slot's backend; the flow table is asked only where the slot has
+/// changed hands.
 #[inline(always)]
-pub(super) fn select<'t, T: Tables, K: FlowKey>(
+pub(super) fn select<'t, P: Packet, T: Tables>(
+    packet: &P,
     tables: &'t T,
     id: u32,
     service: &ServiceEntry,
     flow: u64,
     step: Step,
-    key: impl FnOnce() -> K,
     ip: Ip,
 ) -> Decision<'t> {
     let index = hash::slot(flow, service.ring_size);
@@ -23,7 +23,7 @@ pub(super) fn select<'t, T: Tables, K: FlowKey>(
         return Decision::Drop(Refusal { reason: DropReason::Internal });
     };
     let backend_id =
-        if slot.is_plain() { slot.owner() } else { affinity::choose(tables, slot, flow, step, &key()) };
+        if slot.is_plain() { slot.owner() } else { tables.choose(packet, Place::of(&ip), slot, flow, step) };
     if backend_id == 0 {
         return Decision::Drop(Refusal { reason: DropReason::NoBackend });
     }

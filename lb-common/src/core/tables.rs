@@ -1,9 +1,14 @@
 //! The tables the core reads, as a trait: BPF maps in the kernel, plain memory elsewhere; and the token
 //! bucket that limits what the balancer sends of its own.
 
+use super::{
+    affinity::{Place, Step, choose_flow},
+    parse::{Chain, walk_extensions},
+};
 use crate::abi::{
     BackendEntry, Bucket, FlowEntry, FlowKey4, FlowKey6, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry,
 };
+use crate::packet::Packet;
 
 /// What the core looks things up in. Addresses are as they stand in the packet.
 pub trait Tables {
@@ -33,6 +38,22 @@ pub trait Tables {
     fn now_ns(&self) -> u64;
     /// Takes one token for an ICMP answer; false if there is none.
     fn icmp_token(&self) -> bool;
+
+    /// Walks the IPv6 extension headers. A rare path: the kernel program puts it out of line, where the
+    /// verifier goes through it once and not once for each way that leads there.
+    #[inline(always)]
+    fn extensions<P: Packet>(&self, packet: &P, l3: usize, first: u8) -> Chain {
+        walk_extensions(packet, l3, first)
+    }
+
+    /// Chooses the backend of a flow whose slot is not plain; 0 = nobody. As rare as `extensions`.
+    #[inline(always)]
+    fn choose<P: Packet>(&self, packet: &P, place: Place, slot: Slot, hash: u64, step: Step) -> u32
+    where
+        Self: Sized,
+    {
+        choose_flow(packet, self, place, slot, hash, step)
+    }
 }
 
 /// The place of a flow's entry in the table.
