@@ -243,7 +243,7 @@ impl Engine {
                 send(reply, self.add_backend(&service, NewBackend { name, address, port, weight }, &by));
             }
             Command::BackendRemove { service, name, by, reply } => {
-                send(reply, self.remove_backend(&service, &name, &by))
+                send(reply, self.remove_backend(&service, &name, &by));
             }
             Command::BackendAdmin { service, name, admin, by, reply } => {
                 send(reply, self.set_admin(&service, &name, admin, &by));

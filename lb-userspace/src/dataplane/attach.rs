@@ -99,6 +99,16 @@ impl Links {
             .collect())
     }
 
+    /// Interface, mode and program id of every link.
+    pub(super) fn attached(&self) -> Vec<(u32, Mode, u32)> {
+        self.pins()
+            .filter_map(|(ifindex, mode, path)| {
+                let link = FdLink::from(PinnedLink::from_pin(path).ok()?);
+                Some((ifindex, mode, link.info().ok()?.program_id()))
+            })
+            .collect()
+    }
+
     fn pins(&self) -> impl Iterator<Item = (u32, Mode, PathBuf)> + '_ {
         self.pinned.iter().map(|(ifindex, (mode, _))| (*ifindex, *mode, self.path(*ifindex, *mode)))
     }
@@ -327,16 +337,22 @@ fn root_cause(error: &aya::programs::ProgramError) -> String {
     cause.to_string()
 }
 
-fn attached_program(interface: &str) -> String {
+/// Id of the program that `ip` sees on the interface, `none`, or `unknown` where `ip` does not tell.
+pub(super) fn attached_program(interface: &str) -> String {
     let text = std::process::Command::new("ip").args(["-j", "link", "show", "dev", interface]).output();
     text.ok()
         .and_then(|out| serde_json::from_slice::<serde_json::Value>(&out.stdout).ok())
-        .and_then(|json| json[0]["xdp"]["prog"]["id"].as_u64())
-        .map_or_else(|| "unknown".to_owned(), |id| id.to_string())
+        .filter(|json| json[0]["ifindex"].is_u64())
+        .map_or_else(
+            || "unknown".to_owned(),
+            |json| {
+                json[0]["xdp"]["prog"]["id"].as_u64().map_or_else(|| "none".to_owned(), |id| id.to_string())
+            },
+        )
 }
 
 /// The names of all interfaces, for error messages.
-fn interface_names() -> String {
+pub(super) fn interface_names() -> String {
     if_nameindex()
         .map(|list| {
             list.iter().map(|i| i.name().to_string_lossy().into_owned()).collect::<Vec<_>>().join(", ")

@@ -159,9 +159,10 @@ impl Kernel {
     }
 
     /// Bytes of kernel memory the maps take.
-    pub fn map_bytes(&mut self) -> Result<u64, DataplaneError> {
-        let ids = info(self.program()?)?.map_ids().ok().flatten().unwrap_or_default();
-        Ok(ids.into_iter().filter_map(|id| memlock(id).ok()).sum())
+    #[must_use]
+    pub fn map_bytes(&self) -> u64 {
+        let dir = self.pin_dir.join(abi_name());
+        abi::INVENTORY.iter().filter_map(|map| memlock(&dir.join(map.name)).ok()).sum()
     }
 
     /// Removes maps of other layouts: after this layout's program is attached everywhere nobody reads them.
@@ -225,7 +226,7 @@ fn load(
 }
 
 /// A pinned map is adopted only if it is what the inventory says.
-fn check_pin(path: &Path, wanted: &MapInfo) -> Result<(), DataplaneError> {
+pub(super) fn check_pin(path: &Path, wanted: &MapInfo) -> Result<(), DataplaneError> {
     if !path.exists() {
         return Ok(());
     }
@@ -272,9 +273,9 @@ fn remove_if_there(path: &Path) -> Result<(), DataplaneError> {
 }
 
 /// Memory of a map, as `/proc/self/fdinfo` tells it.
-fn memlock(id: u32) -> io::Result<u64> {
+fn memlock(pin: &Path) -> io::Result<u64> {
     use std::os::fd::{AsFd, AsRawFd};
-    let map = MapData::from_id(id).map_err(io::Error::other)?;
+    let map = MapData::from_pin(pin).map_err(io::Error::other)?;
     let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd()))?;
     text.lines()
         .find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok())
