@@ -65,7 +65,7 @@ fn good(topology: &Topology) -> Settings {
             50,
         )
     };
-    Settings::of([www("www"), www("second").port(8080)])
+    Settings::of([www("www").checked(), www("second").port(8080)])
 }
 
 #[track_caller]
