@@ -1,3 +1,5 @@
+//! Long because every row of the decapsulator is a packet of its own.
+//!
 //! The decapsulator: its program packet by packet through `BPF_PROG_TEST_RUN`, then attached to a veth pair in a
 //! network namespace of the test's own. Needs root.
 

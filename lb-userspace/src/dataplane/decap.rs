@@ -18,11 +18,7 @@ use lb_common::{
     abi::{MapInfo, MapKind, NO_PREALLOC},
     core::decap::{BYTES, COUNTERS, MAX_SOURCES, PACKETS, Reason},
 };
-use nix::{
-    mount::{MsFlags, mount},
-    net::if_::{if_indextoname, if_nametoindex},
-    sys::statfs::{BPF_FS_MAGIC, statfs},
-};
+use nix::net::if_::{if_indextoname, if_nametoindex};
 use std::{
     collections::BTreeSet,
     fs, io,
@@ -31,8 +27,6 @@ use std::{
 };
 
 const PROGRAM: &str = "decap";
-/// Where bpffs is mounted by convention.
-const BPFFS: &str = "/sys/fs/bpf";
 
 const fn map(name: &'static str, kind: MapKind, sizes: (u32, u32), capacity: u32, flags: u32) -> MapInfo {
     MapInfo { name, kind, key_size: sizes.0, value_size: sizes.1, capacity, flags, grows: false }
@@ -111,7 +105,7 @@ pub fn attach(ifname: &str, sources: &[IpNet], gue_port: u16, pin_root: &Path) -
         );
     }
     let ifindex = ifindex(ifname)?;
-    ensure_bpffs(pin_root)?;
+    crate::net::bpffs::ensure(pin_root)?;
     let place = Place::new(pin_root, ifindex);
     fs::create_dir_all(&place.dir)
         .with_context(|| format!("cannot make the directory {}", place.dir.display()))?;
@@ -296,27 +290,6 @@ fn remove_other_layouts(place: &Place) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Mounts bpffs where it is missing, at its usual place.
-fn ensure_bpffs(pin_root: &Path) -> anyhow::Result<()> {
-    let on_bpffs = |path: &Path| {
-        path.ancestors()
-            .find(|p| p.exists())
-            .and_then(|p| statfs(p).ok())
-            .is_some_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC)
-    };
-    if on_bpffs(pin_root) {
-        return Ok(());
-    }
-    ensure!(
-        pin_root.starts_with(BPFFS),
-        "the pin directory {} is on no BPF file system: choose one under {BPFFS}, or mount one there with \
-         `mount -t bpf bpf DIRECTORY`",
-        pin_root.display()
-    );
-    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>)
-        .with_context(|| format!("there is no BPF file system at {BPFFS}, and it cannot be mounted"))
 }
 
 /// Handles of the maps.
