@@ -59,7 +59,7 @@ const BROKEN: &[(&str, &str, &str, &str)] = &[
 
 fn good(topology: &Topology) -> Settings {
     let www = |name: &str| {
-        Service::www([topology.vip4()]).name(name).checked().backend("web1", [10, 0, 0, 11], 100).backend(
+        Service::www([topology.vip4()]).name(name).backend("web1", [10, 0, 0, 11], 100).backend(
             "web2",
             [10, 0, 0, 12],
             50,

@@ -145,7 +145,11 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                 None => break,
             },
             event = health_rx.recv() => if let Some(event) = event {
-                engine.health_changed(&event);
+                let mut events = vec![event];
+                while let Ok(event) = health_rx.try_recv() {
+                    events.push(event);
+                }
+                engine.health_changed(&events);
             },
             news = hop_rx.recv() => if let Some(news) = news {
                 engine.hops_changed(news);
