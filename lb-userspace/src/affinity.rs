@@ -74,7 +74,8 @@ mod tests {
     #[test]
     fn the_rules() {
         use SlotState::{Moving, Plain, Tracked};
-        let rows: &[(&str, (u32, u32, SlotState), u32, &[u32], (u32, u32, SlotState))] = &[
+        type Row<'a> = (&'a str, (u32, u32, SlotState), u32, &'a [u32], (u32, u32, SlotState));
+        let rows: &[Row<'_>] = &[
             ("a new ring", (0, 0, Plain), A, &[], (A, A, Plain)),
             ("nothing changes", (A, A, Plain), A, &[], (A, A, Plain)),
             ("plain: a new owner", (A, A, Plain), B, &[], (B, A, Moving)),

@@ -9,10 +9,15 @@
 //! their order, and golden vectors in the tests hold it in place.
 
 use lb_common::hash::mix;
-use std::{cmp::Reverse, collections::BinaryHeap};
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
+    sync::Arc,
+};
 
 /// One member: a key that is the same on every node, and its weight; weight 0 takes no slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Member {
     /// Identifies the member: see [`key`].
     pub key: u64,
@@ -84,6 +89,47 @@ pub fn ring(seed: u64, size: u32, members: &[Member]) -> Vec<Option<u32>> {
     slots
 }
 
+/// A ring as [`ring`] gives it, shared.
+pub type SharedRing = Arc<[Option<u32>]>;
+
+/// Rings computed before: most changes concern one service, and the others' rings stay as they are.
+#[derive(Debug, Default)]
+pub struct Cache {
+    rings: HashMap<u64, (Inputs, SharedRing)>,
+}
+
+/// What a ring depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Inputs {
+    seed: u64,
+    size: u32,
+    members: Vec<Member>,
+}
+
+impl Cache {
+    /// As [`ring`], from memory where these very members had this ring before.
+    pub fn ring(&mut self, seed: u64, size: u32, members: Vec<Member>) -> SharedRing {
+        let inputs = Inputs { seed, size, members };
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(&inputs);
+        match self.rings.get(&hash) {
+            Some((known, slots)) if *known == inputs => Arc::clone(slots),
+            _ => {
+                let slots: SharedRing = ring(seed, size, &inputs.members).into();
+                self.rings.insert(hash, (inputs, Arc::clone(&slots)));
+                slots
+            }
+        }
+    }
+
+    /// Forgets the rings that nobody but the cache holds.
+    pub fn forget_unused(&mut self, in_use: usize) {
+        // Twice as many as needed: going back and forth between two states costs nothing.
+        if self.rings.len() > 2 * in_use + 16 {
+            self.rings.clear();
+        }
+    }
+}
+
 /// Time of turn number `done` (from 0) of a member, in units of 2^-24 of a round of weight 1.
 fn turn(done: u64, weight: u16) -> u64 {
     ((done + 1) << 24) / u64::from(weight)
@@ -140,7 +186,7 @@ mod tests {
         assert_eq!(three.iter().map(|s| s.unwrap()).collect::<Vec<_>>(), GOLDEN_EQUAL);
         let weighted = ring(7, 13, &members(3, |i| [3, 1, 1][i as usize]));
         assert_eq!(weighted.iter().map(|s| s.unwrap()).collect::<Vec<_>>(), GOLDEN_WEIGHTED);
-        let large = ring(0x6c62_64, 65_537, &members(100, |i| 50 + i as u16));
+        let large = ring(0x6c_6264, 65_537, &members(100, |i| 50 + i as u16));
         let digest = large.iter().fold(0u64, |hash, slot| mix(hash ^ u64::from(slot.unwrap())));
         assert_eq!(digest, GOLDEN_LARGE, "{digest:#x}");
     }

@@ -185,16 +185,7 @@ impl Default for Identity {
     }
 }
 
-/// Key of the allow list of the decapsulator: a trie over the outer source.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(C)]
-pub struct SourceKey {
-    /// Significant bits of `addr`; an IPv4 prefix counts from the front of `addr`, in its own map.
-    pub prefix_len: u32,
-    pub addr: [u8; 16],
-}
-
-/// Value of `ICMP_BUCKET`, per CPU: limits the ICMP messages the balancer sends of its own.
+/// Value of `BUCKETS`, per CPU: limits what the balancer says of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Bucket {
@@ -237,5 +228,4 @@ plain_old_data! {
     super::FlowKey4 = 16,
     super::FlowKey6 = 40,
     FlowStats = 16,
-    SourceKey = 20,
 }

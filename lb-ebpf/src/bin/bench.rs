@@ -1,8 +1,8 @@
 //! Entry points of the benchmark: the balancer's path and the floor it is compared with, each inside the
 //! same frame of work, so that a repeated run sees the same packet every time.
 //!
-//! The frame of work: vary the flow (programs named `many`), run the path, undo what it did to the packet
-//! (room in front, link header, TTL). Never attached to anything.
+//! The frame of work: vary the flow (programs named `many` and `new`), run the path, undo what it did to the
+//! packet (room in front, link header, TTL). Never attached to anything.
 #![no_std]
 #![no_main]
 
@@ -19,7 +19,8 @@ use lb_common::{
 };
 use lb_ebpf::{emit, frame::Frame};
 
-/// Element 0: flows the programs named `many` go through. Element 1: bytes the path adds in front.
+/// Element 0: flows the programs named `many` go through. Element 1: bytes the path adds in front, which are
+/// cut off again; the floor adds none and is spared the call.
 #[map]
 static BENCH: Array<u32> = Array::with_max_entries(2, 0);
 /// Packets so far.
@@ -81,10 +82,17 @@ fn floor(frame: &mut Frame) -> Option<u32> {
     Some(XDP_TX)
 }
 
+/// Every packet is of the same flow.
+const ONE: u8 = 0;
+/// One of a number of flows.
+const MANY: u8 = 1;
+/// A flow that was never there, for the first 2^30 packets.
+const NEW: u8 = 2;
+
 #[inline(always)]
-fn measure<P: Path, const V6: bool, const MANY: bool>(ctx: &XdpContext) -> u32 {
+fn measure<P: Path, const V6: bool, const FLOWS: u8>(ctx: &XdpContext) -> u32 {
     let mut frame = Frame::new(ctx.ctx);
-    if MANY && vary::<V6>(&mut frame).is_none() {
+    if FLOWS != ONE && vary::<V6, FLOWS>(&mut frame).is_none() {
         return XDP_DROP;
     }
     let verdict = P::run(&mut frame);
@@ -96,7 +104,7 @@ fn measure<P: Path, const V6: bool, const MANY: bool>(ctx: &XdpContext) -> u32 {
 
 /// Another source address and port, over the number of flows asked for.
 #[inline(always)]
-fn vary<const V6: bool>(frame: &mut Frame) -> Option<()> {
+fn vary<const V6: bool, const FLOWS: u8>(frame: &mut Frame) -> Option<()> {
     let flows = *BENCH.get(0)?;
     let count = COUNT.get_ptr_mut(0)?;
     // SAFETY: this CPU's own element.
@@ -104,8 +112,12 @@ fn vary<const V6: bool>(frame: &mut Frame) -> Option<()> {
         *count += 1;
         *count
     };
-    // Spread over the flows in an order that no prefetcher follows.
-    let flow = hash::slot(hash::mix(number), flows);
+    // In an order that no prefetcher follows. An odd factor permutes the numbers below a power of two.
+    let flow = if FLOWS == NEW {
+        (number as u32).wrapping_mul(0x9e37_79b1) & 0x3fff_ffff
+    } else {
+        hash::slot(hash::mix(number), flows)
+    };
     let address = (0x0a00_0000 + (flow >> 6)).to_be();
     let port = (0x8000 + (flow & 0x3f) as u16).to_be();
     let (source, at) = if V6 { (ipv6::SRC + 12, ipv6::LEN) } else { (ipv4::SRC, ipv4::LEN) };
@@ -135,23 +147,25 @@ fn undo<const V6: bool>(frame: &mut Frame) -> Option<()> {
 }
 
 macro_rules! entry_points {
-    ($($name:ident: $path:ty, $v6:literal, $many:literal;)*) => { $(
+    ($($name:ident: $path:ty, $v6:literal, $flows:ident;)*) => { $(
         #[xdp]
         pub fn $name(ctx: XdpContext) -> u32 {
-            measure::<$path, $v6, $many>(&ctx)
+            measure::<$path, $v6, $flows>(&ctx)
         }
     )* };
 }
 
 entry_points! {
-    lb4_one: Balancer, false, false;
-    lb4_many: Balancer, false, true;
-    lb6_one: Balancer, true, false;
-    lb6_many: Balancer, true, true;
-    floor4_one: Floor, false, false;
-    floor4_many: Floor, false, true;
-    floor6_one: Floor, true, false;
-    floor6_many: Floor, true, true;
+    lb4_one: Balancer, false, ONE;
+    lb4_many: Balancer, false, MANY;
+    lb4_new: Balancer, false, NEW;
+    lb6_one: Balancer, true, ONE;
+    lb6_many: Balancer, true, MANY;
+    floor4_one: Floor, false, ONE;
+    floor4_many: Floor, false, MANY;
+    floor4_new: Floor, false, NEW;
+    floor6_one: Floor, true, ONE;
+    floor6_many: Floor, true, MANY;
 }
 
 #[panic_handler]

@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 use lb_userspace::cli::decap::Decap;
 use lb_userspace::control::api::DecapView;
+use lb_userspace::dataplane::decap;
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
@@ -10,18 +11,17 @@ use std::process::ExitCode;
 /// The decapsulation program in this host's kernel.
 struct Kernel;
 
-// PLUG: the three bodies become calls of lb_userspace::dataplane::decap::{attach, detach, show}.
 impl Decap for Kernel {
-    fn attach(&self, _: &str, _: &[IpNet], _: u16, _: &Path) -> anyhow::Result<()> {
-        anyhow::bail!("this build of lbctl has no decapsulation program")
+    fn attach(&self, ifname: &str, sources: &[IpNet], gue_port: u16, pin_root: &Path) -> anyhow::Result<()> {
+        decap::attach(ifname, sources, gue_port, pin_root)
     }
 
-    fn detach(&self, _: &str, _: &Path) -> anyhow::Result<()> {
-        anyhow::bail!("this build of lbctl has no decapsulation program")
+    fn detach(&self, ifname: &str, pin_root: &Path) -> anyhow::Result<()> {
+        decap::detach(ifname, pin_root)
     }
 
-    fn show(&self, _: &Path) -> anyhow::Result<Vec<DecapView>> {
-        anyhow::bail!("this build of lbctl has no decapsulation program")
+    fn show(&self, pin_root: &Path) -> anyhow::Result<Vec<DecapView>> {
+        decap::show(pin_root)
     }
 }
 

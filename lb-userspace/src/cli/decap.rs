@@ -46,6 +46,7 @@ fn done(output: Output, message: String) -> Result<String, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::api::DropView;
     use std::cell::RefCell;
 
     /// Writes down what it is asked.
@@ -68,6 +69,15 @@ mod tests {
                 mode: "native".to_owned(),
                 sources: vec!["10.0.0.2/32".to_owned(), "2001:db8::/64".to_owned()],
                 gue_port: 6080,
+                packets: 12,
+                bytes: 3456,
+                refused: [("malformed", 0), ("congestion", 2)]
+                    .map(|(reason, packets)| DropView {
+                        reason: reason.to_owned(),
+                        packets,
+                        help: String::new(),
+                    })
+                    .to_vec(),
             }])
         }
     }
@@ -106,8 +116,8 @@ mod tests {
         assert_eq!(status, 0);
         assert_eq!(
             out,
-            "INTERFACE  INDEX  MODE    GUE PORT  FROM\n\
-             eth0           2  native      6080  10.0.0.2/32,2001:db8::/64\n"
+            "INTERFACE  INDEX  MODE    GUE PORT  PACKETS  BYTES       REFUSED  FROM\n\
+             eth0           2  native      6080       12   3456  2 congestion  10.0.0.2/32,2001:db8::/64\n"
         );
         let (_, out, _, _) = run("lbctl decap show -o json");
         let views: Vec<DecapView> = serde_json::from_str(&out).unwrap();

@@ -215,18 +215,37 @@ pub fn explain(
     text
 }
 
+/// The number of refused packets, and of what kind they were.
+fn refused(drops: &[DropView]) -> String {
+    let some: Vec<_> = drops.iter().filter(|d| d.packets > 0).collect();
+    let kinds: Vec<_> = some.iter().map(|d| format!("{} {}", d.packets, d.reason)).collect();
+    if kinds.is_empty() { "0".to_owned() } else { kinds.join(", ") }
+}
+
 pub fn decap(views: &[DecapView]) -> String {
     if views.is_empty() {
         return "the decapsulation program is attached to no interface\n".to_owned();
     }
     table(
-        [("INTERFACE", Left), ("INDEX", Right), ("MODE", Left), ("GUE PORT", Right), ("FROM", Left)],
+        [
+            ("INTERFACE", Left),
+            ("INDEX", Right),
+            ("MODE", Left),
+            ("GUE PORT", Right),
+            ("PACKETS", Right),
+            ("BYTES", Right),
+            ("REFUSED", Right),
+            ("FROM", Left),
+        ],
         views.iter().map(|d| {
             [
                 d.interface.clone(),
                 d.ifindex.to_string(),
                 d.mode.clone(),
                 d.gue_port.to_string(),
+                d.packets.to_string(),
+                d.bytes.to_string(),
+                refused(&d.refused),
                 d.sources.join(","),
             ]
         }),

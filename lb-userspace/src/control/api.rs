@@ -168,4 +168,9 @@ pub struct DecapView {
     pub sources: Vec<String>,
     /// UDP port of GUE.
     pub gue_port: u16,
+    /// Packets taken out of their tunnel, and the bytes of the IP packets that were inside.
+    pub packets: u64,
+    pub bytes: u64,
+    /// Tunnel packets dropped, by reason.
+    pub refused: Vec<DropView>,
 }

@@ -47,6 +47,9 @@ pub struct Engine {
     /// Backend ids that are not given out again until no packet in flight and no tracked flow names them.
     pub(super) freed: Vec<(Instant, u32)>,
     pub(super) tracking: Tracking,
+    rings: maglev::Cache,
+    /// Health as an earlier daemon left it in the maps, until the checks of this one have spoken.
+    remembered: BTreeMap<TargetKey, (IpAddr, Health)>,
     pub(super) started: Instant,
     pub(super) health_task: HealthHandle,
     hop_task: NextHopHandle,
@@ -81,6 +84,8 @@ impl Engine {
             hops: BTreeMap::new(),
             freed: Vec::new(),
             tracking: Tracking::default(),
+            rings: maglev::Cache::default(),
+            remembered: remembered(&image),
             started: Instant::now(),
             health_task: parts.health_task,
             hop_task: parts.hop_task,
@@ -109,7 +114,7 @@ impl Engine {
         let avoid: BTreeSet<u32> = self.freed.iter().map(|(_, id)| *id).collect();
         let tunnel = self.tunnel();
         let goal = loop {
-            match plan::build(&wanted, &self.image, &tunnel, &avoid) {
+            match plan::build(&wanted, &self.image, &tunnel, &avoid, &mut self.rings) {
                 Ok(goal) => break goal,
                 Err(BuildError::RingFull { needed, capacity }) => {
                     let ring = (capacity + needed).next_power_of_two();
@@ -151,8 +156,10 @@ impl Engine {
     fn choose_ring_sizes(&mut self) -> Result<(), EngineError> {
         let mut chosen = false;
         for service in &self.config.services {
-            if service.ring_size.is_none() && self.changes.ring_size(&service.name).is_none() {
-                let size = maglev::default_size(service.backends.len());
+            let backends = service.backends.len();
+            let fits = |kept: u32| kept as usize >= backends;
+            if service.ring_size.is_none() && !self.changes.ring_size(&service.name).is_some_and(fits) {
+                let size = maglev::default_size(backends);
                 chosen |= self.changes.set_ring_size(&service.name, size);
             }
         }
@@ -207,18 +214,10 @@ impl Engine {
         if let Some(known) = self.health.get(&key).filter(|known| known.address.ip() == address) {
             return known.health;
         }
-        self.remembered(service, backend, address).unwrap_or_default()
-    }
-
-    fn remembered(&self, service: &ServiceName, backend: &BackendName, address: IpAddr) -> Option<Health> {
-        let id = self.image.service_id(service.as_str())?;
-        let record = self
-            .image
-            .backends
-            .values()
-            .find(|r| r.entry.service == id && plan::name_of(&r.identity) == backend.as_str())?;
-        let down = record.entry.flags & BackendEntry::DOWN != 0;
-        (address_of(&record.entry) == address).then_some(if down { Health::Down } else { Health::Up })
+        match self.remembered.get(&key) {
+            Some((known, health)) if *known == address => *health,
+            _ => Health::Unknown,
+        }
     }
 
     fn set_targets(&mut self) {
@@ -465,6 +464,23 @@ impl Engine {
         };
         Ok(ChangeView { message, changes, planned_only: false })
     }
+}
+
+/// What the maps say of the backends' health.
+fn remembered(image: &Image) -> BTreeMap<TargetKey, (IpAddr, Health)> {
+    image
+        .backends
+        .values()
+        .filter_map(|record| {
+            let service = image.services.get(&record.entry.service)?;
+            let key = TargetKey {
+                service: plan::name_of(&service.identity).parse().ok()?,
+                backend: plan::name_of(&record.identity).parse().ok()?,
+            };
+            let down = record.entry.flags & BackendEntry::DOWN != 0;
+            Some((key, (address_of(&record.entry), if down { Health::Down } else { Health::Up })))
+        })
+        .collect()
 }
 
 /// Settings that only a start reads.

@@ -13,7 +13,7 @@ use crate::{
     state::{EffectiveBackend, EffectiveService, Origin},
 };
 use lb_common::{abi::SlotState, core::DropReason};
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 impl Engine {
     pub(super) fn status(&mut self) -> Result<StatusView, CommandError> {
@@ -55,7 +55,7 @@ impl Engine {
             interfaces,
             services: self.effective.services.len(),
             backends: self.effective.services.iter().map(|s| s.backends.len()).sum(),
-            map_bytes: self.kernel.map_bytes().map_err(failed)?,
+            map_bytes: self.kernel.map_bytes(),
         })
     }
 
@@ -68,23 +68,38 @@ impl Engine {
 
     pub(super) fn services(&self) -> Result<Vec<ServiceView>, CommandError> {
         let reasons = self.health_task.reasons();
-        self.effective.services.iter().map(|service| self.service(service, &reasons)).collect()
+        let mut ids: HashMap<u32, HashMap<&str, u32>> = HashMap::new();
+        for (id, record) in &self.image.backends {
+            ids.entry(record.entry.service).or_default().insert(plan::name_of(&record.identity), *id);
+        }
+        let services: HashMap<&str, u32> =
+            self.image.services.iter().map(|(id, record)| (plan::name_of(&record.identity), *id)).collect();
+        let none = HashMap::new();
+        self.effective
+            .services
+            .iter()
+            .map(|service| {
+                let id = services.get(service.spec.name.as_str()).copied();
+                self.service(service, id, id.and_then(|id| ids.get(&id)).unwrap_or(&none), &reasons)
+            })
+            .collect()
     }
 
     fn service(
         &self,
         service: &EffectiveService,
-        reasons: &std::collections::HashMap<TargetKey, String>,
+        id: Option<u32>,
+        ids: &HashMap<&str, u32>,
+        reasons: &HashMap<TargetKey, String>,
     ) -> Result<ServiceView, CommandError> {
         let failed = |error: crate::dataplane::DataplaneError| CommandError::Failed(error.to_string());
         let spec = &service.spec;
-        let id = self.image.service_id(spec.name.as_str());
         let stats = match id {
             Some(id) => self.kernel.maps().service_stats(id).map_err(failed)?,
             None => lb_common::abi::Stats::default(),
         };
         let mut slots = SlotsView::default();
-        let mut owned: BTreeMap<u32, u32> = BTreeMap::new();
+        let mut owned: HashMap<u32, u32> = HashMap::new();
         for slot in id.and_then(|id| self.image.rings.get(&id)).into_iter().flatten() {
             slots.total += 1;
             *owned.entry(slot.owner()).or_default() += 1;
@@ -94,13 +109,6 @@ impl Engine {
                 SlotState::Tracked => slots.tracked += 1,
             }
         }
-        let ids: BTreeMap<&str, u32> = self
-            .image
-            .backends
-            .iter()
-            .filter(|(_, r)| Some(r.entry.service) == id)
-            .map(|(backend, r)| (plan::name_of(&r.identity), *backend))
-            .collect();
         let backends = service
             .backends
             .iter()
@@ -139,7 +147,7 @@ impl Engine {
         backend: &EffectiveBackend,
         slots: u32,
         stats: lb_common::abi::Stats,
-        reasons: &std::collections::HashMap<TargetKey, String>,
+        reasons: &HashMap<TargetKey, String>,
     ) -> BackendView {
         let key = TargetKey { service: service.spec.name.clone(), backend: backend.spec.name.clone() };
         let hop = self.hops.get(&backend.spec.address);

@@ -60,13 +60,15 @@ pub struct Attached {
 pub(super) struct Links {
     dir: PathBuf,
     pinned: BTreeMap<u32, (Mode, PinnedLink)>,
+    /// Ids of the pinned maps: a program that reads others of them is another program.
+    pub(super) shared: Vec<u32>,
 }
 
 impl Links {
     /// Opens the links that are pinned; those whose interface is gone are removed.
     pub(super) fn open(pin_dir: &Path) -> Result<Self, DataplaneError> {
         let dir = pin_dir.join("links");
-        let mut links = Self { dir: dir.clone(), pinned: BTreeMap::new() };
+        let mut links = Self { dir: dir.clone(), ..Self::default() };
         let Ok(entries) = fs::read_dir(&dir) else { return Ok(links) };
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -97,6 +99,16 @@ impl Links {
             .filter_map(|program| program.map_ids().ok().flatten())
             .flatten()
             .collect())
+    }
+
+    /// Interface, mode and program id of every link.
+    pub(super) fn attached(&self) -> Vec<(u32, Mode, u32)> {
+        self.pins()
+            .filter_map(|(ifindex, mode, path)| {
+                let link = FdLink::from(PinnedLink::from_pin(path).ok()?);
+                Some((ifindex, mode, link.info().ok()?.program_id()))
+            })
+            .collect()
     }
 
     fn pins(&self) -> impl Iterator<Item = (u32, Mode, PathBuf)> + '_ {
@@ -171,7 +183,7 @@ impl Links {
         let fd: FdLink = link.into();
         let failed =
             |source| DataplaneError::Attach { interface: ifindex.to_string(), source: Box::new(source) };
-        if !same_program(&fd, program).unwrap_or(false) {
+        if !same_program(&fd, program, &self.shared).unwrap_or(false) {
             let link =
                 XdpLink::try_from(fd).map_err(|e| DataplaneError::pin(&path)(std::io::Error::other(e)))?;
             let id = program.attach_to_link(link).map_err(failed)?;
@@ -293,16 +305,15 @@ fn open_pin(pin: &Path) -> std::io::Result<OwnedFd> {
 }
 
 /// Is it this program, reading these maps, that the link holds?
-fn same_program(link: &FdLink, program: &Xdp) -> Option<bool> {
+fn same_program(link: &FdLink, program: &Xdp, shared: &[u32]) -> Option<bool> {
     let attached = link.info().ok()?.program_id();
     let mine = program.info().ok()?;
     let other = loaded_programs().flatten().find(|other| other.id() == attached)?;
-    let sorted = |ids: Option<Vec<u32>>| {
-        let mut ids = ids.unwrap_or_default();
-        ids.sort_unstable();
-        ids
-    };
-    Some(other.tag() == mine.tag() && sorted(other.map_ids().ok()?) == sorted(mine.map_ids().ok()?))
+    // The constants of a program are a map of its own, so only the maps that both could share are compared.
+    let ids = |program: &aya::programs::ProgramInfo| program.map_ids().ok().flatten().unwrap_or_default();
+    let (theirs, ours) = (ids(&other), ids(&mine));
+    let shared = shared.iter().filter(|id| ours.contains(id)).all(|id| theirs.contains(id));
+    Some(other.tag() == mine.tag() && shared)
 }
 
 fn is(error: &aya::programs::ProgramError, errno: i32) -> bool {
@@ -324,16 +335,22 @@ fn root_cause(error: &aya::programs::ProgramError) -> String {
     cause.to_string()
 }
 
-fn attached_program(interface: &str) -> String {
+/// Id of the program that `ip` sees on the interface, `none`, or `unknown` where `ip` does not tell.
+pub(super) fn attached_program(interface: &str) -> String {
     let text = std::process::Command::new("ip").args(["-j", "link", "show", "dev", interface]).output();
     text.ok()
         .and_then(|out| serde_json::from_slice::<serde_json::Value>(&out.stdout).ok())
-        .and_then(|json| json[0]["xdp"]["prog"]["id"].as_u64())
-        .map_or_else(|| "unknown".to_owned(), |id| id.to_string())
+        .filter(|json| json[0]["ifindex"].is_u64())
+        .map_or_else(
+            || "unknown".to_owned(),
+            |json| {
+                json[0]["xdp"]["prog"]["id"].as_u64().map_or_else(|| "none".to_owned(), |id| id.to_string())
+            },
+        )
 }
 
 /// The names of all interfaces, for error messages.
-fn interface_names() -> String {
+pub(super) fn interface_names() -> String {
     if_nameindex()
         .map(|list| {
             list.iter().map(|i| i.name().to_string_lossy().into_owned()).collect::<Vec<_>>().join(", ")

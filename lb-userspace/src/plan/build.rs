@@ -12,7 +12,7 @@ use crate::{
 use ipnet::{Ipv4Net, Ipv6Net};
 use lb_common::abi::{BackendEntry, ForwardKind, MAX_SERVICES, ServiceEntry, Slot};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
 };
 
@@ -98,6 +98,7 @@ pub fn build(
     observed: &Image,
     tunnel: &TunnelSettings,
     avoid: &BTreeSet<u32>,
+    rings: &mut maglev::Cache,
 ) -> Result<Image, BuildError> {
     let mut image = Image::empty(observed.ring_capacity, observed.backend_capacity);
     let mut places = Places::of(observed);
@@ -152,8 +153,9 @@ pub fn build(
             image.backends.insert(backend_id, backend_record(service, id, backend, before, tunnel));
         }
         let before = kept.and_then(|id| observed.rings.get(&id));
-        image.rings.insert(id, slots(service, &ids, before));
+        image.rings.insert(id, slots(service, &ids, before, rings));
     }
+    rings.forget_unused(wanted.len());
     for (vip, (address, claims)) in vip_numbers(&claims, observed).into_iter().zip(&claims) {
         let tables = lay_out(vip, claims);
         image.vips.insert(*address, tables.entry);
@@ -289,7 +291,12 @@ fn outer_source(entry: &mut BackendEntry, forward: Forward, hop: &NextHopEntry, 
 }
 
 /// The words of a service's ring: the owners by Maglev, each word changed by the rules of [`affinity`].
-fn slots(service: &WantedService, ids: &[u32], before: Option<&Vec<Slot>>) -> Vec<Slot> {
+fn slots(
+    service: &WantedService,
+    ids: &[u32],
+    before: Option<&Vec<Slot>>,
+    rings: &mut maglev::Cache,
+) -> Vec<Slot> {
     let members: Vec<_> = service
         .backends
         .iter()
@@ -298,10 +305,11 @@ fn slots(service: &WantedService, ids: &[u32], before: Option<&Vec<Slot>>) -> Ve
             weight: if b.takes_new() { b.spec.weight } else { 0 },
         })
         .collect();
-    let alive: BTreeSet<u32> =
+    let alive: HashSet<u32> =
         service.backends.iter().zip(ids).filter(|(b, _)| !b.is_dead()).map(|(_, id)| *id).collect();
-    maglev::ring(service.spec.seed, service.ring_size, &members)
-        .into_iter()
+    rings
+        .ring(service.spec.seed, service.ring_size, members)
+        .iter()
         .enumerate()
         .map(|(i, owner)| {
             let owner = owner.map_or(0, |member| ids[member as usize]);

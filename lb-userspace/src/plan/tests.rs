@@ -2,8 +2,9 @@
 //! taken back.
 
 use super::{image::name_of, *};
-use crate::model::{
-    Admin, BackendSpec, Forward, Health, HealthSpec, PortSpec, Protocol, Scheduler, ServiceSpec,
+use crate::{
+    maglev,
+    model::{Admin, BackendSpec, Forward, Health, HealthSpec, PortSpec, Protocol, Scheduler, ServiceSpec},
 };
 use lb_common::abi::{Slot, SlotState, VipEntry};
 use proptest::prelude::*;
@@ -39,12 +40,7 @@ fn backend(number: u8, admin: Admin, health: Health, weight: u16, hop: bool) -> 
     }
 }
 
-fn service(
-    number: u8,
-    ports: &[PortSpec],
-    ring_size: u32,
-    backends: Vec<WantedBackend>,
-) -> Vec<WantedService> {
+fn service(number: u8, ports: &[PortSpec], ring_size: u32, backends: &[WantedBackend]) -> Vec<WantedService> {
     ports
         .iter()
         .enumerate()
@@ -64,7 +60,7 @@ fn service(
                 backends: backends.iter().map(|b| b.spec.clone()).collect(),
             },
             ring_size,
-            backends: backends.clone(),
+            backends: backends.to_vec(),
         })
         .collect()
 }
@@ -123,7 +119,7 @@ fn any_services() -> impl Strategy<Value = Vec<WantedService>> {
     proptest::collection::btree_map(1..5u8, (ports, prop_oneof![Just(13u32), Just(29)], any_backends()), 0..4)
         .prop_map(|map| {
             map.into_iter()
-                .flat_map(|(n, (ports, size, backends))| service(n, &ports, size, backends))
+                .flat_map(|(n, (ports, size, backends))| service(n, &ports, size, &backends))
                 .collect()
         })
 }
@@ -136,7 +132,7 @@ proptest! {
         let mut image = Image::empty(4096, 512);
         for wanted in history {
             let before = image.clone();
-            let goal = build(&wanted, &image, &tunnel(), &BTreeSet::new()).unwrap();
+            let goal = build(&wanted, &image, &tunnel(), &BTreeSet::new(), &mut maglev::Cache::default()).unwrap();
             let actions = diff(&image, &goal);
             for action in &actions {
                 image.apply(action);
@@ -145,7 +141,7 @@ proptest! {
             prop_assert_eq!(&image, &goal);
             prop_assert!(diff(&image, &goal).is_empty());
             // The same wish again asks for nothing.
-            prop_assert_eq!(&build(&wanted, &image, &tunnel(), &BTreeSet::new()).unwrap(), &goal);
+            prop_assert_eq!(&build(&wanted, &image, &tunnel(), &BTreeSet::new(), &mut maglev::Cache::default()).unwrap(), &goal);
             // What is there is what was wanted.
             prop_assert_eq!(goal.services.len(), wanted.len());
             for service in &wanted {
@@ -173,12 +169,14 @@ proptest! {
 #[test]
 fn a_new_backend_takes_new_flows_only() {
     let mut backends: Vec<_> = (1..=3).map(|n| backend(n, Admin::Enabled, Health::Up, 1, true)).collect();
-    let first = service(1, &[PortSpec::Exact(80)], 1009, backends.clone());
-    let image = build(&first, &Image::empty(4096, 512), &tunnel(), &BTreeSet::new()).unwrap();
+    let first = service(1, &[PortSpec::Exact(80)], 1009, &backends);
+    let image =
+        build(&first, &Image::empty(4096, 512), &tunnel(), &BTreeSet::new(), &mut maglev::Cache::default())
+            .unwrap();
     assert!(image.rings[&1].iter().all(|s| s.is_plain()));
     backends.push(backend(4, Admin::Enabled, Health::Up, 1, true));
-    let second = service(1, &[PortSpec::Exact(80)], 1009, backends);
-    let next = build(&second, &image, &tunnel(), &BTreeSet::new()).unwrap();
+    let second = service(1, &[PortSpec::Exact(80)], 1009, &backends);
+    let next = build(&second, &image, &tunnel(), &BTreeSet::new(), &mut maglev::Cache::default()).unwrap();
     let (mut moved, four) = (0, 4);
     for (old, new) in image.rings[&1].iter().zip(&next.rings[&1]) {
         assert_eq!(new.home(), old.home(), "established flows stay");
@@ -193,20 +191,30 @@ fn a_new_backend_takes_new_flows_only() {
 
 #[test]
 fn a_full_ring_array_says_what_it_needs() {
-    let wanted = service(1, &[PortSpec::Exact(80)], 1009, vec![]);
-    let error = build(&wanted, &Image::empty(1000, 16), &tunnel(), &BTreeSet::new()).unwrap_err();
+    let wanted = service(1, &[PortSpec::Exact(80)], 1009, &[]);
+    let error =
+        build(&wanted, &Image::empty(1000, 16), &tunnel(), &BTreeSet::new(), &mut maglev::Cache::default())
+            .unwrap_err();
     assert_eq!(error, BuildError::RingFull { needed: 1009, capacity: 1000 });
-    let backends = (1..=4).map(|n| backend(n, Admin::Enabled, Health::Up, 1, true)).collect();
-    let wanted = service(1, &[PortSpec::Exact(80)], 13, backends);
-    let error = build(&wanted, &Image::empty(1000, 4), &tunnel(), &BTreeSet::new()).unwrap_err();
+    let backends: Vec<_> = (1..=4).map(|n| backend(n, Admin::Enabled, Health::Up, 1, true)).collect();
+    let wanted = service(1, &[PortSpec::Exact(80)], 13, &backends);
+    let error =
+        build(&wanted, &Image::empty(1000, 4), &tunnel(), &BTreeSet::new(), &mut maglev::Cache::default())
+            .unwrap_err();
     assert_eq!(error, BuildError::BackendsFull { capacity: 4 });
 }
 
 #[test]
 fn ids_freed_a_moment_ago_are_not_given_out() {
-    let wanted =
-        service(1, &[PortSpec::Exact(80)], 13, vec![backend(1, Admin::Enabled, Health::Up, 1, true)]);
-    let image = build(&wanted, &Image::empty(100, 16), &tunnel(), &BTreeSet::from([1, 2])).unwrap();
+    let wanted = service(1, &[PortSpec::Exact(80)], 13, &[backend(1, Admin::Enabled, Health::Up, 1, true)]);
+    let image = build(
+        &wanted,
+        &Image::empty(100, 16),
+        &tunnel(),
+        &BTreeSet::from([1, 2]),
+        &mut maglev::Cache::default(),
+    )
+    .unwrap();
     assert_eq!(image.backends.keys().copied().collect::<Vec<_>>(), [3]);
     assert!(image.rings[&1].iter().all(|s| *s == Slot::plain(3, 1)));
 }
