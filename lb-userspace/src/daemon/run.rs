@@ -15,7 +15,10 @@ use crate::{
     net::{bpffs, caps, watch::NextHopTask},
     state::{NewBackend, StateDir},
 };
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
 use std::{
     fs::File,
     path::{Path, PathBuf},
@@ -63,6 +66,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     if let Some(missing) = caps::missing_for_dataplane()? {
         return Err(missing.into());
     }
+    raise_open_files();
     let socket = ControlSocket::bind(&config.node.run_dir.join("lbd.sock"))?;
     let metrics_listener = match config.metrics.listen {
         Some(address) => Some(metrics::bind(address).await?),
@@ -143,7 +147,11 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                 None => break,
             },
             event = health_rx.recv() => if let Some(event) = event {
-                engine.health_changed(&event);
+                let mut events = vec![event];
+                while let Ok(event) = health_rx.try_recv() {
+                    events.push(event);
+                }
+                engine.health_changed(&events);
             },
             news = hop_rx.recv() => if let Some(news) = news {
                 engine.hops_changed(news);
@@ -175,6 +183,16 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         let _ = metrics.await;
     }
     Ok(())
+}
+
+/// Every check under way holds a socket, and a service may have thousands of backends: the soft limit is meant for
+/// programs that use select(2).
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is; many health checks at once may fail");
+    }
 }
 
 async fn stopped(mut stop: watch::Receiver<bool>) {

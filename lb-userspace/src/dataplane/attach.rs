@@ -7,7 +7,7 @@ use aya::programs::{
     loaded_programs,
     xdp::XdpLink,
 };
-use nix::net::if_::{if_nameindex, if_nametoindex};
+use nix::net::if_::{if_indextoname, if_nameindex, if_nametoindex};
 use std::{
     collections::BTreeMap,
     ffi::CString,
@@ -181,8 +181,11 @@ impl Links {
     ) -> Result<(), DataplaneError> {
         let path = self.path(ifindex, mode);
         let fd: FdLink = link.into();
-        let failed =
-            |source| DataplaneError::Attach { interface: ifindex.to_string(), source: Box::new(source) };
+        let failed = |source| {
+            let interface = if_indextoname(ifindex)
+                .map_or_else(|_| ifindex.to_string(), |name| name.to_string_lossy().into_owned());
+            DataplaneError::Attach { interface, source: Box::new(source) }
+        };
         if !same_program(&fd, program, &self.shared).unwrap_or(false) {
             let link =
                 XdpLink::try_from(fd).map_err(|e| DataplaneError::pin(&path)(std::io::Error::other(e)))?;

@@ -223,9 +223,10 @@ fn load(
     let mut loader = EbpfLoader::new();
     for map in abi::INVENTORY {
         let suffix = if next(map) { NEXT } else { "" };
-        loader
-            .map_max_entries(map.name, capacities.of(map))
-            .map_pin_path(map.name, maps_dir.join(format!("{}{suffix}", map.name)));
+        let pin = maps_dir.join(format!("{}{suffix}", map.name));
+        // aya checks indexes against what it was told, not against the map that it adopts, which may have grown.
+        let capacity = pinned_capacity(&pin, map)?.unwrap_or_else(|| capacities.of(map));
+        loader.map_max_entries(map.name, capacity).map_pin_path(map.name, pin);
     }
     loader.map_pin_path(LOGS, maps_dir.join(LOGS));
     let mut ebpf = loader.load(elf::LB).map_err(|source| DataplaneError::Load(Box::new(source)))?;
@@ -234,6 +235,15 @@ fn load(
         .map_err(|source| DataplaneError::Program { program: PROGRAM, source: Box::new(source) })?;
     let maps = Maps::take(&mut ebpf)?;
     Ok((ebpf, maps))
+}
+
+/// Entries of a map that is pinned already.
+fn pinned_capacity(path: &Path, map: &MapInfo) -> Result<Option<u32>, DataplaneError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let info = MapData::from_pin(path).and_then(|data| data.info());
+    Ok(Some(info.map_err(DataplaneError::map(map.name))?.max_entries()))
 }
 
 /// A pinned map is adopted only if it is what the inventory says.

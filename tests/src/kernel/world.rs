@@ -175,7 +175,14 @@ pub fn plain_world() -> World {
         wanted.push(service(name, vip_number, Exact(80), Tcp, Ipip, small));
     }
     let empty = Image::empty(RING_CAPACITY, BACKEND_CAPACITY);
-    let mut image = plan::build(&wanted, &empty, &tunnel(), &BTreeSet::new()).expect("an image");
+    let mut image = plan::build(
+        &wanted,
+        &empty,
+        &tunnel(),
+        &BTreeSet::new(),
+        &mut lb_userspace::maglev::Cache::default(),
+    )
+    .expect("an image");
     let no_hop = image.service_id("no-hop").expect("a service");
     for record in image.backends.values_mut().filter(|record| record.entry.service == no_hop) {
         record.entry.ifindex = 0;
