@@ -69,11 +69,11 @@ fn missing_capabilities_are_named() -> Result<()> {
     let balancer = Balancer::prepare(&topology, Settings::of([www]))?;
     hand_over(&topology, &balancer);
     let holder = mounts(&topology, &balancer)?;
-    for missing in 0..=NEEDED.len() {
-        let (has, lacks): (Vec<&str>, Vec<&str>) = if missing == NEEDED.len() {
-            (Vec::new(), NEEDED.to_vec())
-        } else {
-            NEEDED.iter().partition(|c| **c != NEEDED[missing])
+    // Each of them missing by itself, then all of them.
+    for missing in NEEDED.iter().map(Some).chain([None]) {
+        let (has, lacks): (Vec<&str>, Vec<&str>) = match missing {
+            None => (Vec::new(), NEEDED.to_vec()),
+            Some(missing) => NEEDED.iter().partition(|c| *c != missing),
         };
         let output = as_user(&balancer, &holder, &has).output().expect("started");
         let err = text(&output.stderr);

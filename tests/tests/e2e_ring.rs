@@ -79,7 +79,7 @@ fn one_of_ten_backends_less_moves_hardly_any_flow_of_the_others() -> Result<()> 
     let moved = before.iter().zip(&after).filter(|(a, b)| *a != "web4" && a != b).count();
     assert!(after.iter().all(|owner| owner != "web4" && !owner.is_empty()));
     assert!(moved * 100 <= others, "{moved} of {others} slots of other backends moved");
-    println!(
+    eprintln!(
         "{moved} of {others} slots of other backends moved ({:.3} %)",
         100.0 * moved as f64 / others as f64
     );

@@ -59,7 +59,7 @@ fn four_thousand_services_grow_the_maps_and_no_request_fails() -> Result<()> {
     balancer.lbctl(&["backend", "weight", "s4000", "web1", "50"]);
     balancer.status();
     assert!(begun.elapsed() < Duration::from_secs(15), "a change took {:?}", begun.elapsed());
-    println!("a change of one backend took {:?}", begun.elapsed());
+    eprintln!("a change of one backend took {:?}", begun.elapsed());
     let grown = balancer.xdp_program("eth0").expect("a program");
     assert_ne!(grown, program, "the maps of the old program cannot have grown");
     let counted = balancer.service("www").packets;

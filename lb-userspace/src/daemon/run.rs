@@ -26,6 +26,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 use tokio::{
+    io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
 };
@@ -123,6 +124,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(io)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(io)?;
+    let program_log = engine.program_log();
     engine.log_ready();
     let mut tend = tokio::time::interval(TEND_INTERVAL);
     tend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -172,6 +174,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             }
         }
     }
+    if let Some(log) = program_log {
+        log.abort();
+    }
     stop_tx.send_replace(true);
     let _ = control.await;
     if let Some(metrics) = metrics {
@@ -213,6 +218,28 @@ impl Engine {
     /// Once attached: what older versions left is not read any more.
     fn started(&mut self) -> Result<(), EngineError> {
         Ok(self.kernel.remove_old_layouts()?)
+    }
+
+    /// A task that writes the program's messages to the log.
+    fn program_log(&mut self) -> Option<tokio::task::JoinHandle<()>> {
+        let result = self.kernel.logger().map_err(|error| error.to_string());
+        let watch = |logger| {
+            // SAFETY: the logger owns its ring buffer's descriptor and neither closes nor changes it while it lives
+            // inside the AsyncFd.
+            unsafe { AsyncFd::register(logger) }.map_err(|error| error.to_string())
+        };
+        match result.and_then(watch) {
+            Ok(mut logger) => Some(tokio::spawn(async move {
+                while let Ok(mut ready) = logger.readable_mut().await {
+                    ready.get_inner_mut().flush();
+                    ready.clear_ready();
+                }
+            })),
+            Err(error) => {
+                tracing::warn!(%error, "the program's own messages will not be in the log");
+                None
+            }
+        }
     }
 
     fn log_ready(&self) {

@@ -19,6 +19,8 @@ pub enum DataplaneError {
     ForeignMap { path: PathBuf, found: String, expected: String },
     #[error("map {map}: {}", chain(source))]
     Map { map: &'static str, source: Box<aya::maps::MapError> },
+    #[error("cannot read the program's log: {0}")]
+    Logger(#[source] Box<aya_log::Error>),
     #[error("cannot read map {map}: {source}")]
     Read { map: &'static str, source: io::Error },
     #[error("cannot map {map} into memory: {source}")]
