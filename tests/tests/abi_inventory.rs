@@ -37,7 +37,10 @@ fn loaded(elf: &[u8], program: &'static str) -> BTreeMap<String, Shape> {
         let kind = info.map_type().expect("a kind of map aya knows") as u32;
         (kind, info.key_size(), info.value_size(), info.max_entries(), info.map_flags())
     };
-    program.ebpf().maps().map(|(name, map)| (name.to_owned(), shape(map))).collect()
+    // The program's constants and the ring of its log messages are maps too, which it makes for itself.
+    let own = |name: &str| name.starts_with(".rodata") || name == "AYA_LOGS";
+    let maps = program.ebpf().maps().filter(|(name, _)| !own(name));
+    maps.map(|(name, map)| (name.to_owned(), shape(map))).collect()
 }
 
 fn inventory() -> BTreeMap<String, Shape> {

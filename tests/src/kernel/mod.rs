@@ -144,7 +144,7 @@ impl Balancer {
             service_stats: program.per_cpu("SERVICE_STATS"),
             backend_stats: program.per_cpu("BACKEND_STATS"),
             drops: program.per_cpu("DROPS"),
-            bucket: program.per_cpu("ICMP_BUCKET"),
+            bucket: program.per_cpu("BUCKETS"),
             maps: Maps::take(program.ebpf()).expect("all maps"),
             image: Image::empty(image.ring_capacity, image.backend_capacity),
             program,
@@ -177,7 +177,7 @@ impl Balancer {
     pub fn set_bucket(&mut self, bucket: Bucket) {
         let cpus = aya::util::nr_cpus().expect("the number of CPUs");
         let values = PerCpuValues::try_from(vec![bucket; cpus]).expect("a value for each CPU");
-        self.bucket.set(0, values, 0).expect("ICMP_BUCKET");
+        self.bucket.set(lb_common::abi::ICMP_BUCKET, values, 0).expect("BUCKETS");
     }
 
     /// Runs the program on a frame of at least 14 bytes.
