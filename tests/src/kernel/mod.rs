@@ -18,7 +18,7 @@ use aya::{
     maps::{Map, MapData, PerCpuArray, PerCpuValues},
     programs::{TestRun, TestRunOptions, Xdp},
 };
-use lb_common::abi::{Bucket, FlowStats, Stats};
+use lb_common::abi::{Bucket, FlowStats, ICMP_BUCKET, Stats};
 use lb_userspace::{
     dataplane::{self, Flow, Maps},
     plan::{self, Image},
@@ -126,7 +126,7 @@ pub struct Balancer {
     service_stats: PerCpuArray<MapData, Stats>,
     backend_stats: PerCpuArray<MapData, Stats>,
     drops: PerCpuArray<MapData, u64>,
-    bucket: PerCpuArray<MapData, Bucket>,
+    buckets: PerCpuArray<MapData, Bucket>,
 }
 
 impl Balancer {
@@ -144,7 +144,7 @@ impl Balancer {
             service_stats: program.per_cpu("SERVICE_STATS"),
             backend_stats: program.per_cpu("BACKEND_STATS"),
             drops: program.per_cpu("DROPS"),
-            bucket: program.per_cpu("BUCKETS"),
+            buckets: program.per_cpu("BUCKETS"),
             maps: Maps::take(program.ebpf()).expect("all maps"),
             image: Image::empty(image.ring_capacity, image.backend_capacity),
             program,
@@ -173,11 +173,11 @@ impl Balancer {
         self.set_bucket(Bucket { refilled_ns: u64::MAX, tokens });
     }
 
-    /// Sets the bucket of every CPU; the default is that of a program just loaded.
+    /// Sets the bucket of ICMP answers of every CPU; the default is that of a program just loaded.
     pub fn set_bucket(&mut self, bucket: Bucket) {
         let cpus = aya::util::nr_cpus().expect("the number of CPUs");
         let values = PerCpuValues::try_from(vec![bucket; cpus]).expect("a value for each CPU");
-        self.bucket.set(lb_common::abi::ICMP_BUCKET, values, 0).expect("BUCKETS");
+        self.buckets.set(ICMP_BUCKET, values, 0).expect("BUCKETS");
     }
 
     /// Runs the program on a frame of at least 14 bytes.
