@@ -157,7 +157,8 @@ impl Buffer {
 
     /// A frame with the kernel's headroom in front.
     pub fn new(frame: &[u8]) -> Self {
-        let mut bytes = std::vec![0; Self::HEADROOM];
+        // What lies there is undefined: not zero, so that a test notices what nobody wrote.
+        let mut bytes = std::vec![0xa5; Self::HEADROOM];
         bytes.extend_from_slice(frame);
         Self { bytes, head: Self::HEADROOM }
     }

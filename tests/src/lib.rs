@@ -3,10 +3,14 @@
 //! - [`lab`]: network namespaces, links, the standard topology, processes, packet capture;
 //! - [`web`]: web servers for the backends (nginx where installed, a built-in one otherwise);
 //! - [`client`]: an HTTP client that counts who answered and remembers every failure;
+//! - [`kernel`]: the program in the kernel on single frames, without a network, and its twin on the host;
+//! - [`packets`]: packets by description and by the million, and a check by a parser that is not ours;
 //! - [`skip`]: a test that cannot run says so loudly.
 
 pub mod client;
 pub mod http;
+pub mod kernel;
 pub mod lab;
+pub mod packets;
 pub mod skip;
 pub mod web;

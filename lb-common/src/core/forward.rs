@@ -211,8 +211,13 @@ const fn halves(word: u64) -> u64 {
 #[inline(always)]
 fn inner_sum<P: Packet>(packet: &P, ip: &Ip) -> Option<u64> {
     let at = ip.l3 + ip.header_len;
-    if ip.proto == proto::UDP && packet.view::<{ udp::LEN }>(at)?.raw16::<{ udp::CHECK }>() == 0 {
-        return None;
+    if ip.proto == proto::UDP {
+        let header = packet.view::<{ udp::LEN }>(at)?;
+        // What lies behind the UDP length (options, RFC 9868) is covered by no checksum.
+        let covered = usize::from(header.u16::<{ udp::LENGTH }>());
+        if header.raw16::<{ udp::CHECK }>() == 0 || covered != usize::from(ip.total_len) - ip.header_len {
+            return None;
+        }
     }
     if ip.proto == proto::TCP {
         packet.view::<{ tcp::LEN }>(at)?;

@@ -27,7 +27,16 @@ fn too_big_v4<P: PacketMut>(packet: &mut P, l3: usize, mtu: u16) -> Option<()> {
     let link = Link::read(packet, l3)?;
     let quote = packet.view::<QUOTE>(l3)?;
     let quoted = quote.sum32();
+    // What is shorter than a quote met an egress smaller than IP allows.
+    if usize::from(quote.u16::<{ ipv4::TOTAL_LEN }>()) < QUOTE {
+        return None;
+    }
     let (client, vip) = (quote.raw32::<{ ipv4::SRC }>(), quote.raw32::<{ ipv4::DST }>());
+    // RFC 1122 section 3.2.2: never to what names no single host (zero net, loopback, multicast, class E, broadcast).
+    let net = client.to_ne_bytes()[0];
+    if net == 0 || net == 127 || net >= 224 {
+        return None;
+    }
     packet.grow_head(ADDED as i32)?;
     link.write_swapped(packet, l3)?;
 
@@ -60,8 +69,17 @@ fn too_big_v6<P: PacketMut>(packet: &mut P, l3: usize, mtu: u16) -> Option<()> {
     let link = Link::read(packet, l3)?;
     let quote = packet.view::<QUOTE>(l3)?;
     let quoted = quote.sum32();
+    // RFC 8200 section 5: no egress is smaller than 1,280 bytes.
+    if ipv6::LEN + usize::from(quote.u16::<{ ipv6::PAYLOAD_LEN }>()) < QUOTE {
+        return None;
+    }
     let client = (quote.raw64::<{ ipv6::SRC }>(), quote.raw64::<{ ipv6::SRC + 8 }>());
     let vip = (quote.raw64::<{ ipv6::DST }>(), quote.raw64::<{ ipv6::DST + 8 }>());
+    // RFC 4443 section 2.4 (e.6): nor to a multicast or the unspecified address, nor to loopback.
+    let nobody = client.0 == 0 && u64::from_be(client.1) <= 1;
+    if nobody || client.0.to_ne_bytes()[0] == 0xff {
+        return None;
+    }
     packet.grow_head(ADDED as i32)?;
     link.write_swapped(packet, l3)?;
 

@@ -12,6 +12,8 @@ pub mod parse;
 mod select;
 mod service;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod verdict;
 
 pub use service::find as find_service;

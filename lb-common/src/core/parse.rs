@@ -50,6 +50,12 @@ const fn refuse<'t>(reason: DropReason) -> Decision<'t> {
     Decision::Drop(Refusal { reason })
 }
 
+/// The protocols a service may have.
+#[inline(always)]
+const fn forwarded(protocol: u8) -> bool {
+    protocol == proto::TCP || protocol == proto::UDP
+}
+
 /// A frame whose EtherType says IPv4; the header starts at `l3`.
 #[inline(always)]
 pub(super) fn v4<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize) -> Decision<'t> {
@@ -66,6 +72,9 @@ pub(super) fn v4<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize)
     }
     let fragment = header.u16::<{ ipv4::FRAGMENT }>();
     if fragment & !ipv4::DONT_FRAGMENT != 0 {
+        if !forwarded(header.u8::<{ ipv4::PROTO }>()) {
+            return Decision::Pass;
+        }
         let reserved = fragment & ipv4::RESERVED != 0;
         return refuse(if reserved { DropReason::IpFlags } else { DropReason::Fragment });
     }
@@ -100,7 +109,7 @@ pub(super) fn v6<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize)
         return refuse(DropReason::IpLength);
     }
     let next = header.u8::<{ ipv6::NEXT }>();
-    let (header_len, proto) = if next == proto::TCP || next == proto::UDP {
+    let (header_len, proto) = if forwarded(next) {
         (ipv6::LEN, next)
     } else {
         let chain = tables.extensions(packet, l3, next);
@@ -132,7 +141,7 @@ pub struct Chain(pub u64);
 pub enum ChainEnd {
     /// At a header that is no extension.
     Transport = 0,
-    /// This host is not where the packet ends (routing header with segments left).
+    /// Not ours to judge: a routing header with segments left, a fragment of another protocol than ours.
     Elsewhere = 1,
     Truncated = 2,
     Fragment = 3,
@@ -191,7 +200,10 @@ pub fn walk_extensions<P: Packet>(packet: &P, l3: usize, first: u8) -> Chain {
             proto::FRAGMENT => {
                 // An atomic fragment (RFC 6946) is a whole packet.
                 if header.u16::<2>() & 0xfff9 != 0 {
-                    return Chain::new(ChainEnd::Fragment, 0, 0);
+                    let next = header.u8::<0>();
+                    // Destination options may hide a TCP or UDP header; other protocols are the kernel's.
+                    let hides = forwarded(next) || next == proto::DESTINATION;
+                    return Chain::new(if hides { ChainEnd::Fragment } else { ChainEnd::Elsewhere }, 0, 0);
                 }
                 8
             }
@@ -218,7 +230,7 @@ fn transport<'t, P: Packet, T: Tables>(
     ttl: u8,
     flow: impl FnOnce(u64, u32) -> u64,
 ) -> Decision<'t> {
-    if ip.proto != proto::TCP && ip.proto != proto::UDP {
+    if !forwarded(ip.proto) {
         return Decision::Pass;
     }
     let at = ip.l3 + ip.header_len;
@@ -253,5 +265,9 @@ fn transport<'t, P: Packet, T: Tables>(
         return refuse(DropReason::TtlExceeded);
     }
     let Some(entry) = tables.service(id) else { return refuse(DropReason::Internal) };
+    // Removed a moment ago: what its zeroed entry points at are the slots of another service.
+    if entry.ring_size == 0 {
+        return refuse(DropReason::NoBackend);
+    }
     select::select(packet, tables, id, entry, flow(entry.seed, l4.ports), step, ip)
 }

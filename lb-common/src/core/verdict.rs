@@ -73,7 +73,7 @@ drop_reasons! {
     NoBackend = 10, "no_backend", "every backend of the service is down, drained or disabled";
     NoNextHop = 11, "no_next_hop", "the backend has no route or no neighbour entry";
     TooBig = 12, "too_big", "larger than the egress takes; the sender was told";
-    TooBigUnanswered = 13, "too_big_unanswered", "larger than the egress takes; the rate limit on ICMP kept us from telling";
+    TooBigUnanswered = 13, "too_big_unanswered", "larger than the egress takes; not told: the rate limit on ICMP, or a sender that is no single host";
     NoHeadroom = 14, "no_headroom", "the driver leaves no room for the outer header";
     Internal = 15, "internal", "the tables contradict themselves; please report it";
 }

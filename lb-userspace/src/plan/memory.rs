@@ -1,13 +1,19 @@
-//! The core's tables over an image in memory: for `explain` and for tests on the host.
+//! The core's tables over an image: what the kernel's maps would answer if they held it. For `explain` and for
+//! tests that compare the host with the kernel.
 
 use super::Image;
 use lb_common::{
-    abi::{BackendEntry, FlowEntry, FlowKey4, FlowKey6, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry},
+    abi::{
+        BackendEntry, FlowEntry, FlowKey4, FlowKey6, MAX_SERVICES, PortKey, PortRangeKey, ServiceEntry, Slot,
+        VipEntry,
+    },
     core::{FlowCell, Tables},
 };
 use std::net::IpAddr;
 
-/// An image, looked up as the program looks up its maps. It holds no flows and records none; ICMP tokens never run out.
+/// An image, looked things up in as in the maps: an array element that was never written is zero, one beyond
+/// the array's end is absent. It holds no flows and records none. Every ICMP answer is granted: whether the
+/// rate limit would have is a matter of time, not of tables.
 #[derive(Debug, Clone, Copy)]
 pub struct Memory<'a>(pub &'a Image);
 
@@ -24,6 +30,24 @@ impl FlowCell for NoCell {
     }
 }
 
+static NO_SERVICE: ServiceEntry =
+    ServiceEntry { ring_base: 0, ring_size: 0, seed: 0, idle_ns: 0, flags: 0, pad: 0 };
+static NO_BACKEND: BackendEntry = BackendEntry {
+    l2: [0; 12],
+    ifindex: 0,
+    outer_src: [0; 16],
+    outer_dst: [0; 16],
+    mtu: 0,
+    vlan: 0,
+    kind: 0,
+    family: 0,
+    flags: 0,
+    entropy_bits: 0,
+    incarnation: 0,
+    gue_port: 0,
+    service: 0,
+};
+
 impl Tables for Memory<'_> {
     fn vip4(&self, address: [u8; 4]) -> Option<&VipEntry> {
         self.0.vips.get(&IpAddr::from(address))
@@ -38,32 +62,38 @@ impl Tables for Memory<'_> {
     }
 
     fn port_range(&self, key: &PortRangeKey) -> Option<u32> {
-        let bits = |k: &PortRangeKey| u16::from_be_bytes(k.port);
-        self.0
-            .port_ranges
-            .iter()
-            .filter(|(k, _)| {
-                let significant = k.prefix_len - PortRangeKey::FIXED_BITS;
-                let mask = u16::MAX.checked_shl(16 - significant).unwrap_or(0);
-                k.vip == key.vip && k.proto == key.proto && bits(k) == bits(key) & mask
-            })
-            .max_by_key(|(k, _)| k.prefix_len)
-            .map(|(_, service)| *service)
-    }
-
-    fn service(&self, id: u32) -> Option<&ServiceEntry> {
-        self.0.services.get(&id).map(|record| &record.entry)
-    }
-
-    fn slot(&self, index: u32) -> Option<Slot> {
-        self.0.services.iter().find_map(|(id, record)| {
-            let at = index.checked_sub(record.entry.ring_base)?;
-            self.0.rings.get(id)?.get(at as usize).copied()
+        let port = u16::from_be_bytes(key.port);
+        (0..=16u32).rev().find_map(|bits| {
+            let mask = u16::MAX.checked_shl(16 - bits).unwrap_or(0);
+            let prefix_len = PortRangeKey::FIXED_BITS + bits;
+            let prefix = PortRangeKey { prefix_len, port: (port & mask).to_be_bytes(), ..*key };
+            self.0.port_ranges.get(&prefix).copied()
         })
     }
 
+    fn service(&self, id: u32) -> Option<&ServiceEntry> {
+        match self.0.services.get(&id) {
+            Some(record) => Some(&record.entry),
+            None => (id < MAX_SERVICES).then_some(&NO_SERVICE),
+        }
+    }
+
+    fn slot(&self, index: u32) -> Option<Slot> {
+        if index >= self.0.ring_capacity {
+            return None;
+        }
+        let word = self.0.rings.iter().find_map(|(id, words)| {
+            let at = index.checked_sub(self.0.services.get(id)?.entry.ring_base)?;
+            words.get(at as usize).copied()
+        });
+        Some(word.unwrap_or_default())
+    }
+
     fn backend(&self, id: u32) -> Option<&BackendEntry> {
-        self.0.backends.get(&id).map(|record| &record.entry)
+        match self.0.backends.get(&id) {
+            Some(record) => Some(&record.entry),
+            None => (id < self.0.backend_capacity).then_some(&NO_BACKEND),
+        }
     }
 
     fn flow4(&self, _: &FlowKey4) -> Option<impl FlowCell> {
@@ -88,5 +118,69 @@ impl Tables for Memory<'_> {
 
     fn icmp_token(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::PortSpec,
+        plan::ports::{Claim, lay_out},
+    };
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Inline or spilled, a port belongs to the most specific claim: exact, then range, then "every port".
+        #[test]
+        fn ports_belong_to_the_most_specific_claim(
+            exact in proptest::collection::btree_set(1..200u16, 0..8), lo in 300..400u16, len in 1..300u16,
+            any: bool, probe in prop_oneof![0..1000u16, any::<u16>()],
+        ) {
+            let (hi, proto, vip) = (lo + len, 6, 9);
+            let claim = |port, service| Claim { port, proto, service };
+            let mut claims: Vec<_> =
+                exact.iter().map(|port| claim(PortSpec::Exact(*port), u32::from(*port))).collect();
+            claims.push(claim(PortSpec::Range(lo, hi), 1000));
+            claims.extend(any.then(|| claim(PortSpec::Any, 1001)));
+            let tables = lay_out(vip, &claims);
+            let spilled = tables.entry.flags & VipEntry::SPILLED != 0;
+            prop_assert_eq!(spilled, claims.len() > lb_common::abi::INLINE_RULES);
+
+            let mut image = Image::empty(0, 0);
+            image.ports.extend(tables.ports);
+            image.port_ranges.extend(tables.ranges);
+            let memory = Memory(&image);
+            let key = PortKey { vip, port: probe, proto: proto.into() };
+            let range = PortRangeKey {
+                prefix_len: 64, vip: vip.to_be_bytes(), proto: [0, proto], port: probe.to_be_bytes(),
+            };
+            let inline = tables.entry.rules.iter()
+                .find(|rule| rule.proto == proto && (rule.lo..=rule.hi).contains(&probe))
+                .map(|rule| u32::from(rule.service));
+            let found = inline.or_else(|| memory.port(&key)).or_else(|| memory.port_range(&range));
+            let expected = if exact.contains(&probe) {
+                Some(u32::from(probe))
+            } else if (lo..=hi).contains(&probe) {
+                Some(1000)
+            } else {
+                any.then_some(1001)
+            };
+            prop_assert_eq!(found, expected);
+            let elsewhere = memory.port_range(&PortRangeKey { proto: [0, 17], ..range });
+            prop_assert_eq!(elsewhere, None);
+        }
+    }
+
+    #[test]
+    fn arrays_answer_as_the_kernels_do() {
+        let image = Image::empty(10, 20);
+        let memory = Memory(&image);
+        assert_eq!(memory.slot(9), Some(Slot::default()));
+        assert_eq!(memory.slot(10), None);
+        assert_eq!(memory.backend(19).map(|b| b.kind), Some(0));
+        assert!(memory.backend(20).is_none());
+        assert_eq!(memory.service(MAX_SERVICES - 1).map(|s| s.ring_size), Some(0));
+        assert!(memory.service(MAX_SERVICES).is_none());
     }
 }

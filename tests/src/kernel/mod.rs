@@ -1,0 +1,231 @@
+//! The balancer's program in the kernel, run on single frames by BPF_PROG_TEST_RUN, and its twin on the host.
+//!
+//! No pins, no interfaces: maps are filled from an [`Image`] by the daemon's own code, and every counter is read
+//! before and after, so that a test can say what moved and that nothing else did.
+
+mod counters;
+mod host;
+mod world;
+
+pub use counters::{Counter, Counters, Flows};
+pub use host::Host;
+pub use world::{
+    BACKEND_CAPACITY, Predicted, RING_CAPACITY, World, client_address, plain_world, tunnel, vip,
+};
+
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Map, MapData, PerCpuArray, PerCpuValues},
+    programs::{TestRun, TestRunOptions, Xdp},
+};
+use lb_common::abi::{Bucket, FlowStats, Stats};
+use lb_userspace::{
+    dataplane::{self, Flow, Maps},
+    plan::{self, Image},
+};
+
+/// What a program answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Aborted,
+    Drop,
+    Pass,
+    /// Back out of the interface it came in by.
+    Tx,
+    /// Out of another one.
+    Redirect,
+}
+
+impl Verdict {
+    fn from_code(code: u32) -> Self {
+        match code {
+            1 => Self::Drop,
+            2 => Self::Pass,
+            3 => Self::Tx,
+            4 => Self::Redirect,
+            _ => Self::Aborted,
+        }
+    }
+}
+
+/// The interface a test frame comes in by: the loopback device.
+pub const INGRESS: u32 = 1;
+
+/// A program that is loaded, without pins.
+pub struct Program {
+    ebpf: Ebpf,
+    name: &'static str,
+    out: Vec<u8>,
+}
+
+impl Program {
+    /// Loads the program `name` of an ELF; maps named in `capacities` get so many entries. Needs root: a test
+    /// that cannot load the program has not tested it, so this panics.
+    #[must_use]
+    pub fn load(elf: &[u8], name: &'static str, capacities: &[(&'static str, u32)]) -> Self {
+        let mut loader = EbpfLoader::new();
+        for (map, entries) in capacities {
+            loader.map_max_entries(map, *entries);
+        }
+        let mut ebpf = loader.load(elf).expect("the ELF loads; this test needs root or CAP_BPF and friends");
+        let program: &mut Xdp = ebpf.program_mut(name).expect(name).try_into().expect("an XDP program");
+        program.load().expect("the verifier takes the program");
+        Self { ebpf, name, out: vec![0; 8192] }
+    }
+
+    /// The maps and programs.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Another handle of a per-CPU array.
+    pub fn per_cpu<T: Pod>(&self, name: &str) -> PerCpuArray<MapData, T> {
+        let map = self.ebpf.map(name).unwrap_or_else(|| panic!("a map {name}"));
+        let Map::PerCpuArray(data) = map else { panic!("{name} is no per-CPU array") };
+        let id = data.info().expect("map info").id();
+        let again = MapData::from_id(id).expect("a map of this id");
+        PerCpuArray::try_from(Map::PerCpuArray(again)).expect("a per-CPU array of these values")
+    }
+
+    /// Runs the program on a frame of at least 14 bytes.
+    pub fn run(&mut self, frame: &[u8]) -> Outcome {
+        self.run_again(frame, 1)
+    }
+
+    /// Runs the program `times` times, each run on the frame the one before left.
+    pub fn run_again(&mut self, frame: &[u8], times: u32) -> Outcome {
+        let program = self.ebpf.program(self.name).expect(self.name);
+        let program: &Xdp = program.try_into().expect("an XDP program");
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut self.out),
+            repeat: times,
+            ..TestRunOptions::new()
+        };
+        let result = program
+            .test_run(options)
+            .unwrap_or_else(|error| panic!("a test run of {} bytes: {error}", frame.len()));
+        let frame = self.out[..result.data_size_out as usize].to_vec();
+        Outcome { verdict: Verdict::from_code(result.return_value), frame }
+    }
+}
+
+/// What became of a frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    pub verdict: Verdict,
+    /// The frame after the run.
+    pub frame: Vec<u8>,
+}
+
+/// The balancer with an image in its maps.
+pub struct Balancer {
+    program: Program,
+    maps: Maps,
+    image: Image,
+    service_stats: PerCpuArray<MapData, Stats>,
+    backend_stats: PerCpuArray<MapData, Stats>,
+    drops: PerCpuArray<MapData, u64>,
+    bucket: PerCpuArray<MapData, Bucket>,
+}
+
+impl Balancer {
+    /// Loads the balancer and fills its maps. ICMP answers are not limited: see [`Balancer::set_tokens`].
+    #[must_use]
+    pub fn new(image: &Image) -> Self {
+        let capacities = [
+            ("RING", image.ring_capacity),
+            ("BACKENDS", image.backend_capacity),
+            ("BACKEND_STATS", image.backend_capacity),
+            ("BACKEND_NAMES", image.backend_capacity),
+        ];
+        let mut program = Program::load(dataplane::LB, "lb", &capacities);
+        let mut balancer = Self {
+            service_stats: program.per_cpu("SERVICE_STATS"),
+            backend_stats: program.per_cpu("BACKEND_STATS"),
+            drops: program.per_cpu("DROPS"),
+            bucket: program.per_cpu("ICMP_BUCKET"),
+            maps: Maps::take(program.ebpf()).expect("all maps"),
+            image: Image::empty(image.ring_capacity, image.backend_capacity),
+            program,
+        };
+        balancer.set_image(image);
+        balancer.set_tokens(u64::MAX / 2);
+        balancer
+    }
+
+    /// Turns what the maps hold into this image, by the daemon's own actions.
+    pub fn set_image(&mut self, image: &Image) {
+        for action in plan::diff(&self.image, image) {
+            self.maps.apply(&action).expect("a change of the maps");
+        }
+        self.image = image.clone();
+    }
+
+    /// What the maps hold, read back.
+    #[must_use]
+    pub fn observe(&self) -> Image {
+        self.maps.observe().expect("the maps")
+    }
+
+    /// Leaves exactly so many ICMP answers on each CPU: the last refill lies in the future, so time adds none.
+    pub fn set_tokens(&mut self, tokens: u64) {
+        self.set_bucket(Bucket { refilled_ns: u64::MAX, tokens });
+    }
+
+    /// Sets the bucket of every CPU; the default is that of a program just loaded.
+    pub fn set_bucket(&mut self, bucket: Bucket) {
+        let cpus = aya::util::nr_cpus().expect("the number of CPUs");
+        let values = PerCpuValues::try_from(vec![bucket; cpus]).expect("a value for each CPU");
+        self.bucket.set(0, values, 0).expect("ICMP_BUCKET");
+    }
+
+    /// Runs the program on a frame of at least 14 bytes.
+    pub fn run(&mut self, frame: &[u8]) -> Outcome {
+        self.run_again(frame, 1)
+    }
+
+    /// Runs the program `times` times, each run on the frame the one before left.
+    pub fn run_again(&mut self, frame: &[u8], times: u32) -> Outcome {
+        self.program.run_again(frame, times)
+    }
+
+    /// Every tracked flow.
+    #[must_use]
+    pub fn flows(&self) -> Flows {
+        let mut flows = Flows::default();
+        for (flow, entry) in self.maps.flows().expect("the flow tables") {
+            match flow {
+                Flow::V4(key) => flows.add4(key, entry),
+                Flow::V6(key) => flows.add6(key, entry),
+            }
+        }
+        flows
+    }
+
+    /// Every counter of the first `services` service ids, of all backends and of all drop reasons, even those that do not
+    /// exist yet; what is zero is left out.
+    #[must_use]
+    pub fn counters(&self, services: u32) -> Counters {
+        let mut counters = Counters::default();
+        let sum = |values: &PerCpuValues<Stats>| {
+            values.iter().fold((0, 0), |sum, v| (sum.0 + v.packets, sum.1 + v.bytes))
+        };
+        for id in 0..services {
+            let stats = sum(&self.service_stats.get(&id, 0).expect("SERVICE_STATS"));
+            counters.add_stats(Counter::Service(id), stats);
+        }
+        for id in 0..self.image.backend_capacity {
+            let stats = sum(&self.backend_stats.get(&id, 0).expect("BACKEND_STATS"));
+            counters.add_stats(Counter::Backend(id), stats);
+        }
+        for number in 0..lb_common::abi::DROP_CAPACITY {
+            let dropped = self.drops.get(&number, 0).expect("DROPS").iter().sum();
+            counters.add_stats(Counter::Drop(number), (dropped, 0));
+        }
+        let FlowStats { inserted, refused } = self.maps.flow_stats().expect("FLOW_STATS");
+        counters.add_stats(Counter::FlowsRecorded, (inserted, 0));
+        counters.add_stats(Counter::FlowsRefused, (refused, 0));
+        counters
+    }
+}

@@ -1,0 +1,11 @@
+//! The balancer's program in the kernel, packet by packet: a frame in, the verdict, the frame out, and every counter
+//! that moved and no other. Frames out are read by etherparse. Needs root.
+
+mod drops;
+mod icmp;
+mod ip;
+mod link;
+mod modes;
+mod ports;
+mod rig;
+mod transport;
