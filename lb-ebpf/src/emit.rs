@@ -16,7 +16,7 @@ use lb_common::{
 pub fn handle(frame: &mut Frame) -> u32 {
     match lb_common::core::decide(frame, &Maps::new(frame.ctx())) {
         Decision::Pass => XDP_PASS,
-        Decision::Drop(refusal) => refuse(refusal.reason),
+        Decision::Drop(refusal) => refuse(frame, refusal.reason),
         Decision::Forward(to) => send(frame, &to),
     }
 }
@@ -26,7 +26,7 @@ fn send(frame: &mut Frame, to: &Forward<'_>) -> u32 {
     match forward::rewrite(frame, to) {
         Ok(()) => {}
         Err(DropReason::TooBig) => return tell_too_big(frame, to),
-        Err(reason) => return refuse(reason),
+        Err(reason) => return refuse(frame, reason),
     }
     let bytes = u64::from(to.ip.total_len);
     count(&maps::SERVICE_STATS, to.service, bytes);
@@ -49,14 +49,17 @@ fn tell_too_big(frame: &mut Frame, to: &Forward<'_>) -> u32 {
     };
     frame.refresh();
     if told == 0 {
-        return refuse(DropReason::TooBigUnanswered);
+        return refuse(frame, DropReason::TooBigUnanswered);
     }
-    refuse(DropReason::TooBig);
+    refuse(frame, DropReason::TooBig);
     XDP_TX
 }
 
 #[inline(always)]
-fn refuse(reason: DropReason) -> u32 {
+fn refuse(frame: &Frame, reason: DropReason) -> u32 {
+    if matches!(reason, DropReason::Internal | DropReason::NoHeadroom) {
+        outline::complain(frame.ctx(), reason as u64);
+    }
     if let Some(counter) = maps::DROPS.get_ptr_mut(reason as u32) {
         // SAFETY: this CPU's own element.
         unsafe { *counter += 1 };

@@ -6,9 +6,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, PerCpuArray},
 };
 use lb_common::abi::{
-    BACKEND_CAPACITY, BackendEntry, Bucket, DROP_CAPACITY, FLOW_CAPACITY, FlowKey4, FlowKey6, FlowStats,
-    Identity, MAX_SERVICES, MMAPABLE, NO_PREALLOC, PortKey, RING_CAPACITY, ServiceEntry, Stats, VIP_CAPACITY,
-    VipEntry,
+    self, BACKEND_CAPACITY, BackendEntry, Bucket, DROP_CAPACITY, FLOW_CAPACITY, FlowKey4, FlowKey6,
+    FlowStats, Identity, MAX_SERVICES, MMAPABLE, NO_PREALLOC, PortKey, RING_CAPACITY, ServiceEntry, Stats,
+    VIP_CAPACITY, VipEntry,
 };
 
 /// One lookup by address tells whether a packet is for us at all. IPv4 apart: a short key is a cheap key.
@@ -43,7 +43,7 @@ pub static BACKEND_STATS: PerCpuArray<Stats> = PerCpuArray::with_max_entries(BAC
 pub static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(DROP_CAPACITY, 0);
 
 #[map]
-pub static ICMP_BUCKET: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
+pub static BUCKETS: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(abi::BUCKETS, 0);
 
 /// Flows of slots that changed hands lately; no other flow is ever looked up or recorded here.
 #[map]

@@ -2,12 +2,16 @@
 //! of them once, with unknown arguments, instead of once for every way the fast path leads to a call. That
 //! keeps the program far below the limit of one million instructions on Linux 6.1.
 
-use crate::{frame::Frame, tables::Maps};
-use aya_ebpf::bindings::xdp_md;
+use crate::{
+    frame::Frame,
+    tables::{Maps, token},
+};
+use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
+use aya_log_ebpf::{error, warn};
 use lb_common::{
-    abi::Slot,
+    abi::{LOG_BUCKET, Slot},
     core::{
-        Tables,
+        DropReason, Tables,
         affinity::{Place, Step, choose_flow},
         icmp,
         parse::walk_extensions,
@@ -65,4 +69,24 @@ fn too_big<const V6: bool>(ctx: *mut xdp_md, l3: u64, mtu: u64) -> u64 {
         return 0;
     }
     icmp::too_big(&mut Frame::new(ctx), opaque(l3) as usize & 0x1f, V6, mtu as u16).is_some().into()
+}
+
+/// Says in the daemon's log that the balancer itself is at fault, once a second and CPU at most.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn complain(ctx: *mut xdp_md, reason: u64) -> u64 {
+    if !token(LOG_BUCKET, 1, 1) {
+        return 0;
+    }
+    let ctx = XdpContext::new(ctx);
+    let ifindex = ctx.ingress_ifindex() as u32;
+    if reason as u32 == DropReason::NoHeadroom as u32 {
+        warn!(
+            &ctx,
+            "no room for an outer header in front of a frame from interface {}: driver or XDP mode", ifindex
+        );
+    } else {
+        error!(&ctx, "the tables contradict themselves, packet from interface {} dropped", ifindex);
+    }
+    1
 }

@@ -3,7 +3,10 @@
 use crate::{maps, outline};
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
 use lb_common::{
-    abi::{BackendEntry, FlowEntry, FlowKey4, FlowKey6, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry},
+    abi::{
+        BackendEntry, FlowEntry, FlowKey4, FlowKey6, ICMP_BUCKET, PortKey, PortRangeKey, ServiceEntry, Slot,
+        VipEntry,
+    },
     core::{
         FlowCell, Tables,
         affinity::{Place, Step},
@@ -15,6 +18,14 @@ use lb_common::{
 /// ICMP messages a second and CPU, and in one burst (RFC 4443 section 2.4 (f) wants a token bucket).
 const ICMP_RATE: u64 = 1_000;
 const ICMP_BURST: u64 = 100;
+
+/// Takes a token from one of this CPU's buckets.
+#[inline(always)]
+pub(crate) fn token(bucket: u32, rate: u64, burst: u64) -> bool {
+    let Some(bucket) = maps::BUCKETS.get_ptr_mut(bucket) else { return false };
+    // SAFETY: this CPU's own element, and XDP does not preempt itself.
+    unsafe { (*bucket).take(bpf_ktime_get_ns(), rate, burst) }
+}
 
 /// Insert only where there is no entry: another CPU may have seen the flow first.
 const BPF_NOEXIST: u64 = 1;
@@ -152,8 +163,6 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn icmp_token(&self) -> bool {
-        let Some(bucket) = maps::ICMP_BUCKET.get_ptr_mut(0) else { return false };
-        // SAFETY: this CPU's own element, and XDP does not preempt itself.
-        unsafe { (*bucket).take(bpf_ktime_get_ns(), ICMP_RATE, ICMP_BURST) }
+        token(ICMP_BUCKET, ICMP_RATE, ICMP_BURST)
     }
 }

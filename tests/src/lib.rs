@@ -5,12 +5,18 @@
 //! - [`client`]: an HTTP client that counts who answered and remembers every failure;
 //! - [`kernel`]: the program in the kernel on single frames, without a network, and its twin on the host;
 //! - [`packets`]: packets by description and by the million, and a check by a parser that is not ours;
+//! - [`playground`]: the program that brings all of it up for people to try;
+//! - [`balancer`]: the daemon in a topology, and `lbctl`;
+//! - [`echo`]: servers for datagrams and checked uploads;
 //! - [`skip`]: a test that cannot run says so loudly.
 
+pub mod balancer;
 pub mod client;
+pub mod echo;
 pub mod http;
 pub mod kernel;
 pub mod lab;
 pub mod packets;
+pub mod playground;
 pub mod skip;
 pub mod web;

@@ -56,6 +56,12 @@ pub const BACKEND_CAPACITY: u32 = 1 << 14;
 pub const VIP_CAPACITY: u32 = 16_384;
 /// Tracked flows of either family: only those of slots that changed hands lately, at about 100 bytes each.
 pub const FLOW_CAPACITY: u32 = 1 << 17;
+/// Token buckets: ICMP answers ([`ICMP_BUCKET`]) and log messages ([`LOG_BUCKET`]).
+pub const BUCKETS: u32 = 2;
+/// See [`BUCKETS`].
+pub const ICMP_BUCKET: u32 = 0;
+/// See [`BUCKETS`].
+pub const LOG_BUCKET: u32 = 1;
 /// Drop counters: room for reasons to come, so that a new reason is no new layout.
 pub const DROP_CAPACITY: u32 = 64;
 
@@ -74,7 +80,7 @@ pub const INVENTORY: &[MapInfo] = &[
     map::<FlowKey4, u64>("FLOWS4", MapKind::Hash, FLOW_CAPACITY, NO_PREALLOC),
     map::<FlowKey6, u64>("FLOWS6", MapKind::Hash, FLOW_CAPACITY, NO_PREALLOC),
     map::<u32, FlowStats>("FLOW_STATS", MapKind::PerCpuArray, 1, 0),
-    map::<u32, Bucket>("ICMP_BUCKET", MapKind::PerCpuArray, 1, 0),
+    map::<u32, Bucket>("BUCKETS", MapKind::PerCpuArray, BUCKETS, 0),
     map::<u32, Identity>("SERVICE_NAMES", MapKind::Array, MAX_SERVICES, 0),
     growing::<Identity>("BACKEND_NAMES", MapKind::Array, BACKEND_CAPACITY, 0),
 ];

@@ -185,7 +185,7 @@ impl Default for Identity {
     }
 }
 
-/// Value of `ICMP_BUCKET`, per CPU: limits the ICMP messages the balancer sends of its own.
+/// Value of `BUCKETS`, per CPU: limits what the balancer says of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Bucket {

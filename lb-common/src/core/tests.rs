@@ -297,7 +297,7 @@ proptest! {
         let tables = One::new(BackendEntry { vlan, ..backend(kind, family) });
         let mut buffer = Buffer::new(&sent(&bytes, &tables));
         let outcome = decap::decapsulate(&mut buffer, &FromBalancer);
-        prop_assert_eq!(outcome, Outcome::Decapsulated);
+        prop_assert_eq!(outcome.outcome, Outcome::Decapsulated);
         let l3 = if vlan == 0 { 14 } else { 18 };
         prop_assert_eq!(&buffer.frame()[l3..], &one_hop_later(&bytes)[..]);
         prop_assert_eq!(&buffer.frame()[l3 - 2..l3], &bytes[12..14]);

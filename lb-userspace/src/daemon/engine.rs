@@ -252,16 +252,28 @@ impl Engine {
         Ok(())
     }
 
-    /// A backend went up or down.
-    pub fn health_changed(&mut self, event: &HealthEvent) {
-        let Some(known) = self.health.get_mut(&event.key).filter(|known| known.address == event.address)
-        else {
-            return;
-        };
-        let previous = std::mem::replace(&mut known.health, event.health);
-        tracing::info!(service = %event.key.service, backend = %event.key.backend, from = %previous, to = %event.health,
-            reason = event.reason, "health changed");
-        self.converge_or_log("a change of health");
+    /// Backends went up or down. Many at once, as when a switch fails, are one change of the maps; and a first word
+    /// that says "up" is none, since a backend counts as up until it is found down.
+    pub fn health_changed(&mut self, events: &[HealthEvent]) {
+        let mut matters = false;
+        for event in events {
+            let Some(known) = self.health.get_mut(&event.key).filter(|known| known.address == event.address)
+            else {
+                continue;
+            };
+            let previous = std::mem::replace(&mut known.health, event.health);
+            let (service, backend) = (&event.key.service, &event.key.backend);
+            let (from, to, reason) = (previous, event.health, &event.reason);
+            if (previous == Health::Down) == (event.health == Health::Down) {
+                tracing::debug!(%service, %backend, %from, %to, reason, "health known");
+            } else {
+                matters = true;
+                tracing::info!(%service, %backend, %from, %to, reason, "health changed");
+            }
+        }
+        if matters {
+            self.converge_or_log("a change of health");
+        }
     }
 
     /// Next hops were found, changed or lost.

@@ -4,13 +4,15 @@
 use super::engine::Engine;
 use crate::{
     control::api::ExplainView,
+    dataplane::Flow,
     model::Protocol,
-    plan::{self, Memory},
+    plan::{self, Memory, MemoryOfFlow},
 };
 use lb_common::{
-    abi::{BackendEntry, ForwardKind, SlotState},
+    abi::{BackendEntry, FlowKey4, FlowKey6, ForwardKind, SlotState},
     core::{Decision, Forward, decide, forward},
     packet::Buffer,
+    wire::tcp,
 };
 use std::{
     fmt::Write as _,
@@ -18,15 +20,17 @@ use std::{
 };
 
 impl Engine {
-    /// Decides about a packet of an established connection (TCP: ACK) from `source` to `destination`.
+    /// Decides about the next packet from `source` to `destination`: one of the flow that is recorded in the flow
+    /// table, else, for TCP, the SYN of a new connection.
     pub(super) fn explain(
         &self,
         protocol: Protocol,
         source: SocketAddr,
         destination: SocketAddr,
     ) -> ExplainView {
-        let tables = Memory(&self.image);
-        let mut packet = Buffer::new(&frame(protocol, source, destination));
+        let entry = flow_key(protocol, source, destination).and_then(|key| self.kernel.maps().flow(&key));
+        let tables = MemoryOfFlow { image: Memory(&self.image), entry };
+        let mut packet = Buffer::new(&frame(protocol, source, destination, entry.is_none()));
         match decide(&packet, &tables) {
             Decision::Pass => ExplainView {
                 verdict: "pass".to_owned(),
@@ -57,7 +61,7 @@ impl Engine {
                     SlotState::Tracked => "tracked",
                 });
                 let backend = self.backend_name(to.backend_id);
-                let mut reason = format!("the flow hashes to slot {}, which belongs to {backend}", to.slot);
+                let mut reason = format!("the flow hashes to slot {} and goes to {backend}", to.slot);
                 if let Some(SlotState::Moving) = slot.map(|s| s.state()) {
                     let _ = write!(
                         reason,
@@ -65,6 +69,9 @@ impl Engine {
                         self.backend_name(slot.unwrap_or_default().owner()),
                         self.backend_name(slot.unwrap_or_default().home())
                     );
+                }
+                if entry.is_some() && slot.is_some_and(|slot| !slot.is_plain()) {
+                    reason.push_str("; this flow is recorded in the flow table");
                 }
                 if let Some(blocked) = blocked {
                     reason = format!("{}: {} ({reason})", blocked.name(), blocked.help());
@@ -160,13 +167,31 @@ fn varied(to: &Forward<'_>) -> [u8; 16] {
     source
 }
 
-/// A frame with these addresses and ports; addresses of two families give one that is for nobody.
-fn frame(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+/// The key of the flow table; `None` for addresses of two families.
+fn flow_key(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Option<Flow> {
+    let mut ports = [0; 4];
+    ports[..2].copy_from_slice(&source.port().to_be_bytes());
+    ports[2..].copy_from_slice(&destination.port().to_be_bytes());
+    let proto = protocol.number().into();
+    match (source.ip(), destination.ip()) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            Some(Flow::V4(FlowKey4 { src: src.octets(), dst: dst.octets(), ports, proto }))
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            Some(Flow::V6(FlowKey6 { src: src.octets(), dst: dst.octets(), ports, proto }))
+        }
+        _ => None,
+    }
+}
+
+/// A frame with these addresses and ports, `first` of its TCP connection or one in the middle; addresses of two
+/// families give one that is for nobody.
+fn frame(protocol: Protocol, source: SocketAddr, destination: SocketAddr, first: bool) -> Vec<u8> {
     let transport = match protocol {
         Protocol::Tcp => {
             let mut header = vec![0; 20];
             header[12] = 0x50;
-            header[13] = 0x10;
+            header[13] = if first { tcp::SYN } else { tcp::ACK };
             header
         }
         Protocol::Udp => vec![0, 0, 0, 0, 0, 8, 0, 0],

@@ -15,7 +15,10 @@ use crate::{
     net::{bpffs, caps, watch::NextHopTask},
     state::{NewBackend, StateDir},
 };
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
 use std::{
     fs::File,
     path::{Path, PathBuf},
@@ -23,6 +26,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 use tokio::{
+    io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
 };
@@ -62,6 +66,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     if let Some(missing) = caps::missing_for_dataplane()? {
         return Err(missing.into());
     }
+    raise_open_files();
     let socket = ControlSocket::bind(&config.node.run_dir.join("lbd.sock"))?;
     let metrics_listener = match config.metrics.listen {
         Some(address) => Some(metrics::bind(address).await?),
@@ -119,6 +124,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(io)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(io)?;
+    let program_log = engine.program_log();
     engine.log_ready();
     let mut tend = tokio::time::interval(TEND_INTERVAL);
     tend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -141,7 +147,11 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                 None => break,
             },
             event = health_rx.recv() => if let Some(event) = event {
-                engine.health_changed(&event);
+                let mut events = vec![event];
+                while let Ok(event) = health_rx.try_recv() {
+                    events.push(event);
+                }
+                engine.health_changed(&events);
             },
             news = hop_rx.recv() => if let Some(news) = news {
                 engine.hops_changed(news);
@@ -164,12 +174,25 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             }
         }
     }
+    if let Some(log) = program_log {
+        log.abort();
+    }
     stop_tx.send_replace(true);
     let _ = control.await;
     if let Some(metrics) = metrics {
         let _ = metrics.await;
     }
     Ok(())
+}
+
+/// Every check under way holds a socket, and a service may have thousands of backends: the soft limit is meant for
+/// programs that use select(2).
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is; many health checks at once may fail");
+    }
 }
 
 async fn stopped(mut stop: watch::Receiver<bool>) {
@@ -195,6 +218,28 @@ impl Engine {
     /// Once attached: what older versions left is not read any more.
     fn started(&mut self) -> Result<(), EngineError> {
         Ok(self.kernel.remove_old_layouts()?)
+    }
+
+    /// A task that writes the program's messages to the log.
+    fn program_log(&mut self) -> Option<tokio::task::JoinHandle<()>> {
+        let result = self.kernel.logger().map_err(|error| error.to_string());
+        let watch = |logger| {
+            // SAFETY: the logger owns its ring buffer's descriptor and neither closes nor changes it while it lives
+            // inside the AsyncFd.
+            unsafe { AsyncFd::register(logger) }.map_err(|error| error.to_string())
+        };
+        match result.and_then(watch) {
+            Ok(mut logger) => Some(tokio::spawn(async move {
+                while let Ok(mut ready) = logger.readable_mut().await {
+                    ready.get_inner_mut().flush();
+                    ready.clear_ready();
+                }
+            })),
+            Err(error) => {
+                tracing::warn!(%error, "the program's own messages will not be in the log");
+                None
+            }
+        }
     }
 
     fn log_ready(&self) {

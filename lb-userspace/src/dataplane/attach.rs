@@ -7,7 +7,7 @@ use aya::programs::{
     loaded_programs,
     xdp::XdpLink,
 };
-use nix::net::if_::{if_nameindex, if_nametoindex};
+use nix::net::if_::{if_indextoname, if_nameindex, if_nametoindex};
 use std::{
     collections::BTreeMap,
     ffi::CString,
@@ -60,13 +60,15 @@ pub struct Attached {
 pub(super) struct Links {
     dir: PathBuf,
     pinned: BTreeMap<u32, (Mode, PinnedLink)>,
+    /// Ids of the pinned maps: a program that reads others of them is another program.
+    pub(super) shared: Vec<u32>,
 }
 
 impl Links {
     /// Opens the links that are pinned; those whose interface is gone are removed.
     pub(super) fn open(pin_dir: &Path) -> Result<Self, DataplaneError> {
         let dir = pin_dir.join("links");
-        let mut links = Self { dir: dir.clone(), pinned: BTreeMap::new() };
+        let mut links = Self { dir: dir.clone(), ..Self::default() };
         let Ok(entries) = fs::read_dir(&dir) else { return Ok(links) };
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -179,9 +181,12 @@ impl Links {
     ) -> Result<(), DataplaneError> {
         let path = self.path(ifindex, mode);
         let fd: FdLink = link.into();
-        let failed =
-            |source| DataplaneError::Attach { interface: ifindex.to_string(), source: Box::new(source) };
-        if !same_program(&fd, program).unwrap_or(false) {
+        let failed = |source| {
+            let interface = if_indextoname(ifindex)
+                .map_or_else(|_| ifindex.to_string(), |name| name.to_string_lossy().into_owned());
+            DataplaneError::Attach { interface, source: Box::new(source) }
+        };
+        if !same_program(&fd, program, &self.shared).unwrap_or(false) {
             let link =
                 XdpLink::try_from(fd).map_err(|e| DataplaneError::pin(&path)(std::io::Error::other(e)))?;
             let id = program.attach_to_link(link).map_err(failed)?;
@@ -303,16 +308,15 @@ fn open_pin(pin: &Path) -> std::io::Result<OwnedFd> {
 }
 
 /// Is it this program, reading these maps, that the link holds?
-fn same_program(link: &FdLink, program: &Xdp) -> Option<bool> {
+fn same_program(link: &FdLink, program: &Xdp, shared: &[u32]) -> Option<bool> {
     let attached = link.info().ok()?.program_id();
     let mine = program.info().ok()?;
     let other = loaded_programs().flatten().find(|other| other.id() == attached)?;
-    let sorted = |ids: Option<Vec<u32>>| {
-        let mut ids = ids.unwrap_or_default();
-        ids.sort_unstable();
-        ids
-    };
-    Some(other.tag() == mine.tag() && sorted(other.map_ids().ok()?) == sorted(mine.map_ids().ok()?))
+    // The constants of a program are a map of its own, so only the maps that both could share are compared.
+    let ids = |program: &aya::programs::ProgramInfo| program.map_ids().ok().flatten().unwrap_or_default();
+    let (theirs, ours) = (ids(&other), ids(&mine));
+    let shared = shared.iter().filter(|id| ours.contains(id)).all(|id| theirs.contains(id));
+    Some(other.tag() == mine.tag() && shared)
 }
 
 fn is(error: &aya::programs::ProgramError, errno: i32) -> bool {

@@ -7,6 +7,7 @@ use aya::{
     maps::MapData,
     programs::{ProgramInfo, Xdp},
 };
+use aya_log::EbpfLogger;
 use lb_common::abi::{self, FlowEntry, MapInfo};
 use std::{
     fs, io,
@@ -14,6 +15,8 @@ use std::{
 };
 
 const PROGRAM: &str = "lb";
+/// The ring buffer of aya-log, which brings it into the program by itself.
+const LOGS: &str = "AYA_LOGS";
 /// Suffix of a map that is about to take another's place.
 const NEXT: &str = "_next";
 
@@ -135,7 +138,8 @@ impl Kernel {
 
     /// Puts this program in the place of the one that is attached, wherever one is.
     fn replace_attached(&mut self) -> Result<(), DataplaneError> {
-        let links = std::mem::take(&mut self.links);
+        let mut links = std::mem::take(&mut self.links);
+        links.shared = pinned_ids(&self.pin_dir.join(abi_name()));
         let program = program(&mut self.ebpf)?;
         let result = links.replace_all(program);
         self.links = attach::Links::open(&self.pin_dir)?;
@@ -146,10 +150,16 @@ impl Kernel {
     /// an older version of it gets this one in its place, without a gap; one that has this one is left alone.
     pub fn attach(&mut self, interfaces: &[String], mode: XdpMode) -> Result<Vec<Attached>, DataplaneError> {
         let mut links = std::mem::take(&mut self.links);
+        links.shared = pinned_ids(&self.pin_dir.join(abi_name()));
         let program = program(&mut self.ebpf)?;
         let attached = links.attach(program, interfaces, mode);
         self.links = links;
         attached
+    }
+
+    /// What the program says of rare faults of its own: to be called once, before anything is grown.
+    pub fn logger(&mut self) -> Result<EbpfLogger<&'static dyn log::Log>, DataplaneError> {
+        EbpfLogger::init(&mut self.ebpf).map_err(|source| DataplaneError::Logger(Box::new(source)))
     }
 
     /// Tag of the program, as `bpftool prog` shows it.
@@ -213,16 +223,27 @@ fn load(
     let mut loader = EbpfLoader::new();
     for map in abi::INVENTORY {
         let suffix = if next(map) { NEXT } else { "" };
-        loader
-            .map_max_entries(map.name, capacities.of(map))
-            .map_pin_path(map.name, maps_dir.join(format!("{}{suffix}", map.name)));
+        let pin = maps_dir.join(format!("{}{suffix}", map.name));
+        // aya checks indexes against what it was told, not against the map that it adopts, which may have grown.
+        let capacity = pinned_capacity(&pin, map)?.unwrap_or_else(|| capacities.of(map));
+        loader.map_max_entries(map.name, capacity).map_pin_path(map.name, pin);
     }
+    loader.map_pin_path(LOGS, maps_dir.join(LOGS));
     let mut ebpf = loader.load(elf::LB).map_err(|source| DataplaneError::Load(Box::new(source)))?;
     program(&mut ebpf)?
         .load()
         .map_err(|source| DataplaneError::Program { program: PROGRAM, source: Box::new(source) })?;
     let maps = Maps::take(&mut ebpf)?;
     Ok((ebpf, maps))
+}
+
+/// Entries of a map that is pinned already.
+fn pinned_capacity(path: &Path, map: &MapInfo) -> Result<Option<u32>, DataplaneError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let info = MapData::from_pin(path).and_then(|data| data.info());
+    Ok(Some(info.map_err(DataplaneError::map(map.name))?.max_entries()))
 }
 
 /// A pinned map is adopted only if it is what the inventory says.
@@ -270,6 +291,12 @@ fn remove_if_there(path: &Path) -> Result<(), DataplaneError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DataplaneError::pin(path)(error)),
         _ => Ok(()),
     }
+}
+
+/// Ids of the maps pinned in a directory.
+fn pinned_ids(dir: &Path) -> Vec<u32> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some(MapData::from_pin(entry.path()).ok()?.info().ok()?.id())).collect()
 }
 
 /// Memory of a map, as `/proc/self/fdinfo` tells it.

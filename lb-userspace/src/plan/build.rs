@@ -102,7 +102,7 @@ pub fn build(
 ) -> Result<Image, BuildError> {
     let mut image = Image::empty(observed.ring_capacity, observed.backend_capacity);
     let mut places = Places::of(observed);
-    let mut service_ids = Ids::new(observed.services.keys().copied(), 1, MAX_SERVICES);
+    let mut service_ids = Ids::new(observed.services.keys().copied(), 0, MAX_SERVICES);
     let mut backend_ids =
         Ids::new(observed.backends.keys().chain(avoid).copied(), 1, observed.backend_capacity);
     let mut claims: BTreeMap<IpAddr, Vec<Claim>> = BTreeMap::new();

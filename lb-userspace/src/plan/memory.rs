@@ -121,6 +121,77 @@ impl Tables for Memory<'_> {
     }
 }
 
+/// An image, and the entry of the one flow that is asked about. Entries that would be written are not kept.
+#[derive(Debug, Clone, Copy)]
+pub struct MemoryOfFlow<'a> {
+    pub image: Memory<'a>,
+    pub entry: Option<FlowEntry>,
+}
+
+struct Read(FlowEntry);
+
+impl FlowCell for Read {
+    fn load(&self) -> FlowEntry {
+        self.0
+    }
+
+    fn store(&self, _: FlowEntry) {}
+}
+
+impl Tables for MemoryOfFlow<'_> {
+    fn vip4(&self, address: [u8; 4]) -> Option<&VipEntry> {
+        self.image.vip4(address)
+    }
+
+    fn vip6(&self, address: &[u8; 16]) -> Option<&VipEntry> {
+        self.image.vip6(address)
+    }
+
+    fn port(&self, key: &PortKey) -> Option<u32> {
+        self.image.port(key)
+    }
+
+    fn port_range(&self, key: &PortRangeKey) -> Option<u32> {
+        self.image.port_range(key)
+    }
+
+    fn service(&self, id: u32) -> Option<&ServiceEntry> {
+        self.image.service(id)
+    }
+
+    fn slot(&self, index: u32) -> Option<Slot> {
+        self.image.slot(index)
+    }
+
+    fn backend(&self, id: u32) -> Option<&BackendEntry> {
+        self.image.backend(id)
+    }
+
+    fn flow4(&self, _: &FlowKey4) -> Option<impl FlowCell> {
+        self.entry.map(Read)
+    }
+
+    fn flow6(&self, _: &FlowKey6) -> Option<impl FlowCell> {
+        self.entry.map(Read)
+    }
+
+    fn add_flow4(&self, key: &FlowKey4, entry: FlowEntry) -> bool {
+        self.image.add_flow4(key, entry)
+    }
+
+    fn add_flow6(&self, key: &FlowKey6, entry: FlowEntry) -> bool {
+        self.image.add_flow6(key, entry)
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.image.now_ns()
+    }
+
+    fn icmp_token(&self) -> bool {
+        self.image.icmp_token()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,7 @@ mod ports;
 pub use action::{Action, diff};
 pub use build::{BuildError, NextHopEntry, TunnelSettings, WantedBackend, WantedService, build};
 pub use image::{BackendRecord, Image, ServiceRecord, name_of};
-pub use memory::Memory;
+pub use memory::{Memory, MemoryOfFlow};
 
 #[cfg(test)]
 mod tests;

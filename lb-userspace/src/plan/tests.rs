@@ -6,7 +6,7 @@ use crate::{
     maglev,
     model::{Admin, BackendSpec, Forward, Health, HealthSpec, PortSpec, Protocol, Scheduler, ServiceSpec},
 };
-use lb_common::abi::{Slot, SlotState, VipEntry};
+use lb_common::abi::{MAX_SERVICES, Slot, SlotState, VipEntry};
 use proptest::prelude::*;
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
@@ -173,19 +173,19 @@ fn a_new_backend_takes_new_flows_only() {
     let image =
         build(&first, &Image::empty(4096, 512), &tunnel(), &BTreeSet::new(), &mut maglev::Cache::default())
             .unwrap();
-    assert!(image.rings[&1].iter().all(|s| s.is_plain()));
+    assert!(image.rings[&0].iter().all(|s| s.is_plain()));
     backends.push(backend(4, Admin::Enabled, Health::Up, 1, true));
     let second = service(1, &[PortSpec::Exact(80)], 1009, &backends);
     let next = build(&second, &image, &tunnel(), &BTreeSet::new(), &mut maglev::Cache::default()).unwrap();
     let (mut moved, four) = (0, 4);
-    for (old, new) in image.rings[&1].iter().zip(&next.rings[&1]) {
+    for (old, new) in image.rings[&0].iter().zip(&next.rings[&0]) {
         assert_eq!(new.home(), old.home(), "established flows stay");
         if new.owner() != old.owner() {
             assert_eq!(new.state(), SlotState::Moving);
             moved += 1;
         }
     }
-    assert!(next.rings[&1].iter().filter(|s| s.owner() == four).count() > 200);
+    assert!(next.rings[&0].iter().filter(|s| s.owner() == four).count() > 200);
     assert!((240..290).contains(&moved), "{moved} of 1009 slots moved for a fourth backend");
 }
 
@@ -216,5 +216,32 @@ fn ids_freed_a_moment_ago_are_not_given_out() {
     )
     .unwrap();
     assert_eq!(image.backends.keys().copied().collect::<Vec<_>>(), [3]);
-    assert!(image.rings[&1].iter().all(|s| *s == Slot::plain(3, 1)));
+    assert!(image.rings[&0].iter().all(|s| *s == Slot::plain(3, 1)));
+}
+
+#[test]
+fn as_many_services_fit_as_a_configuration_may_have() {
+    let mut wanted = Vec::new();
+    for number in 0..MAX_SERVICES {
+        let [one] = <[_; 1]>::try_from(service(1, &[PortSpec::Exact(80)], 3, &[])).unwrap();
+        let mut one = one;
+        one.spec.name = format!("s{number}").parse().unwrap();
+        one.spec.port = PortSpec::Exact(1 + number as u16);
+        wanted.push(one);
+    }
+    let empty = Image::empty(3 * MAX_SERVICES, 16);
+    let image = |wanted: &[WantedService], from: &Image| {
+        build(wanted, from, &tunnel(), &BTreeSet::new(), &mut maglev::Cache::default())
+    };
+    let full = image(&wanted, &empty).unwrap();
+    assert_eq!(full.services.len(), MAX_SERVICES as usize);
+    assert_eq!(image(&wanted, &full), Ok(full));
+    let mut one_more = wanted[0].clone();
+    one_more.spec.name = "one-more".parse().unwrap();
+    wanted.push(one_more);
+    let found = wanted.len();
+    assert_eq!(
+        image(&wanted, &Image::empty(4 * MAX_SERVICES, 16)),
+        Err(BuildError::TooManyServices { found })
+    );
 }

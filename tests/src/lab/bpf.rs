@@ -1,14 +1,17 @@
 //! The smallest XDP programs, written as instructions: the lab must not depend on the product's eBPF build.
 
 use std::{
+    ffi::CString,
     io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    path::Path,
 };
 
 use super::{Error, Netns, Result, ethtool};
 
 /// linux/bpf.h.
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_PROG_TYPE_XDP: u32 = 6;
@@ -100,6 +103,29 @@ impl Drop for XdpLink {
     }
 }
 
+impl XdpLink {
+    /// Pins the link on a BPF file system: the program stays attached until the file is removed.
+    pub fn pin(self, path: &Path) -> io::Result<()> {
+        /// The head of `union bpf_attr` for BPF_OBJ_PIN.
+        #[repr(C)]
+        struct Pin {
+            path: u64,
+            link: u32,
+            flags: u32,
+        }
+        let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+        let mut attributes =
+            Pin { path: path.as_ptr() as u64, link: self.0.as_raw_fd().cast_unsigned(), flags: 0 };
+        // SAFETY: the attributes are those of BPF_OBJ_PIN, and the path they point to lives until the call returns.
+        unsafe { bpf(BPF_OBJ_PIN, &mut attributes) }?;
+        // Only the descriptor is closed: dropping the whole would detach.
+        // SAFETY: `self` is forgotten, so that the descriptor has one owner again.
+        drop(unsafe { OwnedFd::from_raw_fd(self.0.as_raw_fd()) });
+        std::mem::forget(self);
+        Ok(())
+    }
+}
+
 impl XdpProgram {
     /// Passes every frame to the kernel.
     pub fn pass() -> Result<Self> {
@@ -142,6 +168,11 @@ impl XdpProgram {
             log_level: u32,
             log_size: u32,
             log: u64,
+            kernel_version: u32,
+            flags: u32,
+            name: [u8; 16],
+            ifindex: u32,
+            attach_type: u32,
         }
         let mut log = vec![0_u8; 64 * 1024];
         let mut attributes = Load {
@@ -152,6 +183,12 @@ impl XdpProgram {
             log_level: 1,
             log_size: u32::try_from(log.len()).unwrap_or_default(),
             log: log.as_mut_ptr() as u64,
+            kernel_version: 0,
+            flags: 0,
+            name: *b"lab\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            ifindex: 0,
+            // As the product's: a link takes only a program of the same attach type in the place of another.
+            attach_type: BPF_XDP,
         };
         // SAFETY: the attributes are those of BPF_PROG_LOAD, and the instructions, the licence and the log they point
         // to live until the call returns.

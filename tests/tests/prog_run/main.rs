@@ -2,6 +2,7 @@
 //! that moved and no other. Frames out are read by etherparse. Needs root.
 
 mod drops;
+mod flows;
 mod icmp;
 mod ip;
 mod link;
