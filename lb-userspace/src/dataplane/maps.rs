@@ -1,7 +1,7 @@
 //! The maps: reading them back, and the only place where they are written.
 
 use super::{DataplaneError, batch};
-use crate::plan::{Action, BackendRecord, Image, ServiceRecord};
+use crate::plan::{Action, BackendRecord, Flow, Image, ServiceRecord};
 use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
@@ -95,13 +95,6 @@ impl Drop for Mapped {
         // SAFETY: the mapping made in `new`, unmapped once.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
     }
-}
-
-/// Names one tracked flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Flow {
-    V4(FlowKey4),
-    V6(FlowKey6),
 }
 
 /// Handles of all maps.

@@ -20,8 +20,8 @@ use aya::{
 };
 use lb_common::abi::{Bucket, FlowStats, Stats};
 use lb_userspace::{
-    dataplane::{self, Flow, Maps},
-    plan::{self, Image},
+    dataplane::{self, Maps},
+    plan::{self, Flow, Image},
 };
 
 /// What a program answered.
