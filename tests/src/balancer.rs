@@ -214,7 +214,7 @@ impl<'t> Balancer<'t> {
     /// The decapsulation program on every backend's eth0, for the tunnel modes.
     pub fn decapsulate(&mut self) -> Result<()> {
         for backend in &self.topology.backends {
-            let pins = self.pin_dir.with_extension("").join(format!("decap-{}", backend.name));
+            let pins = self.pin_dir.join(format!("decap-{}", backend.name));
             let own = self.node.interfaces.iter().flat_map(|i| [i.v4.to_string(), i.v6.to_string()]);
             let mut command = backend.ns.command(program("lbctl"));
             command.args(["decap", "attach", "eth0", "--pin-dir"]).arg(&pins).arg("--from");

@@ -29,7 +29,7 @@ fn data(map: &Map) -> &MapData {
     }
 }
 
-/// As the kernel made them, without anybody's wish for another capacity.
+/// The daemon's maps as the kernel made them, without anybody's wish for another capacity.
 fn loaded(elf: &[u8], program: &'static str) -> BTreeMap<String, Shape> {
     let mut program = Program::load(elf, program, &[]);
     let shape = |map: &Map| {
@@ -37,12 +37,24 @@ fn loaded(elf: &[u8], program: &'static str) -> BTreeMap<String, Shape> {
         let kind = info.map_type().expect("a kind of map aya knows") as u32;
         (kind, info.key_size(), info.value_size(), info.max_entries(), info.map_flags())
     };
-    program.ebpf().maps().map(|(name, map)| (name.to_owned(), shape(map))).collect()
+    let maps = program.ebpf().maps().map(|(name, map)| (name.to_owned(), shape(map)));
+    maps.filter(|(name, shape)| !own(name, *shape)).collect()
 }
 
 fn inventory() -> BTreeMap<String, Shape> {
     let shape = |map: &abi::MapInfo| (map.kind as u32, map.key_size, map.value_size, map.capacity, map.flags);
     INVENTORY.iter().map(|map| (map.name.to_owned(), shape(map))).collect()
+}
+
+/// Maps that belong to one version of the program and are not the daemon's: the compiler's read-only data (flag
+/// BPF_F_RDONLY_PROG, one element) and the ring buffer of aya-log.
+fn own(name: &str, shape: Shape) -> bool {
+    const READ_ONLY: u32 = 1 << 7;
+    const RING_BUFFER: u32 = 27;
+    match name {
+        "AYA_LOGS" => shape.0 == RING_BUFFER,
+        name => name.starts_with(".rodata") && (shape.3, shape.4) == (1, READ_ONLY),
+    }
 }
 
 #[test]

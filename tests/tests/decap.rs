@@ -656,7 +656,7 @@ fn what_cannot_be_done_is_said() {
         let missing = attach("lbd-x", &bench.pins);
         assert!(missing.contains("no interface lbd-x") && missing.contains("lbd-a"), "{missing}");
         let elsewhere = attach("lbd-b", Path::new("/tmp/lbd-no-bpffs"));
-        assert!(elsewhere.contains("no BPF file system"), "{elsewhere}");
+        assert!(elsewhere.contains("not on a BPF file system"), "{elsewhere}");
         let many: Vec<String> = (0..=1024).map(|i| format!("10.{}.{}.0/24", i / 256, i % 256)).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         assert!(error(bench.attach(&many, 6080)).contains("at most 1024"));

@@ -85,6 +85,12 @@ fn missing_capabilities_are_named() -> Result<()> {
         }
         assert_eq!(balancer.xdp_program("eth0"), None);
     }
+    // The configuration comes first: one that cannot be read is told whoever runs the daemon.
+    fs::set_permissions(balancer.config_file(), fs::Permissions::from_mode(0o600)).expect("a mode");
+    let output = as_user(&balancer, &holder, &NEEDED).output().expect("started");
+    let err = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{err}");
+    assert!(err.contains("lbd.toml: cannot be read (Permission denied"), "{err}");
     Ok(())
 }
 

@@ -100,3 +100,41 @@ fn four_thousand_services_grow_the_maps_and_no_request_fails() -> Result<()> {
     assert_eq!(report.answers.len(), 5, "{report}");
     Ok(())
 }
+
+/// The ring that was chosen for a few backends is too small for a thousand more; most of them do not exist.
+#[test]
+fn a_service_that_outgrows_its_ring_gets_a_larger_one() -> Result<()> {
+    require!(Need::Root, Need::Tool("ip"));
+    let topology = Topology::new(&Shape::default())?;
+    let _servers = web_servers(&topology, 0)?;
+    let vips = [topology.vip4(), topology.vip6()];
+    let www = Service::www(vips).nodes(&topology.backends);
+    let mut balancer = Balancer::start(&topology, Settings::of([www]))?;
+    let total = balancer.service("www").slots.total;
+    // Without a route nobody asks for their MAC addresses: the kernel's neighbour table, one for all namespaces, has
+    // room for a thousand.
+    balancer.node.ns.ip("route add unreachable 10.66.0.0/16\n")?;
+    balancer.configure(|settings| {
+        for i in 0..1_200_u16 {
+            let [high, low] = i.to_be_bytes();
+            let service = settings.services[0].clone();
+            settings.services[0] = service.backend(&format!("none{i}"), [10, 66, high, low], 100);
+        }
+    })?;
+    balancer.reload();
+    let service = balancer.service("www");
+    assert!(service.slots.total > total && service.slots.total as usize >= service.backends.len());
+    let answered = Requests::to_all(vips.map(|vip| SocketAddr::new(vip, 80)))
+        .timeout(PATIENCE)
+        .run(&topology.client.ns, 200);
+    answered.assert_all_answered();
+    assert_eq!(answered.answers.len(), 3, "{answered}");
+    balancer.kill();
+    balancer.restart()?;
+    assert_eq!(balancer.service("www").slots.total, service.slots.total);
+    Requests::to(SocketAddr::new(vips[1], 80))
+        .timeout(PATIENCE)
+        .run(&topology.client.ns, 100)
+        .assert_all_answered();
+    Ok(())
+}

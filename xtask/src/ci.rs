@@ -12,11 +12,11 @@ use crate::{check, process, tasks};
 
 /// Tests of package `lb-tests` that must also pass on the oldest and the middle kernel we support: those that
 /// load the programs. The verifier is what differs.
-const ON_OTHER_KERNELS: [&str; 2] = ["prog_run", "abi_inventory"];
+const ON_OTHER_KERNELS: [&str; 3] = ["prog_run", "abi_inventory", "nexthop"];
+/// The one test of `nexthop` that needs VLAN devices.
+const VLAN_TEST: &str = "a_vlan_device_is_its_parent_and_a_tag";
 const OTHER_KERNELS: [&str; 2] = ["6.1", "6.12"];
 const VM_TIMEOUT: Duration = Duration::from_secs(600);
-/// Asks the benchmark for few iterations: here it only has to work.
-const BENCH_SMOKE_VAR: &str = "LBD_BENCH_SMOKE";
 
 pub fn run(workspace: &Workspace) -> Result<()> {
     let mut clock = Clock::default();
@@ -30,7 +30,8 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     clock.step("bench", || {
         let report = workspace.target.join("bench-smoke.json");
         let mut bench = process::as_root(workspace.target.join("release/bench"), process::NETWORK)?;
-        process::run(bench.arg("--json").arg(report).env(BENCH_SMOKE_VAR, "1"))
+        // Few rounds: here it has to work. Its bars are asserted by `cargo xtask bench --assert`.
+        process::run(bench.arg("--quick").arg("--json").arg(report))
     })?;
     clock.report();
     Ok(())
@@ -45,8 +46,12 @@ fn on_kernel(workspace: &Workspace, kernel: &str) -> Result<()> {
     let kernel: Kernel = kernel.parse()?;
     for (name, file) in programs {
         let file = file.to_str().context("the path of the workspace is not UTF-8")?.to_owned();
-        let command =
-            ["env".to_owned(), format!("{}=1", tasks::NO_SKIP_VAR), file, "--include-ignored".to_owned()];
+        // Debian's kernels have VLANs, as a module; the reference machine's has none, and its run of that one test
+        // is made up for here.
+        let tests = if name == "nexthop" { VLAN_TEST } else { "" };
+        let script =
+            format!("modprobe 8021q && {}=1 exec '{file}' --include-ignored {tests}", tasks::NO_SKIP_VAR);
+        let command = ["sh".to_owned(), "-c".to_owned(), script];
         let status =
             vm::boot(workspace, &kernel, &Guest { timeout: VM_TIMEOUT, ..Guest::default() }, &command)?;
         if status != 0 {

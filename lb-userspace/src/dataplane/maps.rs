@@ -315,7 +315,11 @@ impl Maps {
             self.service_names.set(id, identity, 0).map_err(DataplaneError::map("SERVICE_NAMES"))?;
         }
         // Base and size share the first word.
-        self.services.store(id, &new.map(|r| r.entry).unwrap_or_default(), 0, false);
+        // A packet that met the service a moment ago may have read its size and not yet its base: a service
+        // that goes keeps the base, and its size alone says that it is gone.
+        let gone =
+            ServiceEntry { ring_base: old.map_or(0, |r| r.entry.ring_base), ..ServiceEntry::default() };
+        self.services.store(id, &new.map_or(gone, |r| r.entry), 0, false);
         Ok(())
     }
 

@@ -156,7 +156,7 @@ fuzz_target!(|data: &[u8]| {
     assert!(len + overhead <= usize::from(to.backend.mtu));
     assert_eq!(buffer.len() - link, frame.len() - l3 + overhead);
     if overhead > 0 {
-        assert_eq!(decap::decapsulate(&mut buffer, &Balancers), Outcome::Decapsulated);
+        assert_eq!(decap::decapsulate(&mut buffer, &Balancers).outcome, Outcome::Decapsulated);
     }
     let (ttl, check) = if to.ip.v6 { (7, 8..8) } else { (8, 10..12) };
     let mut expected = frame[l3..].to_vec();

@@ -18,7 +18,7 @@ use aya::{
     maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues},
     programs::{TestRun, TestRunOptions, Xdp},
 };
-use lb_common::abi::{Bucket, FLOW_CAPACITY, FlowEntry, FlowKey4, FlowKey6, FlowStats, Stats};
+use lb_common::abi::{Bucket, FLOW_CAPACITY, FlowEntry, FlowKey4, FlowKey6, FlowStats, ICMP_BUCKET, Stats};
 use lb_userspace::{
     dataplane::{self, Maps},
     plan::{self, Action, Flow, Image},
@@ -135,7 +135,7 @@ pub struct Balancer {
     service_stats: PerCpuArray<MapData, Stats>,
     backend_stats: PerCpuArray<MapData, Stats>,
     drops: PerCpuArray<MapData, u64>,
-    bucket: PerCpuArray<MapData, Bucket>,
+    buckets: PerCpuArray<MapData, Bucket>,
     flows4: HashMap<MapData, FlowKey4, u64>,
     flows6: HashMap<MapData, FlowKey6, u64>,
 }
@@ -163,7 +163,7 @@ impl Balancer {
             service_stats: program.per_cpu("SERVICE_STATS"),
             backend_stats: program.per_cpu("BACKEND_STATS"),
             drops: program.per_cpu("DROPS"),
-            bucket: program.per_cpu("ICMP_BUCKET"),
+            buckets: program.per_cpu("BUCKETS"),
             flows4: program.hash("FLOWS4"),
             flows6: program.hash("FLOWS6"),
             maps: Maps::take(program.ebpf()).expect("all maps"),
@@ -228,11 +228,11 @@ impl Balancer {
         self.set_bucket(Bucket { refilled_ns: u64::MAX, tokens });
     }
 
-    /// Sets the bucket of every CPU; the default is that of a program just loaded.
+    /// Sets the bucket of ICMP answers of every CPU; the default is that of a program just loaded.
     pub fn set_bucket(&mut self, bucket: Bucket) {
         let cpus = aya::util::nr_cpus().expect("the number of CPUs");
         let values = PerCpuValues::try_from(vec![bucket; cpus]).expect("a value for each CPU");
-        self.bucket.set(0, values, 0).expect("ICMP_BUCKET");
+        self.buckets.set(ICMP_BUCKET, values, 0).expect("BUCKETS");
     }
 
     /// Runs the program on a frame of at least 14 bytes.
