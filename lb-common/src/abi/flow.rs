@@ -35,6 +35,9 @@ impl FlowEntry {
     /// Log2 of the unit of [`FlowEntry::seen`] in nanoseconds: about 2.1 s, so that 16 bits last 39 hours.
     pub const SEEN_SHIFT: u32 = 31;
 
+    /// Units that an entry may be ahead of the clock it is compared with: about two minutes.
+    const FUTURE: u16 = 64;
+
     /// An entry of a flow seen at `now_ns` of the monotonic clock.
     #[inline(always)]
     pub const fn new(backend: u32, incarnation: u16, hash: u64, now_ns: u64, half_open: bool) -> Self {
@@ -96,9 +99,13 @@ impl FlowEntry {
     }
 
     /// How long the flow has been silent at `now_ns`, in nanoseconds, rounded down to the clock's unit.
+    ///
+    /// A packet may come between the reading of the clock and that of the entry: an entry from the near future has
+    /// not been silent at all.
     #[inline(always)]
     pub const fn idle_ns(self, now_ns: u64) -> u64 {
-        ((Self::clock(now_ns) as u16).wrapping_sub(self.seen()) as u64) << Self::SEEN_SHIFT
+        let units = (Self::clock(now_ns) as u16).wrapping_sub(self.seen());
+        if units > u16::MAX - Self::FUTURE { 0 } else { (units as u64) << Self::SEEN_SHIFT }
     }
 
     /// The entry after a packet that is no SYN.
@@ -139,6 +146,12 @@ mod tests {
             prop_assert!(closed.is_closing() && !closed.is_half_open());
             prop_assert_eq!((closed.backend(), closed.tag(), closed.idle_ns(later)), (backend, entry.tag(), 0));
             prop_assert!(!closed.touched(later, false).is_closing());
+        }
+
+        /// The daemon reads the clock, then the table: what was touched in between is the liveliest of all.
+        #[test]
+        fn an_entry_touched_after_the_clock_was_read_is_not_idle(now in 0..u64::MAX / 2, ahead in 0..100_000_000_000u64) {
+            prop_assert_eq!(FlowEntry::new(1, 0, 0, now + ahead, false).idle_ns(now), 0);
         }
     }
 }

@@ -21,6 +21,9 @@ pub enum Step {
     Within = 1,
     /// FIN or RST: the flow may end.
     End = 2,
+    /// An acknowledgement without data: the flow goes on as it was. The last packet of most connections is one, after
+    /// their FIN, and does not bring them back to life.
+    Acknowledge = 3,
 }
 
 impl Step {
@@ -30,19 +33,22 @@ impl Step {
         match step {
             0 => Self::Begin,
             1 => Self::Within,
-            _ => Self::End,
+            2 => Self::End,
+            _ => Self::Acknowledge,
         }
     }
 
-    /// The step of a TCP segment with these flags.
+    /// The step of a TCP segment with these flags, with or without data.
     #[inline(always)]
-    pub(super) const fn of_tcp(flags: u8) -> Self {
+    pub(super) const fn of_tcp(flags: u8, data: bool) -> Self {
         if flags & (tcp::FIN | tcp::RST) != 0 {
             Self::End
         } else if flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
             Self::Begin
-        } else {
+        } else if data {
             Self::Within
+        } else {
+            Self::Acknowledge
         }
     }
 }
@@ -97,29 +103,33 @@ pub fn choose_flow<P: Packet, T: Tables>(
 /// The backend's id for a packet of a slot that is not plain; 0 = nobody.
 #[inline(always)]
 fn choose<T: Tables, K: FlowKey>(tables: &T, slot: Slot, hash: u64, step: Step, key: &K) -> u32 {
-    let now = tables.now_ns();
-    if let Some(cell) = key.find(tables) {
+    let (now, tag) = (tables.now_ns(), FlowEntry::tag_of(hash));
+    let mut found = key.find(tables);
+    // Another tag: the element was recycled for another flow while we looked. Found again, it is this flow's
+    // own, from before the service got another seed.
+    if found.as_ref().is_some_and(|cell| cell.load().tag() != tag) {
+        found = key.find(tables);
+    }
+    if let Some(cell) = found {
         let entry = cell.load();
-        // Another tag: the element was recycled for another flow while we looked.
-        if entry.tag() == FlowEntry::tag_of(hash) && is_alive(tables, entry) {
-            match step {
+        if entry.tag() == tag && is_alive(tables, entry) {
+            let closing = match step {
                 // A SYN on a flow that lives says nothing about it: a late duplicate, or somebody's guess.
                 Step::Begin if !entry.is_closing() => return entry.backend(),
-                Step::Begin => {
-                    let chosen = slot.owner();
-                    return override_entry(tables, &cell, chosen, hash, now);
-                }
-                Step::Within | Step::End => {
-                    let new = entry.touched(now, matches!(step, Step::End));
-                    if new.0 != entry.0 {
-                        cell.store(new);
-                    }
-                    return entry.backend();
-                }
+                Step::Begin => return override_entry(tables, &cell, slot.owner(), hash, now, true),
+                Step::Within => false,
+                Step::End => true,
+                Step::Acknowledge => entry.is_closing(),
+            };
+            let new = entry.touched(now, closing);
+            if new.0 != entry.0 {
+                cell.store(new);
             }
+            return entry.backend();
         }
-        let chosen = if matches!(step, Step::Begin) { slot.owner() } else { slot.home() };
-        return override_entry(tables, &cell, chosen, hash, now);
+        let begins = matches!(step, Step::Begin);
+        let chosen = if begins { slot.owner() } else { slot.home() };
+        return override_entry(tables, &cell, chosen, hash, now, begins);
     }
     let (owner, home) = (slot.owner(), slot.home());
     match step {
@@ -132,7 +142,7 @@ fn choose<T: Tables, K: FlowKey>(tables: &T, slot: Slot, hash: u64, step: Step, 
             let entry = FlowEntry::new(owner, backend.incarnation, hash, now, true);
             if key.add(tables, entry) { owner } else { home }
         }
-        Step::Within => {
+        Step::Within | Step::Acknowledge => {
             if let (SlotState::Moving, Some(backend)) = (slot.state(), tables.backend(home)) {
                 // Whether or not there is room: the flow is at home.
                 key.add(tables, FlowEntry::new(home, backend.incarnation, hash, now, false));
@@ -145,9 +155,17 @@ fn choose<T: Tables, K: FlowKey>(tables: &T, slot: Slot, hash: u64, step: Step, 
 
 /// Gives the place of a dead or closed flow to its successor.
 #[inline(always)]
-fn override_entry<T: Tables>(tables: &T, cell: &impl FlowCell, chosen: u32, hash: u64, now: u64) -> u32 {
-    if let Some(backend) = tables.backend(chosen) {
-        cell.store(FlowEntry::new(chosen, backend.incarnation, hash, now, true));
+fn override_entry<T: Tables>(
+    tables: &T,
+    cell: &impl FlowCell,
+    chosen: u32,
+    hash: u64,
+    now: u64,
+    half_open: bool,
+) -> u32 {
+    // Nobody (every backend is draining) is no successor.
+    if let (1.., Some(backend)) = (chosen, tables.backend(chosen)) {
+        cell.store(FlowEntry::new(chosen, backend.incarnation, hash, now, half_open));
     }
     chosen
 }

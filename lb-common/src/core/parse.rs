@@ -252,7 +252,7 @@ fn transport<'t, P: Packet, T: Tables>(
         if VALID_FLAGS >> (flags & 7 | flags >> 1 & 8) & 1 == 0 {
             return refuse(DropReason::TcpFlags);
         }
-        Step::of_tcp(flags as u8)
+        Step::of_tcp(flags as u8, data_offset < payload)
     } else {
         let length = usize::from(ports.u16::<{ udp::LENGTH }>());
         if length < udp::LEN || length > payload {

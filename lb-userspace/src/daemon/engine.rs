@@ -1,6 +1,6 @@
 //! The state of the daemon and what changes it.
 
-use super::{error::EngineError, flows::Tracking};
+use super::{error::EngineError, flows::Rounds};
 use crate::{
     config::{self, Config},
     control::api::ChangeView,
@@ -13,7 +13,9 @@ use crate::{
         nexthop::{NextHop, Unresolved},
         watch::NextHopHandle,
     },
-    plan::{self, Action, BuildError, Image, NextHopEntry, TunnelSettings, WantedBackend, WantedService},
+    plan::{
+        self, Action, BuildError, Image, NextHopEntry, Tracking, TunnelSettings, WantedBackend, WantedService,
+    },
     state::{self, Effective, NewBackend, RuntimeChanges, Stamp, StateDir},
 };
 use lb_common::abi::BackendEntry;
@@ -44,9 +46,8 @@ pub struct Engine {
     pub(super) attached: Vec<Attached>,
     pub(super) health: BTreeMap<TargetKey, Known>,
     pub(super) hops: BTreeMap<IpAddr, Result<NextHopEntry, Unresolved>>,
-    /// Backend ids that are not given out again until no packet in flight and no tracked flow names them.
-    pub(super) freed: Vec<(Instant, u32)>,
     pub(super) tracking: Tracking,
+    pub(super) rounds: Rounds,
     rings: maglev::Cache,
     /// Health as an earlier daemon left it in the maps, until the checks of this one have spoken.
     remembered: BTreeMap<TargetKey, (IpAddr, Health)>,
@@ -69,7 +70,7 @@ pub struct Parts {
 }
 
 impl Engine {
-    /// Takes over what the kernel holds. Nothing is changed yet.
+    /// Takes over what the kernel holds. Nothing is changed yet but that flows of backends that are gone are forgotten.
     pub fn adopt(parts: Parts) -> Result<Self, EngineError> {
         let image = parts.kernel.observe()?;
         let mut engine = Self {
@@ -82,8 +83,8 @@ impl Engine {
             attached: Vec::new(),
             health: BTreeMap::new(),
             hops: BTreeMap::new(),
-            freed: Vec::new(),
-            tracking: Tracking::default(),
+            tracking: Tracking::new(Instant::now()),
+            rounds: Rounds::default(),
             rings: maglev::Cache::default(),
             remembered: remembered(&image),
             started: Instant::now(),
@@ -96,6 +97,7 @@ impl Engine {
         for record in engine.image.backends.values().filter(|r| r.entry.ifindex != 0) {
             engine.hops.insert(address_of(&record.entry), Ok(hop_of(&record.entry)));
         }
+        engine.forget_strangers()?;
         engine.effective = state::apply(&engine.config.services, &engine.changes);
         engine.hop_task.set_destinations(destinations(&engine.effective));
         Ok(engine)
@@ -111,7 +113,7 @@ impl Engine {
         self.choose_ring_sizes()?;
         self.effective = state::apply(&self.config.services, &self.changes);
         let wanted = self.wanted();
-        let avoid: BTreeSet<u32> = self.freed.iter().map(|(_, id)| *id).collect();
+        let avoid = self.tracking.reserved();
         let tunnel = self.tunnel();
         let goal = loop {
             match plan::build(&wanted, &self.image, &tunnel, &avoid, &mut self.rings) {
@@ -134,14 +136,12 @@ impl Engine {
             tracing::debug!(%action, "changing the maps");
         }
         self.kernel.execute(&actions)?;
-        let now = Instant::now();
-        for id in self.image.backends.keys().filter(|id| !goal.backends.contains_key(id)) {
-            self.freed.push((now, *id));
-        }
-        self.tracking.note_changes(&self.image, &goal, now);
+        self.tracking.note_changes(&self.image, &goal, Instant::now());
         self.image = goal;
         self.hop_task.set_destinations(destinations(&self.effective));
         self.set_targets();
+        // Every backend has a word of this daemon's own now.
+        self.remembered.clear();
         Ok(actions)
     }
 
@@ -243,12 +243,17 @@ impl Engine {
 
     /// Attaches to the configured interfaces.
     pub fn attach(&mut self) -> Result<(), EngineError> {
+        let interfaces = self.config.node.interfaces.clone();
+        self.attach_to(&interfaces)
+    }
+
+    fn attach_to(&mut self, interfaces: &[String]) -> Result<(), EngineError> {
         let mode = match self.config.node.xdp_mode {
             config::XdpMode::Auto => XdpMode::Auto,
             config::XdpMode::Native => XdpMode::Native,
             config::XdpMode::Generic => XdpMode::Generic,
         };
-        self.attached = self.kernel.attach(&self.config.node.interfaces, mode)?;
+        self.attached = self.kernel.attach(interfaces, mode)?;
         Ok(())
     }
 
@@ -317,13 +322,16 @@ impl Engine {
 
     /// Links came or went.
     pub fn links_changed(&mut self) {
-        if let Err(error) = self.attach() {
+        let index = |name: &str| nix::net::if_::if_nametoindex(name).ok();
+        // One that is gone must not keep the program from another that has come back.
+        let (there, gone): (Vec<_>, Vec<_>) =
+            self.config.node.interfaces.iter().cloned().partition(|name| index(name).is_some());
+        if !gone.is_empty() {
+            tracing::error!(interfaces = ?gone, "these interfaces are gone; attaching when they come back");
+        }
+        if let Err(error) = self.attach_to(&there) {
             tracing::error!(%error, "not attached to every interface");
-            let names = &self.config.node.interfaces;
-            self.attached.retain(|a| {
-                names.contains(&a.interface)
-                    && nix::net::if_::if_nametoindex(a.interface.as_str()).ok() == Some(a.ifindex)
-            });
+            self.attached.retain(|a| there.contains(&a.interface) && index(&a.interface) == Some(a.ifindex));
         }
     }
 
@@ -458,13 +466,22 @@ impl Engine {
         let interfaces = (&new.node.interfaces, new.node.xdp_mode)
             != (&self.config.node.interfaces, self.config.node.xdp_mode);
         let old = std::mem::replace(&mut self.config, new);
-        let mut result = self.converge().map(|_| ());
-        if result.is_ok() && interfaces {
-            result = self.attach();
-        }
-        if let Err(error) = result {
+        let before = self.changes.clone();
+        // What fails most is done before anything of the services is touched.
+        let attached = if interfaces { self.attach() } else { Ok(()) };
+        if let Err(error) = attached.and_then(|()| self.converge().map(|_| ())) {
             self.config = old;
+            if self.changes != before {
+                // Sizes chosen for the new configuration's rings: the old one keeps its own.
+                self.changes = before;
+                if let Err(second) = self.state_dir.store(&self.changes) {
+                    tracing::error!(error = %second, "could not take a refused change out of the state file again");
+                }
+            }
             self.converge_or_log("the way back to the old configuration");
+            if interfaces && let Err(second) = self.attach() {
+                tracing::error!(error = %second, "could not attach as before");
+            }
             return Err(error);
         }
         for stale in &self.effective.stale {

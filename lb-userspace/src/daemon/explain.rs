@@ -4,9 +4,8 @@
 use super::engine::Engine;
 use crate::{
     control::api::ExplainView,
-    dataplane::Flow,
     model::Protocol,
-    plan::{self, Memory, MemoryOfFlow},
+    plan::{self, Flow, Memory, MemoryOfFlow},
 };
 use lb_common::{
     abi::{BackendEntry, FlowKey4, FlowKey6, ForwardKind, SlotState},

@@ -85,22 +85,6 @@ impl Links {
         Ok(links)
     }
 
-    /// Ids of the maps that the attached programs read.
-    pub(super) fn maps_in_use(&self) -> Result<Vec<u32>, DataplaneError> {
-        let attached: Vec<u32> = self
-            .pins()
-            .filter_map(|(_, _, path)| PinnedLink::from_pin(path).ok())
-            .filter_map(|link| FdLink::from(link).info().ok())
-            .map(|info| info.program_id())
-            .collect();
-        Ok(loaded_programs()
-            .flatten()
-            .filter(|program| attached.contains(&program.id()))
-            .filter_map(|program| program.map_ids().ok().flatten())
-            .flatten()
-            .collect())
-    }
-
     /// Interface, mode and program id of every link.
     pub(super) fn attached(&self) -> Vec<(u32, Mode, u32)> {
         self.pins()
@@ -142,7 +126,7 @@ impl Links {
                 XdpMode::Native => mode == Mode::Native,
                 XdpMode::Generic => mode == Mode::Generic,
             };
-            let (mode, warning) = match self.pinned.remove(&ifindex) {
+            let (mode, warning) = match self.take(ifindex)? {
                 Some((mode, link)) if fits(mode) => {
                     self.replace(program, ifindex, mode, link)?;
                     let warning =
@@ -168,6 +152,17 @@ impl Links {
             self.detach(ifindex)?;
         }
         Ok(attached)
+    }
+
+    /// The link that is on this interface. One that was on another, whose index this interface has now, is removed.
+    fn take(&mut self, ifindex: u32) -> Result<Option<(Mode, PinnedLink)>, DataplaneError> {
+        let Some((mode, link)) = self.pinned.remove(&ifindex) else { return Ok(None) };
+        let path = self.path(ifindex, mode);
+        if attached_to(&path) == Some(ifindex) {
+            return Ok(Some((mode, link)));
+        }
+        drop(link.unpin().map_err(DataplaneError::pin(path))?);
+        Ok(None)
     }
 
     /// Link update: the kernel swaps the programs between two packets. Nothing is done where this

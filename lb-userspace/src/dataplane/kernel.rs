@@ -1,7 +1,7 @@
 //! The loaded program with its maps: adopted from an earlier daemon where there are pins, made where not.
 
-use super::{Attached, DataplaneError, Flow, Maps, XdpMode, attach, elf};
-use crate::plan::{Action, Image};
+use super::{Attached, DataplaneError, Maps, XdpMode, attach, elf};
+use crate::plan::{Action, Flow, Image};
 use aya::{
     Ebpf, EbpfLoader,
     maps::MapData,
@@ -19,6 +19,9 @@ const PROGRAM: &str = "lb";
 const LOGS: &str = "AYA_LOGS";
 /// Suffix of a map that is about to take another's place.
 const NEXT: &str = "_next";
+/// A directory beside the maps that says: the maps of this suffix are complete and every program reads them, they only
+/// have to take the others' places.
+const GROWN: &str = "grown";
 
 /// Least capacities of the maps that grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +69,7 @@ impl Kernel {
         let maps_dir = pin_dir.join(abi_name());
         fs::create_dir_all(&maps_dir).map_err(DataplaneError::pin(&maps_dir))?;
         let links = attach::Links::open(pin_dir)?;
-        finish_growth(&maps_dir, &links)?;
+        finish_growth(&maps_dir)?;
         for map in abi::INVENTORY {
             check_pin(&maps_dir.join(map.name), map)?;
         }
@@ -84,7 +87,8 @@ impl Kernel {
     pub fn execute(&mut self, actions: &[Action]) -> Result<(), DataplaneError> {
         for (done, action) in actions.iter().enumerate() {
             if let Err(error) = self.maps.apply(action) {
-                for action in actions[..done].iter().rev() {
+                // With the one that failed: it may have been done in part.
+                for action in actions[..=done].iter().rev() {
                     if let Err(second) = self.maps.apply(&action.inverse()) {
                         tracing::error!(%second, %action, "could not take back a change of the maps");
                     }
@@ -116,20 +120,43 @@ impl Kernel {
             map.grows && capacities.of(map) > if map.name == "RING" { ring } else { backends }
         };
         let names: Vec<_> = abi::INVENTORY.iter().filter(|map| grown(map)).map(|map| map.name).collect();
-        for name in &names {
-            remove_if_there(&maps_dir.join(format!("{name}{NEXT}")))?;
+        let next: Vec<_> = names.iter().map(|name| maps_dir.join(format!("{name}{NEXT}"))).collect();
+        next.iter().try_for_each(|path| remove_if_there(path))?;
+        match self.switch_to(&maps_dir, capacities, grown) {
+            Ok(new) => *self = new,
+            Err(error) => {
+                for path in next {
+                    if let Err(second) = remove_if_there(&path) {
+                        tracing::error!(%second, "could not remove a larger map that is not needed");
+                    }
+                }
+                return Err(error);
+            }
         }
-        let (ebpf, mut maps) = load(&maps_dir, capacities, grown)?;
+        let marker = maps_dir.join(GROWN);
+        fs::create_dir(&marker).map_err(DataplaneError::pin(&marker))?;
+        finish_growth(&maps_dir)
+    }
+
+    /// A program over larger maps with the same contents, on every interface in the place of this one. Should that
+    /// fail half way, this one is put back: nobody would write the maps of the other any more.
+    fn switch_to(
+        &mut self,
+        maps_dir: &Path,
+        capacities: Capacities,
+        grown: impl Fn(&MapInfo) -> bool,
+    ) -> Result<Self, DataplaneError> {
+        let (ebpf, mut maps) = load(maps_dir, capacities, grown)?;
         maps.copy_from(&self.maps)?;
-        let mut new =
-            Self { ebpf, maps, pin_dir: self.pin_dir.clone(), links: attach::Links::open(&self.pin_dir)? };
-        new.replace_attached()?;
-        for name in names {
-            let (from, to) = (maps_dir.join(format!("{name}{NEXT}")), maps_dir.join(name));
-            fs::rename(&from, &to).map_err(DataplaneError::pin(&to))?;
+        let links = attach::Links::open(&self.pin_dir)?;
+        let mut new = Self { ebpf, maps, pin_dir: self.pin_dir.clone(), links };
+        if let Err(error) = new.replace_attached() {
+            if let Err(second) = self.replace_attached() {
+                tracing::error!(%second, "could not put the program back; restart lbd");
+            }
+            return Err(error);
         }
-        *self = new;
-        Ok(())
+        Ok(new)
     }
 
     fn program(&mut self) -> Result<&mut Xdp, DataplaneError> {
@@ -265,23 +292,22 @@ pub(super) fn check_pin(path: &Path, wanted: &MapInfo) -> Result<(), DataplaneEr
     Err(DataplaneError::ForeignMap { path: path.to_owned(), found: show(found), expected: show(expected) })
 }
 
-/// A daemon that died while it replaced a map left two of them: the one that the attached program
-/// reads stays.
-fn finish_growth(maps_dir: &Path, links: &attach::Links) -> Result<(), DataplaneError> {
+/// A daemon that died while it replaced maps by larger ones left both. Until all programs read the larger ones, they are
+/// copies that nobody has written since: those that are there stay, and whatever program is attached is replaced
+/// by one that reads them.
+fn finish_growth(maps_dir: &Path) -> Result<(), DataplaneError> {
+    let marker = maps_dir.join(GROWN);
+    let complete = marker.exists();
     for map in abi::INVENTORY.iter().filter(|map| map.grows) {
         let (old, next) = (maps_dir.join(map.name), maps_dir.join(format!("{}{NEXT}", map.name)));
-        if !next.exists() {
-            continue;
-        }
-        let id = MapData::from_pin(&next)
-            .and_then(|data| data.info())
-            .map_err(DataplaneError::map(map.name))?
-            .id();
-        if links.maps_in_use()?.contains(&id) {
-            fs::rename(&next, &old).map_err(DataplaneError::pin(&old))?;
-        } else {
+        if !complete {
             remove_if_there(&next)?;
+        } else if next.exists() {
+            fs::rename(&next, &old).map_err(DataplaneError::pin(&old))?;
         }
+    }
+    if complete {
+        fs::remove_dir(&marker).map_err(DataplaneError::pin(&marker))?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The maps: reading them back, and the only place where they are written.
 
 use super::{DataplaneError, batch};
-use crate::plan::{Action, BackendRecord, Image, ServiceRecord};
+use crate::plan::{Action, BackendRecord, Flow, Image, ServiceRecord};
 use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
@@ -95,13 +95,6 @@ impl Drop for Mapped {
         // SAFETY: the mapping made in `new`, unmapped once.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
     }
-}
-
-/// Names one tracked flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Flow {
-    V4(FlowKey4),
-    V6(FlowKey6),
 }
 
 /// Handles of all maps.
@@ -324,7 +317,8 @@ impl Maps {
         // Base and size share the first word.
         // A packet that met the service a moment ago may have read its size and not yet its base: a service
         // that goes keeps the base, and its size alone says that it is gone.
-        let gone = ServiceEntry { ring_base: old.map_or(0, |r| r.entry.ring_base), ..ServiceEntry::default() };
+        let gone =
+            ServiceEntry { ring_base: old.map_or(0, |r| r.entry.ring_base), ..ServiceEntry::default() };
         self.services.store(id, &new.map_or(gone, |r| r.entry), 0, false);
         Ok(())
     }

@@ -20,4 +20,4 @@ pub use attach::{Attached, Mode, XdpMode};
 pub use elf::{BENCH, DECAP, LB};
 pub use error::DataplaneError;
 pub use kernel::{Capacities, Kernel, abi_name};
-pub use maps::{Flow, Maps};
+pub use maps::Maps;

@@ -15,13 +15,13 @@ pub use world::{
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Map, MapData, PerCpuArray, PerCpuValues},
+    maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues},
     programs::{TestRun, TestRunOptions, Xdp},
 };
-use lb_common::abi::{Bucket, FlowStats, ICMP_BUCKET, Stats};
+use lb_common::abi::{Bucket, FLOW_CAPACITY, FlowEntry, FlowKey4, FlowKey6, FlowStats, ICMP_BUCKET, Stats};
 use lb_userspace::{
-    dataplane::{self, Flow, Maps},
-    plan::{self, Image},
+    dataplane::{self, Maps},
+    plan::{self, Action, Flow, Image},
 };
 
 /// What a program answered.
@@ -87,6 +87,15 @@ impl Program {
         PerCpuArray::try_from(Map::PerCpuArray(again)).expect("a per-CPU array of these values")
     }
 
+    /// Another handle of a hash map.
+    pub fn hash<K: Pod, V: Pod>(&self, name: &str) -> HashMap<MapData, K, V> {
+        let map = self.ebpf.map(name).unwrap_or_else(|| panic!("a map {name}"));
+        let Map::HashMap(data) = map else { panic!("{name} is no hash map") };
+        let id = data.info().expect("map info").id();
+        let again = MapData::from_id(id).expect("a map of this id");
+        HashMap::try_from(Map::HashMap(again)).expect("a hash map of these keys and values")
+    }
+
     /// Runs the program on a frame of at least 14 bytes.
     pub fn run(&mut self, frame: &[u8]) -> Outcome {
         self.run_again(frame, 1)
@@ -127,13 +136,23 @@ pub struct Balancer {
     backend_stats: PerCpuArray<MapData, Stats>,
     drops: PerCpuArray<MapData, u64>,
     buckets: PerCpuArray<MapData, Bucket>,
+    flows4: HashMap<MapData, FlowKey4, u64>,
+    flows6: HashMap<MapData, FlowKey6, u64>,
 }
 
 impl Balancer {
     /// Loads the balancer and fills its maps. ICMP answers are not limited: see [`Balancer::set_tokens`].
     #[must_use]
     pub fn new(image: &Image) -> Self {
+        Self::with_room(image, FLOW_CAPACITY)
+    }
+
+    /// The same with room for so many tracked flows of either family.
+    #[must_use]
+    pub fn with_room(image: &Image, flows: u32) -> Self {
         let capacities = [
+            ("FLOWS4", flows),
+            ("FLOWS6", flows),
             ("RING", image.ring_capacity),
             ("BACKENDS", image.backend_capacity),
             ("BACKEND_STATS", image.backend_capacity),
@@ -145,6 +164,8 @@ impl Balancer {
             backend_stats: program.per_cpu("BACKEND_STATS"),
             drops: program.per_cpu("DROPS"),
             buckets: program.per_cpu("BUCKETS"),
+            flows4: program.hash("FLOWS4"),
+            flows6: program.hash("FLOWS6"),
             maps: Maps::take(program.ebpf()).expect("all maps"),
             image: Image::empty(image.ring_capacity, image.backend_capacity),
             program,
@@ -160,6 +181,40 @@ impl Balancer {
             self.maps.apply(&action).expect("a change of the maps");
         }
         self.image = image.clone();
+    }
+
+    /// Carries out single actions. The image that [`Balancer::set_image`] starts from follows.
+    pub fn execute(&mut self, actions: &[Action]) {
+        for action in actions {
+            self.maps.apply(action).expect("a change of the maps");
+            self.image.apply(action);
+        }
+    }
+
+    /// Every tracked flow with its whole entry.
+    #[must_use]
+    pub fn entries(&self) -> Vec<(Flow, FlowEntry)> {
+        self.maps.flows().expect("the flow tables")
+    }
+
+    /// Forgets flows as the daemon does.
+    pub fn forget(&mut self, flows: &[(Flow, FlowEntry)]) {
+        for (flow, entry) in flows {
+            self.maps.forget(flow, *entry).expect("a change of the flow tables");
+        }
+    }
+
+    /// Makes every entry older by so many units of its clock: tests need not wait.
+    pub fn age(&mut self, units: u16) {
+        for (flow, entry) in self.entries() {
+            let old =
+                FlowEntry(entry.0 & !(0xffff << 32) | u64::from(entry.seen().wrapping_sub(units)) << 32);
+            let result = match flow {
+                Flow::V4(key) => self.flows4.insert(key, old.0, 0),
+                Flow::V6(key) => self.flows6.insert(key, old.0, 0),
+            };
+            result.expect("an entry that is there is replaced");
+        }
     }
 
     /// What the maps hold, read back.

@@ -1,0 +1,223 @@
+//! Looking after the slots that changed hands and the flows recorded for them: when moving slots settle, tracked
+//! slots become plain, silent flows are forgotten, and ids of removed backends are free again. Pure.
+//!
+//! The rules are those of ARCHITECTURE.md, "Connection affinity". [`Tracking`] knows since when what is under way;
+//! the daemon tells it every change of the maps and carries out what it asks for.
+
+use super::{Action, Image, Memory};
+use crate::affinity;
+use lb_common::{
+    abi::{BackendEntry, FlowEntry, FlowKey4, FlowKey6, Slot, SlotState},
+    core::{Tables, find_service},
+    hash,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+/// A flow that has not answered its SYN is kept so long.
+pub const HALF_OPEN_LIFE: Duration = Duration::from_secs(30);
+/// A flow whose last word of its own was FIN or RST is kept so long after its last packet. Most have ended; one that is
+/// half closed and silent for longer is outside the promise.
+pub const CLOSING_LIFE: Duration = Duration::from_secs(60);
+/// Beyond the idle timeout: the clock of entries counts units of two seconds.
+pub const MARGIN: Duration = Duration::from_secs(10);
+/// After a word of the maps changed, every packet that met the old word is through by then.
+pub const GRACE: Duration = Duration::from_secs(1);
+
+/// Names one tracked flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    V4(FlowKey4),
+    V6(FlowKey6),
+}
+
+/// Since when what is under way.
+#[derive(Debug)]
+pub struct Tracking {
+    /// What began before this daemon counts from its start.
+    started: Instant,
+    /// By service id: when one of its slots last began to move.
+    moving: BTreeMap<u32, Instant>,
+    /// By service id: when its slots last became tracked.
+    tracked: BTreeMap<u32, Instant>,
+    /// When a flow last found no room.
+    refused: Option<Instant>,
+    /// Backend ids that are not given out again until no packet in flight and no tracked flow names them.
+    freed: Vec<(Instant, u32)>,
+    /// Living flows at the last walk.
+    flows: usize,
+}
+
+/// What a walk through the flow table found.
+#[derive(Debug, Default)]
+pub struct Walk {
+    /// Flows to forget, with the entries they had.
+    pub over: Vec<(Flow, FlowEntry)>,
+    /// Flows that go on.
+    pub living: usize,
+    /// Service and slot of those that live elsewhere than at home.
+    foreign: BTreeSet<(u32, u32)>,
+}
+
+impl Tracking {
+    /// Nothing is known of what began before now.
+    #[must_use]
+    pub fn new(started: Instant) -> Self {
+        Self {
+            started,
+            moving: BTreeMap::new(),
+            tracked: BTreeMap::new(),
+            refused: None,
+            freed: Vec::new(),
+            flows: 0,
+        }
+    }
+
+    /// Takes note of a change that was carried out before `now`.
+    pub fn note_changes(&mut self, before: &Image, after: &Image, now: Instant) {
+        for (id, ring) in &after.rings {
+            let old = before.rings.get(id);
+            for (i, slot) in ring.iter().enumerate() {
+                if old.and_then(|old| old.get(i)) == Some(slot) {
+                    continue;
+                }
+                match slot.state() {
+                    SlotState::Moving => _ = self.moving.insert(*id, now),
+                    SlotState::Tracked => _ = self.tracked.insert(*id, now),
+                    SlotState::Plain => {}
+                }
+            }
+        }
+        self.moving.retain(|id, _| after.rings.contains_key(id));
+        self.tracked.retain(|id, _| after.rings.contains_key(id));
+        let gone = before.backends.keys().filter(|id| !after.backends.contains_key(id));
+        self.freed.extend(gone.map(|id| (now, *id)));
+    }
+
+    /// Takes note of flows that found no room: what cannot be recorded stays at home, so homes stay too.
+    pub fn note_refused(&mut self, now: Instant) {
+        self.refused = Some(now);
+    }
+
+    /// Backend ids that must not be given out.
+    #[must_use]
+    pub fn reserved(&self) -> BTreeSet<u32> {
+        self.freed.iter().map(|(_, id)| *id).collect()
+    }
+
+    /// True if a walk through the flow table may find something to do.
+    #[must_use]
+    pub fn is_busy(&self, image: &Image) -> bool {
+        self.flows > 0
+            || !self.freed.is_empty()
+            || image.rings.values().flatten().any(|slot| !slot.is_plain())
+    }
+
+    /// Moving slots whose home nobody without an entry can live at any more get their owner for a home.
+    #[must_use]
+    pub fn settle(&self, image: &Image, now: Instant) -> Vec<Action> {
+        slot_actions(image, |id, _, slot| {
+            let idle = Duration::from_nanos(image.services[&id].entry.idle_ns);
+            let began = self.moving.get(&id).copied().unwrap_or(self.started);
+            let began = self.refused.map_or(began, |refused| began.max(refused));
+            if now.saturating_duration_since(began) > idle { affinity::settle(slot) } else { slot }
+        })
+    }
+
+    /// Judges every flow of the table, read before `clock_ns` of the monotonic clock.
+    #[must_use]
+    pub fn walk(&self, image: &Image, flows: Vec<(Flow, FlowEntry)>, clock_ns: u64) -> Walk {
+        let mut walk = Walk::default();
+        for (flow, entry) in flows {
+            let place = locate(image, &flow).filter(|place| FlowEntry::tag_of(place.hash) == entry.tag());
+            let Some(place) = place else {
+                walk.over.push((flow, entry));
+                continue;
+            };
+            let slot = image.rings[&place.service][place.slot as usize];
+            let longest = Duration::from_nanos(image.services[&place.service].entry.idle_ns) + MARGIN;
+            let limit = match (entry.is_half_open(), entry.is_closing()) {
+                (true, _) => longest.min(HALF_OPEN_LIFE),
+                (false, true) => longest.min(CLOSING_LIFE),
+                (false, false) => longest,
+            };
+            let idle = Duration::from_nanos(entry.idle_ns(clock_ns));
+            if idle > limit || !is_alive(image, entry) || slot.is_plain() {
+                walk.over.push((flow, entry));
+                continue;
+            }
+            walk.living += 1;
+            if entry.backend() != slot.home() {
+                walk.foreign.insert((place.service, place.slot));
+            }
+        }
+        walk
+    }
+
+    /// Tracked slots of which nobody lives elsewhere become plain. `now` is a time before the table was walked through.
+    #[must_use]
+    pub fn clear(&self, image: &Image, walk: &Walk, now: Instant) -> Vec<Action> {
+        slot_actions(image, |id, index, slot| {
+            let since = self.tracked.get(&id).copied().unwrap_or(self.started);
+            let quiet = now.saturating_duration_since(since) > GRACE;
+            if quiet && !walk.foreign.contains(&(id, index)) { affinity::clear(slot) } else { slot }
+        })
+    }
+
+    /// A walk that began at `now` is over and its flows are forgotten: what was freed before is free.
+    pub fn walked(&mut self, walk: &Walk, now: Instant) {
+        self.flows = walk.living;
+        self.freed.retain(|(at, _)| now.saturating_duration_since(*at) <= GRACE);
+    }
+}
+
+/// The changes of slots: service, index, word now -> word then.
+fn slot_actions(image: &Image, change: impl Fn(u32, u32, Slot) -> Slot) -> Vec<Action> {
+    let mut actions = Vec::new();
+    for (id, ring) in &image.rings {
+        let base = image.services[id].entry.ring_base;
+        let words: Vec<_> = ring
+            .iter()
+            .enumerate()
+            .map(|(i, slot)| (base + i as u32, *slot, change(*id, i as u32, *slot)))
+            .filter(|(_, old, new)| old != new)
+            .collect();
+        if !words.is_empty() {
+            actions.push(Action::Slots { service: *id, words });
+        }
+    }
+    actions
+}
+
+struct Place {
+    service: u32,
+    slot: u32,
+    hash: u64,
+}
+
+/// Where a tracked flow belongs; `None` if no service has its destination any more.
+fn locate(image: &Image, flow: &Flow) -> Option<Place> {
+    let tables = Memory(image);
+    let (vip, ports, proto) = match flow {
+        Flow::V4(key) => (tables.vip4(key.dst)?, u32::from_be_bytes(key.ports), key.proto),
+        Flow::V6(key) => (tables.vip6(&key.dst)?, u32::from_be_bytes(key.ports), key.proto),
+    };
+    let service = find_service(&tables, vip, proto as u8, ports as u16)?;
+    let entry = &image.services.get(&service)?.entry;
+    let hash = match flow {
+        Flow::V4(key) => hash::flow4(entry.seed, u32::from_be_bytes(key.src), ports),
+        Flow::V6(key) => {
+            let src = u128::from_be_bytes(key.src);
+            hash::flow6(entry.seed, (src >> 64) as u64, src as u64, ports)
+        }
+    };
+    Some(Place { service, slot: hash::slot(hash, entry.ring_size), hash })
+}
+
+fn is_alive(image: &Image, entry: FlowEntry) -> bool {
+    image.backends.get(&entry.backend()).is_some_and(|record| {
+        record.entry.flags & BackendEntry::DEAD == 0 && record.entry.incarnation as u8 == entry.incarnation()
+    })
+}
