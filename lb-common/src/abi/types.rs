@@ -87,7 +87,7 @@ pub struct ServiceEntry {
     pub seed: u64,
     /// Idle time after which a flow may be forgotten, in nanoseconds.
     pub idle_ns: u64,
-    /// [`ServiceEntry::TRACKED`] and friends; none yet.
+    /// None yet; zero.
     pub flags: u32,
     pub pad: u32,
 }

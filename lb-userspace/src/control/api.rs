@@ -27,6 +27,9 @@ pub struct StatusView {
     pub backends: usize,
     /// Map memory in bytes, as the kernel accounts it.
     pub map_bytes: u64,
+    /// Flows in the flow table, as of at most some seconds ago: only those of slots that changed hands.
+    #[serde(default)]
+    pub tracked_flows: usize,
 }
 
 /// One interface with the program attached.

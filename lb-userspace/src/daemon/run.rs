@@ -9,7 +9,7 @@ use crate::{
         server,
         socket::ControlSocket,
     },
-    dataplane::{Capacities, Kernel},
+    dataplane::{Capacities, Kernel, abi_name},
     health::{HealthTask, ProbeObserver, TargetKey},
     metrics::{self, Instruments},
     net::{bpffs, caps, watch::NextHopTask},
@@ -87,7 +87,14 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (hop_task, mut hop_rx) = NextHopTask::spawn()?;
     let mut link_rx = hop_task.link_events();
     let pin_dir = config.node.pin_dir.clone();
-    let kernel = Kernel::open(&pin_dir, Capacities::default()).map_err(EngineError::from)?;
+    let made = !pin_dir.join(abi_name()).exists();
+    let kernel = Kernel::open(&pin_dir, Capacities::default()).map_err(|error| {
+        // Only what this start made: maps that were there before are somebody's.
+        if fresh && made {
+            clean_up(&pin_dir);
+        }
+        EngineError::from(error)
+    })?;
     let mut engine = Engine::adopt(Parts {
         config_file: options.config.clone(),
         config,
@@ -108,9 +115,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         if fresh {
             // Nothing was forwarded before, and nothing is half done after.
             drop(engine);
-            if let Err(second) = Kernel::detach(&pin_dir) {
-                tracing::error!(error = %second, "could not clean up");
-            }
+            clean_up(&pin_dir);
         }
         return Err(error.into());
     }
@@ -192,6 +197,13 @@ fn raise_open_files() {
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of open files stays as it is; many health checks at once may fail");
+    }
+}
+
+/// After a start that failed where nothing had been before.
+fn clean_up(pin_dir: &Path) {
+    if let Err(error) = Kernel::detach(pin_dir) {
+        tracing::error!(%error, "could not clean up");
     }
 }
 

@@ -56,6 +56,7 @@ impl Engine {
             services: self.effective.services.len(),
             backends: self.effective.services.iter().map(|s| s.backends.len()).sum(),
             map_bytes: self.kernel.map_bytes(),
+            tracked_flows: self.tracking.flows(),
         })
     }
 

@@ -110,7 +110,8 @@ impl Scrape {
             .iter()
             .map(|row| ([row.name.as_str(), row.mode.as_str()], u32::from(attached(row))));
         gauges(encoder, &families::INTERFACE_ATTACHED, interfaces)?;
-        gauge(encoder, &families::MAP_MEMORY, &status.map_bytes)
+        gauge(encoder, &families::MAP_MEMORY, &status.map_bytes)?;
+        gauge(encoder, &families::FLOWS, &status.tracked_flows)
     }
 
     fn services(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

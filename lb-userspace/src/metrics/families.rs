@@ -79,6 +79,12 @@ pub(super) static INTERFACE_ATTACHED: Family<2> = Family::new(
 );
 pub(super) static MAP_MEMORY: Family<0> =
     Family::new(Gauge, "lbd_map_memory_bytes", [], "Kernel memory of the maps, as the kernel accounts it.");
+pub(super) static FLOWS: Family<0> = Family::new(
+    Gauge,
+    "lbd_flows",
+    [],
+    "Flows in the flow table: only those of ring slots that changed hands lately are tracked.",
+);
 pub(super) static SERVICE_PACKETS: Family<1> = Family::new(
     Counter,
     "lbd_service_packets_total",

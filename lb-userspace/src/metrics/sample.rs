@@ -70,6 +70,7 @@ pub(super) fn snapshot() -> Snapshot {
             services: 2,
             backends: 3,
             map_bytes: 123_456_789,
+            tracked_flows: 42,
         },
         services: vec![
             service("www", vec![backend("web1", Admin::Enabled, Health::Up), web2]),

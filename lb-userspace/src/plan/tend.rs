@@ -101,6 +101,12 @@ impl Tracking {
         self.refused = Some(now);
     }
 
+    /// Flows that were tracked and alive at the last walk.
+    #[must_use]
+    pub fn flows(&self) -> usize {
+        self.flows
+    }
+
     /// Backend ids that must not be given out.
     #[must_use]
     pub fn reserved(&self) -> BTreeSet<u32> {

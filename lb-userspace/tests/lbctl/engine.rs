@@ -303,6 +303,7 @@ fn status(services: &[ServiceView]) -> StatusView {
         services: services.len(),
         backends: services.iter().map(|service| service.backends.len()).sum(),
         map_bytes: 18 << 20,
+        tracked_flows: 0,
     }
 }
 
