@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// A start includes loading the program: seconds in a debug build on a busy machine.
-pub const START: Duration = Duration::from_secs(30);
+pub const START: Duration = Duration::from_secs(60);
 const BPFFS: &str = "/sys/fs/bpf";
 const PREFIX: &str = "lbd-test-";
 
