@@ -291,7 +291,10 @@ impl History {
                 tcp(flow.v6, flow.client, ACK, b"data")
             }
         };
-        flow.sent = self.daemon.now;
+        // A FIN or RST alone is no sign of life: it is not recorded where there is no entry.
+        if flow.udp || !flow.closing {
+            flow.sent = self.daemon.now;
+        }
         let found = self.daemon.send(&packet);
         self.log.push(format!("packet of {} to {found:?} (closing {})", flow.client, flow.closing));
         match found {
@@ -324,6 +327,8 @@ impl History {
                 (true, true) => CLOSING_LIFE,
                 (true, false) => IDLE,
             };
+            // The clock of entries may be a unit ahead.
+            let life = life - UNIT;
             if then - flow.sent < life {
                 at += 1;
             } else if then - self.daemon.now < life && self.rng.percent(80) {
