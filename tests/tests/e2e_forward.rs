@@ -103,7 +103,7 @@ fn dsr_with_backends_named_by_the_other_family() -> Result<()> {
 #[test]
 fn ipip_in_the_same_family() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"));
-    mode("ipip", [Outer::V4, Outer::V6], [10_000, 2_000], &EQUAL, Arms::One)
+    mode("ipip", [Outer::V4, Outer::V6], [10_000, 10_000], &EQUAL, Arms::One)
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn ipip_across_families_through_two_arms() -> Result<()> {
 #[test]
 fn gue_in_the_same_family() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"));
-    mode("gue", [Outer::V4, Outer::V6], [2_000, 10_000], &WEIGHTED, Arms::One)
+    mode("gue", [Outer::V4, Outer::V6], [10_000, 10_000], &WEIGHTED, Arms::One)
 }
 
 #[test]
