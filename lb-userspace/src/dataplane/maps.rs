@@ -276,7 +276,7 @@ impl Maps {
         /// there means "no next hop".
         const IFINDEX_WORD: usize = 1;
         if old.is_none() {
-            self.clear_stats(id)?;
+            clear_stats(&mut self.backend_stats, "BACKEND_STATS", id)?;
         }
         if let Some(record) = new {
             if old.is_none_or(|old| old.identity != record.identity) {
@@ -305,10 +305,7 @@ impl Maps {
         new: Option<&ServiceRecord>,
     ) -> Result<(), DataplaneError> {
         if old.is_none() {
-            let zero = vec![Stats::default(); cpus()];
-            let zero = aya::maps::PerCpuValues::try_from(zero)
-                .map_err(|source| DataplaneError::Mmap { map: "SERVICE_STATS", source })?;
-            self.service_stats.set(id, zero, 0).map_err(DataplaneError::map("SERVICE_STATS"))?;
+            clear_stats(&mut self.service_stats, "SERVICE_STATS", id)?;
         }
         let identity = new.map(|r| r.identity).unwrap_or_default();
         if old.map(|r| r.identity) != Some(identity) {
@@ -321,13 +318,6 @@ impl Maps {
             ServiceEntry { ring_base: old.map_or(0, |r| r.entry.ring_base), ..ServiceEntry::default() };
         self.services.store(id, &new.map_or(gone, |r| r.entry), 0, false);
         Ok(())
-    }
-
-    fn clear_stats(&mut self, id: u32) -> Result<(), DataplaneError> {
-        let zero = vec![Stats::default(); cpus()];
-        let zero = aya::maps::PerCpuValues::try_from(zero)
-            .map_err(|source| DataplaneError::Mmap { map: "BACKEND_STATS", source })?;
-        self.backend_stats.set(id, zero, 0).map_err(DataplaneError::map("BACKEND_STATS"))
     }
 
     /// Counters of a service, summed over the CPUs.
@@ -408,6 +398,17 @@ impl Maps {
         }
         Ok(())
     }
+}
+
+/// A new owner of an id counts from zero.
+fn clear_stats(
+    stats: &mut PerCpuArray<MapData, Stats>,
+    map: &'static str,
+    id: u32,
+) -> Result<(), DataplaneError> {
+    let zero = aya::maps::PerCpuValues::try_from(vec![Stats::default(); cpus()])
+        .map_err(|source| DataplaneError::Mmap { map, source })?;
+    stats.set(id, zero, 0).map_err(DataplaneError::map(map))
 }
 
 fn cpus() -> usize {
