@@ -10,7 +10,9 @@ pub enum MapKind {
     Hash = 1,
     Array = 2,
     PerCpuArray = 6,
+    LruHash = 9,
     LpmTrie = 11,
+    RingBuf = 27,
 }
 
 /// Flags of `BPF_MAP_CREATE`.
@@ -65,6 +67,33 @@ pub const LOG_BUCKET: u32 = 1;
 /// Drop counters: room for reasons to come, so that a new reason is no new layout.
 pub const DROP_CAPACITY: u32 = 64;
 
+/// Handshakes under way of either family.
+pub const HALF_OPEN_CAPACITY: u32 = 1 << 16;
+/// Words of all schedules.
+pub const SCHEDULE_CAPACITY: u32 = 1 << 16;
+/// Deny and allow prefixes of either family.
+pub const PREFIX_CAPACITY: u32 = 1 << 18;
+/// Words of `MARKS4`: two bits for each /24. See `core::guard`.
+pub const MARKS4_CAPACITY: u32 = 1 << 19;
+/// Words of `MARKS6`: a hashed bitmap. See `core::guard`.
+pub const MARKS6_CAPACITY: u32 = 1 << 16;
+/// Sources that are counted at once.
+pub const SOURCE_CAPACITY: u32 = 1 << 16;
+/// Datagrams in fragments at once.
+pub const FRAGMENT_CAPACITY: u32 = 1 << 14;
+/// Listening places of `nat` backends.
+pub const NAT_CAPACITY: u32 = 1 << 16;
+/// NAT sessions at once.
+pub const SESSION_CAPACITY: u32 = 1 << 17;
+/// Source addresses of all NAT pools.
+pub const POOL_ADDRESS_CAPACITY: u32 = 1 << 12;
+/// Ways to clients that each CPU remembers.
+pub const EXIT_CAPACITY: u32 = 1 << 10;
+/// Server ids of QUIC services.
+pub const CID_CAPACITY: u32 = 1 << 16;
+/// Bytes of the ring buffer of events.
+pub const EVENT_BYTES: u32 = 1 << 18;
+
 /// Every map of the balancer's program.
 pub const INVENTORY: &[MapInfo] = &[
     map::<[u8; 4], VipEntry>("VIPS4", MapKind::Hash, VIP_CAPACITY, NO_PREALLOC),
@@ -81,6 +110,39 @@ pub const INVENTORY: &[MapInfo] = &[
     map::<FlowKey6, u64>("FLOWS6", MapKind::Hash, FLOW_CAPACITY, NO_PREALLOC),
     map::<u32, FlowStats>("FLOW_STATS", MapKind::PerCpuArray, 1, 0),
     map::<u32, Bucket>("BUCKETS", MapKind::PerCpuArray, BUCKETS, 0),
+    map::<u32, Control>("CONTROL", MapKind::Array, 1, MMAPABLE),
+    map::<FlowKey4, HalfOpen>("HALF_OPEN4", MapKind::Hash, HALF_OPEN_CAPACITY, NO_PREALLOC),
+    map::<FlowKey6, HalfOpen>("HALF_OPEN6", MapKind::Hash, HALF_OPEN_CAPACITY, NO_PREALLOC),
+    map::<u32, Schedule>("SCHEDULES", MapKind::Array, MAX_SERVICES, MMAPABLE),
+    map::<u32, u64>("SCHEDULE", MapKind::Array, SCHEDULE_CAPACITY, MMAPABLE),
+    growing::<u64>("ACTIVE", MapKind::Array, BACKEND_CAPACITY, MMAPABLE),
+    map::<[u8; 8], u32>("DENY4", MapKind::LpmTrie, PREFIX_CAPACITY, NO_PREALLOC),
+    map::<[u8; 20], u32>("DENY6", MapKind::LpmTrie, PREFIX_CAPACITY, NO_PREALLOC),
+    map::<u32, u64>("MARKS4", MapKind::Array, MARKS4_CAPACITY, MMAPABLE),
+    map::<u32, u64>("MARKS6", MapKind::Array, MARKS6_CAPACITY, MMAPABLE),
+    map::<[u8; 12], u32>("ALLOW4", MapKind::LpmTrie, PREFIX_CAPACITY, NO_PREALLOC),
+    map::<[u8; 24], u32>("ALLOW6", MapKind::LpmTrie, PREFIX_CAPACITY, NO_PREALLOC),
+    map::<u32, Limits>("LIMITS", MapKind::Array, MAX_SERVICES, MMAPABLE),
+    map::<u32, Arrivals>("SERVICE_LIMITS", MapKind::Array, MAX_SERVICES, 0),
+    map::<SourceKey, Arrivals>("SOURCES", MapKind::LruHash, SOURCE_CAPACITY, 0),
+    map::<FragmentKey, FragmentTrace>("FRAGMENTS", MapKind::LruHash, FRAGMENT_CAPACITY, 0),
+    map::<NatKey, NatOrigin>("NATS", MapKind::Hash, NAT_CAPACITY, NO_PREALLOC),
+    map::<FlowKey6, SessionOut>("SESSIONS_OUT", MapKind::Hash, SESSION_CAPACITY, NO_PREALLOC),
+    map::<FlowKey6, SessionBack>("SESSIONS_BACK", MapKind::Hash, SESSION_CAPACITY, NO_PREALLOC),
+    map::<u32, Pool>("POOLS", MapKind::Array, MAX_SERVICES, MMAPABLE),
+    map::<u32, [u8; 16]>("POOL_ADDRESSES", MapKind::Array, POOL_ADDRESS_CAPACITY, MMAPABLE),
+    map::<u32, NatStats>("NAT_STATS", MapKind::PerCpuArray, 1, 0),
+    map::<u32, Exit>("EXITS", MapKind::PerCpuArray, EXIT_CAPACITY, 0),
+    map::<CidKey, u32>("CIDS", MapKind::Hash, CID_CAPACITY, NO_PREALLOC),
+    MapInfo {
+        name: "EVENTS",
+        kind: MapKind::RingBuf,
+        key_size: 0,
+        value_size: 0,
+        capacity: EVENT_BYTES,
+        flags: 0,
+        grows: false,
+    },
     map::<u32, Identity>("SERVICE_NAMES", MapKind::Array, MAX_SERVICES, 0),
     growing::<Identity>("BACKEND_NAMES", MapKind::Array, BACKEND_CAPACITY, 0),
 ];
@@ -111,4 +173,4 @@ pub const fn hash() -> u64 {
 }
 
 /// Raise it when a field changes its meaning without changing its size.
-const LAYOUT: u64 = 1;
+const LAYOUT: u64 = 2;

@@ -45,6 +45,12 @@ pub struct VipEntry {
 impl VipEntry {
     /// The VIP has more rules than fit: ask `PORTS`, then `PORT_RANGES`.
     pub const SPILLED: u32 = 1;
+    /// There are deny prefixes of this family: ask `MARKS4` or `MARKS6` about the source first.
+    pub const FILTERED: u32 = 2;
+    /// Echo requests to it are answered here.
+    pub const ECHO: u32 = 4;
+    /// It is a source address of NAT sessions: what is for none of its services may belong to one.
+    pub const POOL: u32 = 8;
 }
 
 /// Key of `PORTS`: an exact port of a VIP whose rules spilled. Value: the service id, u32.
@@ -87,9 +93,31 @@ pub struct ServiceEntry {
     pub seed: u64,
     /// Idle time after which a flow may be forgotten, in nanoseconds.
     pub idle_ns: u64,
-    /// None yet; zero.
+    /// [`ServiceEntry::SOURCE_IP`], ...
     pub flags: u32,
-    pub pad: u32,
+    /// Length of the server id in a connection ID, in bytes, where [`ServiceEntry::QUIC`] is set.
+    pub quic_id_len: u32,
+}
+
+impl ServiceEntry {
+    /// The slot is chosen by the source address alone.
+    pub const SOURCE_IP: u32 = 1;
+    /// New flows go where `SCHEDULES` says, in turn; every flow is recorded.
+    pub const ROUND_ROBIN: u32 = 2;
+    /// New flows go to the backend with the fewest for its weight; every flow is recorded.
+    pub const LEAST_CONNECTIONS: u32 = 4;
+    /// `LIMITS` has limits for it.
+    pub const LIMITED: u32 = 8;
+    /// Only sources in `ALLOW4` and `ALLOW6` may use it.
+    pub const ALLOW_LIST: u32 = 16;
+    /// Connection IDs name the backend.
+    pub const QUIC: u32 = 32;
+    /// Every flow has a NAT session: `snat`, and `nat` where the way back is not unique.
+    pub const SESSIONS: u32 = 64;
+    /// `nat` of a client that is itself a backend of the service needs a session.
+    pub const HAIRPIN: u32 = 128;
+    /// The flow table is asked for every packet.
+    pub const SCHEDULED: u32 = Self::ROUND_ROBIN | Self::LEAST_CONNECTIONS;
 }
 
 /// How a packet reaches its backend.
@@ -102,6 +130,10 @@ pub enum ForwardKind {
     Ipip = 2,
     /// Generic UDP Encapsulation, variant 1 (the IP packet follows the UDP header).
     Gue = 3,
+    /// Destination address and port rewritten; replies come back through the balancer.
+    Nat = 4,
+    /// Source and destination rewritten.
+    Snat = 5,
 }
 
 impl ForwardKind {
@@ -112,6 +144,8 @@ impl ForwardKind {
             1 => Some(Self::Dsr),
             2 => Some(Self::Ipip),
             3 => Some(Self::Gue),
+            4 => Some(Self::Nat),
+            5 => Some(Self::Snat),
             _ => None,
         }
     }
@@ -144,8 +178,9 @@ pub struct BackendEntry {
     pub entropy_bits: u8,
     /// Raised when the backend goes down: entries that carry another one are dead.
     pub incarnation: u16,
-    /// UDP destination port of `gue`, host order.
-    pub gue_port: u16,
+    /// UDP destination port of `gue`; `nat` and `snat`: the port the backend listens on, 0 = the one the client
+    /// asked for. Host order.
+    pub port: u16,
     /// The service it belongs to.
     pub service: u32,
 }
@@ -195,6 +230,241 @@ pub struct Bucket {
     pub tokens: u64,
 }
 
+/// Value of `HALF_OPEN4` and `HALF_OPEN6`, keys as in the flow tables: a handshake of which only the SYN was seen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct HalfOpen {
+    /// A [`super::FlowEntry`] with its half-open bit.
+    pub entry: u64,
+    /// Initial sequence number of the SYN, host order; QUIC: a hash of the first destination connection ID.
+    pub isn: u32,
+    pub pad: u32,
+}
+
+/// Value of `SCHEDULES`, indexed by service id: where new flows of a scheduled service go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Schedule {
+    /// First of its words in `SCHEDULE`.
+    pub base: u32,
+    /// Words in `SCHEDULE`; 0 = nobody takes new flows. Round-robin: backend ids in the order of their turns.
+    /// Least-connections: each backend once, as `backend:24 | zero:8 | weight:32`, from the low bits up.
+    pub size: u32,
+    /// Turns taken so far; counted by the program.
+    pub turns: u64,
+}
+
+/// Value of `LIMITS`, indexed by service id. Each limit is a token bucket in the form of the generic cell rate
+/// algorithm (ITU-T I.371): nanoseconds a token takes to come back, and nanoseconds worth of tokens that may be taken at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Limits {
+    /// Packets of the whole service; an interval of 0 = no limit.
+    pub packets: Rate,
+    /// New connections of the whole service.
+    pub connections: Rate,
+    /// Packets of one source (IPv4: an address, IPv6: a /64).
+    pub source_packets: Rate,
+    /// New connections of one source.
+    pub source_connections: Rate,
+}
+
+/// One token bucket's parameters, in nanoseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Rate {
+    pub interval_ns: u64,
+    pub burst_ns: u64,
+}
+
+/// Value of `SERVICE_LIMITS` (by service id) and `SOURCES`: the theoretical arrival times of the buckets, nanoseconds of the
+/// monotonic clock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Arrivals {
+    pub packets: u64,
+    pub connections: u64,
+}
+
+/// Key of `SOURCES`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct SourceKey {
+    /// As in the packet; IPv4 mapped (RFC 4291 section 2.5.5.2), IPv6 with its lower half zeroed.
+    pub address: [u8; 16],
+    pub service: u32,
+    pub pad: u32,
+}
+
+/// Key of `DENY4` without its prefix length: the address, as in the packet. Value: [`DENY`] or [`ALLOW`].
+pub const DENY: u32 = 1;
+/// See [`DENY`].
+pub const ALLOW: u32 = 2;
+
+/// Key of `FRAGMENTS`: a datagram whose first fragment went by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct FragmentKey {
+    /// As in the packet; IPv4 mapped.
+    pub src: [u8; 16],
+    pub dst: [u8; 16],
+    /// Identification, host order.
+    pub id: u32,
+    /// IP protocol.
+    pub proto: u32,
+}
+
+/// Value of `FRAGMENTS`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct FragmentTrace {
+    /// When the first fragment came, nanoseconds of the monotonic clock.
+    pub seen_ns: u64,
+    /// Where its backend went; 0 = back to a client.
+    pub backend: u32,
+    pub service: u32,
+    /// NAT: what source and destination were rewritten to.
+    pub src: [u8; 16],
+    pub dst: [u8; 16],
+    /// NAT: IP version that left; 0 = no NAT.
+    pub family: u32,
+    /// Lower half of the flow's hash.
+    pub entropy: u32,
+}
+
+/// Key of `NATS`: where a backend of a `nat` service listens, which is where its replies come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct NatKey {
+    /// As in the packet; IPv4 mapped.
+    pub address: [u8; 16],
+    /// As in the packet.
+    pub port: [u8; 2],
+    /// IP protocol, host order.
+    pub proto: u16,
+}
+
+/// Value of `NATS`: what the replies' source is rewritten to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct NatOrigin {
+    /// The virtual address; IPv4 mapped.
+    pub vip: [u8; 16],
+    pub service: u32,
+    pub backend: u32,
+    /// The port of the service, as in the packet.
+    pub port: [u8; 2],
+    /// [`NatOrigin::SESSIONS`].
+    pub flags: u16,
+    pub pad: u32,
+}
+
+impl NatOrigin {
+    /// More than one virtual address or port leads here: the session tells which.
+    pub const SESSIONS: u16 = 1;
+}
+
+/// Value of `SESSIONS_OUT`, key: the flow as the client sends it (IPv4 mapped).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct SessionOut {
+    /// A [`super::FlowEntry`].
+    pub entry: u64,
+    /// Source address towards the backend; IPv4 mapped.
+    pub source: [u8; 16],
+    /// Source port towards the backend, as in the packet.
+    pub port: [u8; 2],
+    pub flags: u16,
+    pub pad: u32,
+}
+
+/// Value of `SESSIONS_BACK`, key: the flow as the backend answers it (source: the backend, IPv4 mapped).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct SessionBack {
+    /// A [`super::FlowEntry`].
+    pub entry: u64,
+    pub client: [u8; 16],
+    pub vip: [u8; 16],
+    /// Ports of the client and of the service, as in the packet.
+    pub client_port: [u8; 2],
+    pub vip_port: [u8; 2],
+    pub service: u32,
+}
+
+/// Value of `POOLS`, indexed by service id: source addresses of a service's NAT sessions, by family of the backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Pool {
+    /// First of its addresses in `POOL_ADDRESSES`: IPv4 ones, then IPv6 ones.
+    pub base: u32,
+    pub v4: u16,
+    pub v6: u16,
+    /// Ports that may be taken, both included, host order.
+    pub lo: u16,
+    pub hi: u16,
+    pub pad: u32,
+}
+
+/// Value of `NAT_STATS`, per CPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct NatStats {
+    /// Sessions made.
+    pub made: u64,
+    /// Sessions refused: no port was free.
+    pub exhausted: u64,
+    /// Sessions refused: no room in the tables.
+    pub full: u64,
+    pub pad: u64,
+}
+
+/// Value of `EXITS`, per CPU: the way to a client, as the kernel's routes told it a moment ago.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Exit {
+    /// IPv4 mapped.
+    pub destination: [u8; 16],
+    /// When it was asked for, nanoseconds of the monotonic clock.
+    pub asked_ns: u64,
+    pub ifindex: u32,
+    /// Destination and source MAC address.
+    pub l2: [u8; 12],
+    pub mtu: u16,
+    pub vlan: u16,
+    /// [`Control::routes`] then.
+    pub routes: u32,
+}
+
+/// Value of `CONTROL`: switches of the whole program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Control {
+    /// [`Control::NAT`], ...
+    pub flags: u32,
+    /// Raised when a route or a neighbour changed.
+    pub routes: u32,
+    /// One packet in so many is told of in `EVENTS`; 0 = none.
+    pub trace: u32,
+    pub pad: u32,
+}
+
+impl Control {
+    /// There are services of kind `nat`: replies of backends come by.
+    pub const NAT: u32 = 1;
+    /// There are prefixes shorter than /32 in `DENY6`: its marks cannot answer.
+    pub const SHORT_PREFIXES6: u32 = 2;
+}
+
+/// Key of `CIDS`: a server id in QUIC connection IDs. Value: the backend id, u32.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct CidKey {
+    pub service: u32,
+    /// Zero-padded.
+    pub server: [u8; 16],
+}
+
 /// Value of `FLOW_STATS`, per CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
@@ -228,4 +498,21 @@ plain_old_data! {
     super::FlowKey4 = 16,
     super::FlowKey6 = 40,
     FlowStats = 16,
+    HalfOpen = 16,
+    Schedule = 16,
+    Rate = 16,
+    Limits = 64,
+    Arrivals = 16,
+    SourceKey = 24,
+    FragmentKey = 40,
+    FragmentTrace = 56,
+    NatKey = 20,
+    NatOrigin = 32,
+    SessionOut = 32,
+    SessionBack = 48,
+    Pool = 16,
+    NatStats = 32,
+    Exit = 48,
+    Control = 16,
+    CidKey = 20,
 }

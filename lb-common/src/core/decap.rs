@@ -408,7 +408,7 @@ mod tests {
             let backend = BackendEntry {
                 l2: [2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1], ifindex: 1, outer_src: outer, outer_dst: [10; 16], mtu: 1500,
                 vlan: vlan.unwrap_or(0), kind: kind as u8, family: if outer6 { 6 } else { 4 }, entropy_bits: 16,
-                gue_port: 6080, ..BackendEntry::default()
+                port: 6080, ..BackendEntry::default()
             };
             let ip = Ip {
                 l3: 14, header_len: if v6 { 40 } else { 20 }, v6, total_len: inner.len() as u16, tos,

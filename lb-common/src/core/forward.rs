@@ -176,7 +176,7 @@ fn encapsulate<P: PacketMut>(
         let outer = if backend.family == 6 { ipv6::LEN } else { ipv4::LEN };
         // The ephemeral range (RFC 6335): 14 bits of entropy.
         let source_port = (0xc000 | entropy >> 18) as u16;
-        let ports = (u32::from(source_port) << 16 | u32::from(backend.gue_port)).to_be();
+        let ports = (u32::from(source_port) << 16 | u32::from(backend.port)).to_be();
         let length = payload.to_be();
         // IPv4: none (RFC 768). IPv6: derived from the inner checksum; none where there is none (RFC 6936).
         let check = match inner_sum {

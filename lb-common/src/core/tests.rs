@@ -118,7 +118,7 @@ fn backend(kind: ForwardKind, family: u8) -> BackendEntry {
         kind: kind as u8,
         family,
         entropy_bits: if kind == ForwardKind::Ipip { 16 } else { 0 },
-        gue_port: GUE_PORT,
+        port: GUE_PORT,
         service: 1,
         ..BackendEntry::default()
     };

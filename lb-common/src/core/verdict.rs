@@ -64,7 +64,7 @@ drop_reasons! {
     IpHeader = 1, "ip_header", "IP version or header length is impossible";
     IpLength = 2, "ip_length", "the IP length is beyond the frame or inside a header";
     IpFlags = 3, "ip_flags", "the reserved IPv4 flag is set";
-    Fragment = 4, "fragment", "IP fragments carry no ports to choose a backend by";
+    Fragment = 4, "fragment", "a fragment that cannot be told a backend";
     TtlExceeded = 5, "ttl_exceeded", "TTL or hop limit ended here";
     Ipv6Extension = 6, "ipv6_extension", "too many or impossible IPv6 extension headers";
     TcpHeader = 7, "tcp_header", "the TCP data offset is impossible";
@@ -76,6 +76,17 @@ drop_reasons! {
     TooBigUnanswered = 13, "too_big_unanswered", "larger than the egress takes; not told: the rate limit on ICMP, or a sender that is no single host";
     NoHeadroom = 14, "no_headroom", "the driver leaves no room for the outer header";
     Internal = 15, "internal", "the tables contradict themselves; please report it";
+    Denied = 16, "denied", "the source is on the deny list";
+    NotAllowed = 17, "not_allowed", "the source is not on the service's allow list";
+    SourceLimit = 18, "source_limit", "the source sends more than the service's limit for one source";
+    ServiceLimit = 19, "service_limit", "the service receives more than its limit";
+    FragmentUnknown = 20, "fragment_unknown", "a later fragment of a datagram whose first one was not seen in time";
+    TtlExceededUnanswered = 21, "ttl_exceeded_unanswered", "TTL or hop limit ended here; not told: the rate limit on ICMP, or a sender that is no single host";
+    IcmpQuote = 22, "icmp_quote", "an ICMP error that quotes no packet of a service";
+    NatSession = 23, "nat_session", "no NAT session, and nothing that could begin one";
+    NatExhausted = 24, "nat_exhausted", "no source port was free for a new NAT session";
+    NatFull = 25, "nat_full", "no room for a new NAT session";
+    NatUntranslatable = 26, "nat_untranslatable", "the packet has no equivalent in the other IP version";
 }
 
 #[cfg(test)]

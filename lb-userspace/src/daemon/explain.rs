@@ -145,10 +145,10 @@ fn egress(to: &Forward<'_>) -> String {
                 ", GUE {} -> {} port {}",
                 outer(&backend.outer_src),
                 outer(&backend.outer_dst),
-                backend.gue_port
+                backend.port
             );
         }
-        Some(ForwardKind::Dsr) | None => {}
+        Some(ForwardKind::Dsr | ForwardKind::Nat | ForwardKind::Snat) | None => {}
     }
     text
 }

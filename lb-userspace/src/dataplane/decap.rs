@@ -212,6 +212,7 @@ fn view(place: &Place, interface: String, mode: super::Mode) -> anyhow::Result<D
             MapKind::Array => Map::Array(data),
             MapKind::PerCpuArray => Map::PerCpuArray(data),
             MapKind::Hash => Map::HashMap(data),
+            MapKind::LruHash | MapKind::RingBuf => Map::Unsupported(data),
         })
     })?;
     let refused = |reason: Reason| {

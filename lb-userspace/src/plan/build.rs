@@ -127,7 +127,7 @@ pub fn build(
             seed: service.spec.seed,
             idle_ns: u64::try_from(service.spec.idle_timeout.as_nanos()).unwrap_or(u64::MAX),
             flags: 0,
-            pad: 0,
+            quic_id_len: 0,
         };
         image
             .services
@@ -244,7 +244,7 @@ fn backend_record(
             Forward::Gue => ForwardKind::Gue,
         } as u8,
         incarnation: incarnation.wrapping_add(died.into()),
-        gue_port: service.spec.gue_port,
+        port: service.spec.gue_port,
         service: id,
         ..BackendEntry::default()
     };

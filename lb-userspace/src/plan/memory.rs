@@ -31,7 +31,7 @@ impl FlowCell for NoCell {
 }
 
 static NO_SERVICE: ServiceEntry =
-    ServiceEntry { ring_base: 0, ring_size: 0, seed: 0, idle_ns: 0, flags: 0, pad: 0 };
+    ServiceEntry { ring_base: 0, ring_size: 0, seed: 0, idle_ns: 0, flags: 0, quic_id_len: 0 };
 static NO_BACKEND: BackendEntry = BackendEntry {
     l2: [0; 12],
     ifindex: 0,
@@ -44,7 +44,7 @@ static NO_BACKEND: BackendEntry = BackendEntry {
     flags: 0,
     entropy_bits: 0,
     incarnation: 0,
-    gue_port: 0,
+    port: 0,
     service: 0,
 };
 

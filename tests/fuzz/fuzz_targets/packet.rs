@@ -45,7 +45,7 @@ impl Everything {
             entropy_bits: shape[2] % if family == 4 { 17 } else { 33 },
             mtu: u16::from_be_bytes([shape[3] & 7, shape[4]]),
             vlan: u16::from(shape[5]),
-            gue_port: GUE_PORT,
+            port: GUE_PORT,
             service: 1,
             ..BackendEntry::default()
         };

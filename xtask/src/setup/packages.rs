@@ -101,17 +101,27 @@ pub fn install(packages: &[&str]) -> Result<()> {
         process::as_root("dpkg", WHY)?.args(["--configure", "-a"]).stdin(Stdio::null()).stdout(Stdio::null()),
     )
     .context("an earlier installation was interrupted and cannot be completed")?;
-    let attempt = || {
+    let attempt = |removal: &[&str]| {
         let mut command = apt_get()?;
-        // Nothing that is installed goes away: a conflict is the operator's to resolve.
-        command.args(["install", "-y", "--no-install-recommends", "--no-remove"]).args(packages);
+        command.args(["install", "-y", "--no-install-recommends"]).args(removal).args(packages);
         process::capture(&mut command)
     };
-    if let Err(first) = attempt() {
+    // Nothing that is installed goes away: a conflict is the operator's to resolve.
+    if let Err(first) = attempt(&["--no-remove"]) {
         // Most often the lists are older than the archive.
         say(&format!("{first:#}; trying again with new lists"));
         update_lists()?;
-        attempt()?;
+        if let Err(second) = attempt(&["--no-remove"]) {
+            // A machine of a CI belongs to nobody: what is in the way may go.
+            if std::env::var_os("CI").is_none() {
+                return Err(second.context(
+                    "if a package stands in the way, as qemu-utils of another release does in that of \
+                     qemu-system-x86, remove it or set CI=true to have that done",
+                ));
+            }
+            say(&format!("{second:#}; removing what is in the way"));
+            attempt(&[])?;
+        }
     }
     no_services.end()
 }

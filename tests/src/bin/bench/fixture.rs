@@ -211,7 +211,7 @@ impl Fixture {
                 kind: kind as u8,
                 family: if scenario.v6 { 6 } else { 4 },
                 entropy_bits: ENTROPY_BITS,
-                gue_port: GUE_PORT,
+                port: GUE_PORT,
                 service: TCP_SERVICE,
                 ..BackendEntry::default()
             };
