@@ -88,9 +88,9 @@ fn compile(found: &Found, workspace: &Path, out_dir: &Path) -> Result<PathBuf> {
     let target_dir = out_dir.join("ebpf");
     let mut cargo = match &found.compiler {
         Compiler::System => Command::new("cargo"),
-        Compiler::BuildsCore { toolchain } | Compiler::HasCore { toolchain } => {
+        Compiler::BuildsCore { .. } | Compiler::HasCore { .. } => {
             let mut rustup = Command::new("rustup");
-            rustup.args(["run", toolchain, "cargo"]);
+            rustup.args(["run", found.compiler.toolchain(), "cargo"]);
             rustup
         }
     };
