@@ -78,7 +78,11 @@ fn ten_services_of_a_hundred_backends_fit_into_64_mib() -> Result<()> {
     for entry in fs::read_dir(&dir).expect("the pins") {
         let path = entry.expect("a pin").path();
         let bytes = memory(&MapData::from_pin(&path).expect("a map"));
-        eprintln!("{:>16} {:8.2} MiB", path.file_name().unwrap().to_string_lossy(), bytes as f64 / MIB as f64);
+        eprintln!(
+            "{:>16} {:8.2} MiB",
+            path.file_name().unwrap().to_string_lossy(),
+            bytes as f64 / MIB as f64
+        );
         full += bytes;
     }
     eprintln!(
