@@ -4,7 +4,9 @@ use super::{
     duration::{format_duration, parse_duration},
     reader::{Refusal, Section, Setting, integer, one_of, text, wrong_type},
 };
-use crate::model::{HealthCheck, HealthSpec, HttpCheck, PortSpec, Protocol, StatusRange};
+use crate::model::{
+    DnsCheck, ExecCheck, HealthCheck, HealthSpec, HttpCheck, PortSpec, Protocol, StatusRange, UdpCheck,
+};
 use std::time::Duration;
 use toml::de::DeValue;
 
@@ -13,7 +15,21 @@ pub(super) enum Kind {
     None,
     Tcp,
     Http,
+    Udp,
+    Icmp,
+    Dns,
+    Exec,
 }
+
+const KINDS: [(&str, Kind); 7] = [
+    ("tcp", Kind::Tcp),
+    ("http", Kind::Http),
+    ("udp", Kind::Udp),
+    ("icmp", Kind::Icmp),
+    ("dns", Kind::Dns),
+    ("exec", Kind::Exec),
+    ("none", Kind::None),
+];
 
 /// What one section says.
 pub(super) struct HealthSettings {
@@ -22,6 +38,12 @@ pub(super) struct HealthSettings {
     host: Setting<String>,
     method: Setting<String>,
     status: Setting<Vec<StatusRange>>,
+    send: Setting<Vec<u8>>,
+    expect: Setting<Vec<u8>>,
+    name: Setting<String>,
+    record: Setting<String>,
+    command: Setting<Vec<String>>,
+    user: Setting<String>,
     interval: Setting<Duration>,
     timeout: Setting<Duration>,
     rise: Setting<u32>,
@@ -37,6 +59,12 @@ impl HealthSettings {
         host: Setting::Absent,
         method: Setting::Absent,
         status: Setting::Absent,
+        send: Setting::Absent,
+        expect: Setting::Absent,
+        name: Setting::Absent,
+        record: Setting::Absent,
+        command: Setting::Absent,
+        user: Setting::Absent,
         interval: Setting::Absent,
         timeout: Setting::Absent,
         rise: Setting::Absent,
@@ -45,13 +73,18 @@ impl HealthSettings {
     };
 
     pub(super) fn read(section: &Section<'_>) -> Self {
-        let kinds = [("tcp", Kind::Tcp), ("http", Kind::Http), ("none", Kind::None)];
         Self {
-            kind: section.word("type", &kinds, &["https", "udp", "icmp", "dns", "exec"]),
+            kind: section.word("type", &KINDS, &["https", "grpc", "mysql", "redis"]),
             path: section.text("path", PATH, path),
             host: section.text("host", HOST, host),
             method: section.text("method", &one_of(&METHODS), method),
             status: section.read("status", status),
+            send: section.text("send", BYTES, bytes),
+            expect: section.text("expect", BYTES, bytes),
+            name: section.text("name", NAME, dns_name),
+            record: section.text("record", &one_of(&RECORDS), record),
+            command: command(section),
+            user: section.text("user", USER, user),
             interval: duration(section, "interval", Duration::from_millis(10), Duration::from_secs(3600)),
             timeout: duration(section, "timeout", Duration::from_millis(1), Duration::from_secs(3600)),
             rise: section.integer("rise", 1, 255),
@@ -103,7 +136,7 @@ pub(super) fn merge(section: &Section<'_>, own: &HealthSettings, of: &Checked<'_
     let built_in = HealthSpec::default();
     let kind_setting = own.kind.or(&defaults.kind);
     let kind = section.pick("type", kind_setting, default_kind(of.protocol));
-    check_http_keys(section, own, kind_setting, kind);
+    check_keys(section, own, kind_setting, kind);
     check_times(section, own, defaults);
 
     let interval = section.pick("interval", own.interval.or(&defaults.interval), built_in.interval);
@@ -112,8 +145,9 @@ pub(super) fn merge(section: &Section<'_>, own: &HealthSettings, of: &Checked<'_
     let port_setting = own.port.or(&defaults.port);
     let port = section.pick("port", &some(port_setting), None);
     let several = of.port.is_some_and(|port| port.single().is_none());
-    if kind != Kind::None && several && *port_setting == Setting::Absent && *kind_setting != Setting::Refused
-    {
+    // An echo request has no port, and a command may know better.
+    let needs_port = !matches!(kind, Kind::None | Kind::Icmp | Kind::Exec);
+    if needs_port && several && *port_setting == Setting::Absent && *kind_setting != Setting::Refused {
         let why = Refusal::expected("the port to check, since the service has several")
             .but("or set type = \"none\"");
         section.refuse(section.at, "port", "port is missing".to_owned(), why);
@@ -131,6 +165,25 @@ pub(super) fn merge(section: &Section<'_>, own: &HealthSettings, of: &Checked<'_
                 vec![StatusRange { lo: 200, hi: 299 }],
             ),
         }),
+        Kind::Udp => HealthCheck::Udp(UdpCheck {
+            send: section.pick("send", own.send.or(&defaults.send), Vec::new()),
+            expect: section.pick("expect", &some(own.expect.or(&defaults.expect)), None),
+        }),
+        Kind::Icmp => HealthCheck::Icmp,
+        Kind::Dns => HealthCheck::Dns(DnsCheck {
+            name: section.pick("name", own.name.or(&defaults.name), ".".to_owned()),
+            record: section.pick("record", own.record.or(&defaults.record), "NS".to_owned()),
+        }),
+        Kind::Exec => {
+            let setting = own.command.or(&defaults.command);
+            if *setting == Setting::Absent {
+                section.missing("command", COMMAND);
+            }
+            HealthCheck::Exec(ExecCheck {
+                command: section.pick("command", setting, Vec::new()),
+                user: section.pick("user", own.user.or(&defaults.user), "nobody".to_owned()),
+            })
+        }
     };
     let rise = section.pick("rise", own.rise.or(&defaults.rise), built_in.rise);
     let fall = section.pick("fall", own.fall.or(&defaults.fall), built_in.fall);
@@ -153,26 +206,42 @@ fn some<T: Clone>(setting: &Setting<T>) -> Setting<Option<T>> {
     }
 }
 
-/// Keys that only an HTTP check has are refused with a TCP check; `none` may switch off any check.
-fn check_http_keys(section: &Section<'_>, own: &HealthSettings, setting: &Setting<Kind>, kind: Kind) {
+/// Keys that only checks of one type have are refused with another; `none` may switch off any check.
+fn check_keys(section: &Section<'_>, own: &HealthSettings, setting: &Setting<Kind>, kind: Kind) {
     let type_refused = *setting == Setting::Refused;
     let unchecked_udp = kind == Kind::None && *setting == Setting::Absent;
-    if type_refused || kind == Kind::Http || (kind == Kind::None && !unchecked_udp) {
+    if type_refused || (kind == Kind::None && !unchecked_udp) {
         return;
     }
     let keys = [
-        ("path", own.path.at()),
-        ("host", own.host.at()),
-        ("method", own.method.at()),
-        ("status", own.status.at()),
+        (Kind::Http, "path", own.path.at()),
+        (Kind::Http, "host", own.host.at()),
+        (Kind::Http, "method", own.method.at()),
+        (Kind::Http, "status", own.status.at()),
+        (Kind::Udp, "send", own.send.at()),
+        (Kind::Udp, "expect", own.expect.at()),
+        (Kind::Dns, "name", own.name.at()),
+        (Kind::Dns, "record", own.record.at()),
+        (Kind::Exec, "command", own.command.at()),
+        (Kind::Exec, "user", own.user.at()),
     ];
-    let mut present: Vec<(&str, usize)> = keys.iter().filter_map(|(key, at)| Some((*key, (*at)?))).collect();
-    present.sort_by_key(|(_, at)| *at);
-    if let Some((first, at)) = present.first() {
-        let keys: Vec<&str> = present.iter().map(|(key, _)| *key).collect();
-        let found = format!("{} without type = \"http\"", keys.join(", "));
-        let why = Refusal::advice("only an HTTP check uses that: set the type, or remove the rest");
-        section.refuse(*at, first, found, why);
+    for (name, other) in KINDS.into_iter().filter(|(_, other)| *other != kind) {
+        let mut present: Vec<(&str, usize)> = keys
+            .iter()
+            .filter(|(of, ..)| *of == other)
+            .filter_map(|(_, key, at)| Some((*key, (*at)?)))
+            .collect();
+        present.sort_by_key(|(_, at)| *at);
+        if let Some((first, at)) = present.first() {
+            let keys: Vec<&str> = present.iter().map(|(key, _)| *key).collect();
+            let found = format!("{} without type = \"{name}\"", keys.join(", "));
+            let what = match other {
+                Kind::Http => "an HTTP check".to_owned(),
+                _ => format!("a check of type \"{name}\""),
+            };
+            let why = Refusal::advice(format!("only {what} uses that: set the type, or remove the rest"));
+            section.refuse(*at, first, found, why);
+        }
     }
 }
 
@@ -273,4 +342,78 @@ fn status(value: &DeValue<'_>) -> Result<Vec<StatusRange>, Refusal> {
         DeValue::Array(array) => array.iter().map(|element| range(element.get_ref())).collect(),
         other => Ok(vec![range(other)?]),
     }
+}
+
+const BYTES: &str = "text of at most 512 bytes, others than visible ASCII as \\xNN, \\r, \\n or \\t";
+
+/// Bytes as text: `\\xNN` for any byte, and the escapes of `[u8]::escape_ascii`.
+fn bytes(text: &str) -> Result<Vec<u8>, Refusal> {
+    let refused = || Refusal::expected(BYTES);
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'\\' => match rest.next() {
+                Some(b'r') => b'\r',
+                Some(b'n') => b'\n',
+                Some(b't') => b'\t',
+                Some(quoted @ (b'\\' | b'"' | b'\'')) => quoted,
+                Some(b'x') => {
+                    let mut digit = || char::from(rest.next()?).to_digit(16);
+                    let high = digit().ok_or_else(refused)?;
+                    (high * 16 + digit().ok_or_else(refused)?) as u8
+                }
+                _ => return Err(refused()),
+            },
+            plain => plain,
+        });
+    }
+    if bytes.len() <= 512 { Ok(bytes) } else { Err(refused()) }
+}
+
+const NAME: &str = "a domain name such as \"www.example.com\", or \".\"";
+
+fn dns_name(text: &str) -> Result<String, Refusal> {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    let valid =
+        text == "." || (text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label));
+    if valid { Ok(text.to_owned()) } else { Err(Refusal::expected(NAME)) }
+}
+
+const RECORDS: [&str; 9] = ["A", "AAAA", "CNAME", "MX", "NS", "PTR", "SOA", "SRV", "TXT"];
+
+fn record(text: &str) -> Result<String, Refusal> {
+    if RECORDS.contains(&text) { Ok(text.to_owned()) } else { Err(Refusal::expected(one_of(&RECORDS))) }
+}
+
+const COMMAND: &str =
+    "an array of a program's absolute path and its arguments, such as [\"/usr/local/bin/check\", \"-v\"]";
+
+fn command(section: &Section<'_>) -> Setting<Vec<String>> {
+    let mut first = true;
+    let words = section.list("command", COMMAND, |value| {
+        let word = text(value, COMMAND)?;
+        let absolute = word.starts_with('/');
+        if word.contains('\0') || (std::mem::take(&mut first) && !absolute) {
+            return Err(Refusal::expected(COMMAND));
+        }
+        Ok(word.to_owned())
+    });
+    match words {
+        Setting::Is(words, at) => Setting::Is(words.into_iter().map(|(word, _)| word).collect(), at),
+        Setting::Absent => Setting::Absent,
+        Setting::Refused => Setting::Refused,
+    }
+}
+
+const USER: &str = "the name of a user without privileges, such as \"nobody\"";
+
+fn user(text: &str) -> Result<String, Refusal> {
+    let valid = (1..=32).contains(&text.len())
+        && text != "root"
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if valid { Ok(text.to_owned()) } else { Err(Refusal::expected(USER)) }
 }

@@ -88,8 +88,10 @@ pub(super) static SERVICE: Schema = Schema {
     refused: &[],
 };
 
-const HEALTH_KEYS: &[&str] =
-    &["type", "path", "host", "method", "status", "interval", "timeout", "rise", "fall", "port"];
+const HEALTH_KEYS: &[&str] = &[
+    "type", "path", "host", "method", "status", "send", "expect", "name", "record", "command", "user",
+    "interval", "timeout", "rise", "fall", "port",
+];
 
 pub(super) static SERVICE_HEALTH: Schema =
     Schema { header: "[service.health]", keys: HEALTH_KEYS, refused: &[] };

@@ -50,6 +50,11 @@ fn status(range: &StatusRange) -> Value {
     if range.lo == range.hi { json!(range.lo) } else { json!(format!("{}-{}", range.lo, range.hi)) }
 }
 
+/// Bytes as the configuration writes them.
+fn escaped(bytes: &[u8]) -> String {
+    bytes.escape_ascii().to_string()
+}
+
 fn health_entries(spec: &HealthSpec) -> Vec<(&'static str, Value)> {
     let mut entries = Vec::new();
     match &spec.check {
@@ -61,6 +66,22 @@ fn health_entries(spec: &HealthSpec) -> Vec<(&'static str, Value)> {
             entries.push(("path", json!(http.path)));
             entries.extend(http.host.as_ref().map(|host| ("host", json!(host))));
             entries.push(("status", http.status.iter().map(status).collect()));
+        }
+        HealthCheck::Udp(udp) => {
+            entries.push(("type", json!("udp")));
+            entries.push(("send", json!(escaped(&udp.send))));
+            entries.extend(udp.expect.as_ref().map(|expect| ("expect", json!(escaped(expect)))));
+        }
+        HealthCheck::Icmp => entries.push(("type", json!("icmp"))),
+        HealthCheck::Dns(dns) => {
+            entries.push(("type", json!("dns")));
+            entries.push(("name", json!(dns.name)));
+            entries.push(("record", json!(dns.record)));
+        }
+        HealthCheck::Exec(exec) => {
+            entries.push(("type", json!("exec")));
+            entries.push(("command", json!(exec.command)));
+            entries.push(("user", json!(exec.user)));
         }
     }
     entries.push(("interval", json!(format_duration(spec.interval))));

@@ -27,6 +27,41 @@ pub enum HealthCheck {
     Tcp,
     /// One HTTP/1.1 request.
     Http(HttpCheck),
+    /// One UDP datagram.
+    Udp(UdpCheck),
+    /// One ICMP echo request.
+    Icmp,
+    /// One DNS query over UDP.
+    Dns(DnsCheck),
+    /// A command of this host.
+    Exec(ExecCheck),
+}
+
+/// Parameters of a UDP check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UdpCheck {
+    /// The datagram's payload.
+    pub send: Vec<u8>,
+    /// Bytes that the answer holds; where absent, silence passes too.
+    pub expect: Option<Vec<u8>>,
+}
+
+/// Parameters of a DNS check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsCheck {
+    /// The name asked for.
+    pub name: String,
+    /// The record type asked for, in capital letters.
+    pub record: String,
+}
+
+/// Parameters of a command check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecCheck {
+    /// Absolute path and arguments.
+    pub command: Vec<String>,
+    /// Who runs it.
+    pub user: String,
 }
 
 /// Parameters of an HTTP check.

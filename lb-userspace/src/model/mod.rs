@@ -11,7 +11,7 @@ mod service;
 
 pub use address::{not_for_backend, not_unicast};
 pub use backend::{Admin, BackendSpec, DEFAULT_WEIGHT, Health, MAX_BACKENDS, MAX_WEIGHT};
-pub use health::{HealthCheck, HealthSpec, HttpCheck, StatusRange};
+pub use health::{DnsCheck, ExecCheck, HealthCheck, HealthSpec, HttpCheck, StatusRange, UdpCheck};
 pub use name::{BackendName, NameError, ServiceName};
 pub use port::{PortError, PortSpec};
 pub use ring::{MAX_RING, MIN_RING, is_ring_size};

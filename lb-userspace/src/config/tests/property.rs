@@ -1,7 +1,7 @@
 //! Properties of the parser: no text makes it panic, and what is printed reads back.
 
 use super::*;
-use crate::model::BackendSpec;
+use crate::model::{BackendSpec, DnsCheck, ExecCheck, UdpCheck};
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -128,7 +128,25 @@ fn health() -> impl Strategy<Value = HealthSpec> {
         .prop_map(|(method, path, host, status)| {
             HealthCheck::Http(HttpCheck { method: method.to_owned(), path, host, status })
         });
-    let check = prop_oneof![Just(HealthCheck::None), Just(HealthCheck::Tcp), http];
+    let udp = (vec(any::<u8>(), 0..40), option::of(vec(any::<u8>(), 1..40)))
+        .prop_map(|(send, expect)| HealthCheck::Udp(UdpCheck { send, expect }));
+    let dns = ("[a-z0-9]{1,20}(\\.[a-z-]{1,20}){0,2}", select(vec!["A", "NS", "TXT"]))
+        .prop_map(|(name, record)| HealthCheck::Dns(DnsCheck { name, record: record.to_owned() }));
+    let exec = (vec("[ -~]{0,20}", 0..4), "[a-z][a-z0-9-]{0,20}")
+        .prop_filter("root may not", |(_, user)| user != "root")
+        .prop_map(|(mut command, user)| {
+            command.insert(0, "/usr/bin/check".to_owned());
+            HealthCheck::Exec(ExecCheck { command, user })
+        });
+    let check = prop_oneof![
+        Just(HealthCheck::None),
+        Just(HealthCheck::Tcp),
+        http,
+        udp,
+        Just(HealthCheck::Icmp),
+        dns,
+        exec
+    ];
     (check, 10..=3_600_000u64, 1..=3_600_000u64, 1..=255u32, 1..=255u32, 1..=u16::MAX).prop_map(
         |(check, interval, timeout, rise, fall, port)| HealthSpec {
             check,

@@ -6,10 +6,14 @@
 //! could not be tried for want of something on this host ([`ProbeFailure::is_local`]), which must not
 //! take backends down.
 
+pub mod dns;
+pub mod exec;
 pub mod http;
+pub mod icmp;
 pub mod tcp;
+pub mod udp;
 
-use crate::model::{HealthCheck, StatusRange};
+use crate::model::{ExecCheck, HealthCheck, StatusRange, UdpCheck};
 use nix::errno::Errno;
 use std::{
     fmt, io,
@@ -24,6 +28,10 @@ use tokio::net::{TcpSocket, TcpStream};
 pub enum Probe {
     Tcp,
     Http(Box<http::HttpProbe>),
+    Udp(UdpCheck),
+    Icmp,
+    Dns(Box<dns::DnsProbe>),
+    Exec(ExecCheck),
 }
 
 impl Probe {
@@ -34,6 +42,10 @@ impl Probe {
             HealthCheck::None => None,
             HealthCheck::Tcp => Some(Self::Tcp),
             HealthCheck::Http(check) => Some(Self::Http(Box::new(http::HttpProbe::new(check, address)?))),
+            HealthCheck::Udp(check) => Some(Self::Udp(check.clone())),
+            HealthCheck::Icmp => Some(Self::Icmp),
+            HealthCheck::Dns(check) => Some(Self::Dns(Box::new(dns::DnsProbe::new(check)?))),
+            HealthCheck::Exec(check) => Some(Self::Exec(check.clone())),
         })
     }
 
@@ -42,6 +54,10 @@ impl Probe {
         match self {
             Self::Tcp => "tcp",
             Self::Http(_) => "http",
+            Self::Udp(_) => "udp",
+            Self::Icmp => "icmp",
+            Self::Dns(_) => "dns",
+            Self::Exec(_) => "exec",
         }
     }
 
@@ -50,6 +66,10 @@ impl Probe {
         match self {
             Self::Tcp => tcp::probe(address, deadline).await,
             Self::Http(params) => http::probe(address, params, deadline).await,
+            Self::Udp(check) => udp::probe(address, check, deadline).await,
+            Self::Icmp => icmp::probe(address, deadline).await,
+            Self::Dns(params) => dns::probe(address, params, deadline).await,
+            Self::Exec(check) => exec::probe(address, check, deadline).await,
         }
     }
 }
@@ -129,6 +149,30 @@ pub enum ProbeFailure {
     /// More header than any sane answer has.
     #[error("HTTP answer with more than {} KiB or {} lines of header", http::MAX_HEAD / 1024, http::MAX_HEADERS)]
     HeadTooLarge,
+    /// An answer to a datagram that is not the expected one.
+    #[error("answer {found} does not hold what is expected")]
+    Unexpected { found: String },
+    /// Something answered, but does not speak DNS.
+    #[error("not a DNS answer")]
+    NotDns,
+    /// The server knows the name, but no record of the type.
+    #[error("DNS answer without a record of the type asked for")]
+    NoRecord,
+    /// The server cannot answer.
+    #[error("DNS answer: {code}")]
+    DnsError { code: &'static str },
+    /// The command says no.
+    #[error("command ended with status {code}")]
+    Exit { code: i32 },
+    /// The command was killed.
+    #[error("command was ended by signal {signal}")]
+    Killed { signal: i32 },
+    /// The command took too long, and was ended.
+    #[error("command did not end within {timeout:?}")]
+    CommandTimeout { timeout: Duration },
+    /// The command could not be started: the backend is not to blame.
+    #[error("check could not run: {what}")]
+    CannotRun { what: String },
     /// This host lacks something (descriptors, memory, ports): the backend is not to blame.
     #[error("check could not run on this host: {}", .0.desc())]
     Local(Errno),
@@ -146,7 +190,7 @@ impl ProbeFailure {
     /// True if the check says nothing about the backend, since it could not be run.
     pub fn is_local(&self) -> bool {
         match self {
-            Self::Local(_) | Self::BadRequest { .. } | Self::Internal => true,
+            Self::Local(_) | Self::BadRequest { .. } | Self::CannotRun { .. } | Self::Internal => true,
             Self::Refused
             | Self::Unreachable(_)
             | Self::Timeout { .. }
@@ -154,6 +198,13 @@ impl ProbeFailure {
             | Self::Broken(_)
             | Self::Status { .. }
             | Self::NotHttp
+            | Self::Unexpected { .. }
+            | Self::NotDns
+            | Self::NoRecord
+            | Self::DnsError { .. }
+            | Self::Exit { .. }
+            | Self::Killed { .. }
+            | Self::CommandTimeout { .. }
             | Self::HeadTooLarge => false,
         }
     }
@@ -240,5 +291,7 @@ async fn connect(address: SocketAddr) -> Result<TcpStream, ProbeFailure> {
     Ok(stream)
 }
 
+#[cfg(test)]
+mod more_tests;
 #[cfg(test)]
 mod tests;
