@@ -10,7 +10,10 @@ use lb_tests::{
 };
 use lb_userspace::{
     maglev,
-    model::{Admin, BackendSpec, Forward, Health, GuardSpec, HealthSpec, PortSpec, Protocol, Scheduler, ServiceSpec},
+    model::{
+        Admin, BackendSpec, Forward, GuardSpec, Health, HealthSpec, PortSpec, Protocol, Scheduler,
+        ServiceSpec,
+    },
     plan::{
         self, CLOSING_LIFE, GRACE, HALF_OPEN_LIFE, Image, NextHopEntry, Tracking, WantedBackend,
         WantedService,

@@ -272,7 +272,10 @@ mod tests {
         assert_eq!((0..200).filter(|_| take(&&arrival, slow, 1)).count(), 100);
         let fast = rate(1_000, 10);
         assert!(!take(&&arrival, fast, 2), "its bucket is empty");
-        assert!(take(&&arrival, fast, 2 + fast.burst_ns), "and full after its own burst's time, not after 100 s");
+        assert!(
+            take(&&arrival, fast, 2 + fast.burst_ns),
+            "and full after its own burst's time, not after 100 s"
+        );
         assert!(take(&&arrival, Rate::default(), 3), "no limit");
     }
 

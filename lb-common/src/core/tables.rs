@@ -70,7 +70,14 @@ pub trait Tables {
 
     /// May a packet use a service? Asked only where the service's flags say so.
     #[inline(always)]
-    fn admit<P: Packet>(&self, _packet: &P, _place: Place, _service: u32, _flags: u32, _step: Step) -> Admission {
+    fn admit<P: Packet>(
+        &self,
+        _packet: &P,
+        _place: Place,
+        _service: u32,
+        _flags: u32,
+        _step: Step,
+    ) -> Admission {
         Admission::GRANTED
     }
 }

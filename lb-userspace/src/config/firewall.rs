@@ -7,7 +7,9 @@ use super::{
     reader::{Notes, Refusal, Section, Setting, text},
     schema::{self, Schema},
 };
-use crate::model::{LimitSpec, MAX_BURST_MS, MAX_RATE, PrefixError, Prefixes, Protocol, Verdict, parse_prefix};
+use crate::model::{
+    LimitSpec, MAX_BURST_MS, MAX_RATE, PrefixError, Prefixes, Protocol, Verdict, parse_prefix,
+};
 use ipnet::IpNet;
 use lb_common::abi::PREFIX_CAPACITY;
 use sha2::{Digest, Sha256};
@@ -81,7 +83,9 @@ const PREFIX: &str = "an address or a prefix such as \"203.0.113.0/24\"";
 fn prefix(value: &DeValue<'_>) -> Result<IpNet, Refusal> {
     parse_prefix(text(value, PREFIX)?).map_err(|error| match error {
         PrefixError::Syntax => Refusal::expected(PREFIX),
-        PrefixError::HostBits(net) => Refusal::expected("zero bits after the prefix").but(format!("write \"{net}\"")),
+        PrefixError::HostBits(net) => {
+            Refusal::expected("zero bits after the prefix").but(format!("write \"{net}\""))
+        }
     })
 }
 
@@ -95,7 +99,12 @@ fn prefixes(section: &Section<'_>, key: &str, may_be_empty: bool) -> Setting<Vec
     let mut seen = BTreeSet::new();
     for (net, at) in list.value().into_iter().flatten() {
         if !seen.insert(*net) {
-            section.refuse(*at, key, format!("{key} has \"{net}\" twice"), Refusal::expected("each prefix once"));
+            section.refuse(
+                *at,
+                key,
+                format!("{key} has \"{net}\" twice"),
+                Refusal::expected("each prefix once"),
+            );
         }
     }
     list
@@ -140,7 +149,12 @@ pub(super) fn read_firewall<'a>(notes: &'a Notes<'a>, table: &'a DeTable<'a>, at
         ..FirewallConfig::default()
     };
     if let Some(problem) = too_many(&config.prefixes()) {
-        section.refuse(at, "deny", problem, Refusal::expected(format!("at most {PREFIX_CAPACITY} of either IP version")));
+        section.refuse(
+            at,
+            "deny",
+            problem,
+            Refusal::expected(format!("at most {PREFIX_CAPACITY} of either IP version")),
+        );
     }
     config
 }
@@ -174,7 +188,8 @@ pub(super) fn read_files(config: &mut FirewallConfig) -> Result<(), ConfigError>
         let prefixes = config.prefixes();
         if let Some(found) = too_many(&prefixes) {
             let name = config.deny_files.first().map(|path| path.display().to_string()).unwrap_or_default();
-            let expected = format!("at most {PREFIX_CAPACITY} of either IP version with all other denied prefixes");
+            let expected =
+                format!("at most {PREFIX_CAPACITY} of either IP version with all other denied prefixes");
             problems.push(problem(&name, 0, 0, found, expected, None));
         } else if !config.deny_files.is_empty() {
             config.digest = prefixes_digest(&prefixes);
@@ -203,7 +218,9 @@ fn read_lines(name: &str, text: &str, to: &mut BTreeSet<IpNet>, problems: &mut V
         let column = line.find(entry).map_or(1, |at| line[..at].chars().count() + 1);
         let (expected, advice) = match error {
             PrefixError::Syntax => ("an address or a prefix such as 203.0.113.0/24".to_owned(), None),
-            PrefixError::HostBits(net) => ("zero bits after the prefix".to_owned(), Some(format!("write {net}"))),
+            PrefixError::HostBits(net) => {
+                ("zero bits after the prefix".to_owned(), Some(format!("write {net}")))
+            }
         };
         problems.push(problem(name, number + 1, column, format!("'{}'", printable(entry)), expected, advice));
     }
@@ -319,7 +336,8 @@ mod tests {
     #[test]
     fn files_of_prefixes() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
-        writeln!(file, "# a list\n203.0.113.0/24  # why\n\n 198.51.100.7\n2001:db8:bad::/48\n203.0.113.0/24").unwrap();
+        writeln!(file, "# a list\n203.0.113.0/24  # why\n\n 198.51.100.7\n2001:db8:bad::/48\n203.0.113.0/24")
+            .unwrap();
         let deny_files = vec![file.path().to_owned()];
         let mut config = FirewallConfig { deny_files: deny_files.clone(), ..FirewallConfig::default() };
         read_files(&mut config).unwrap();

@@ -8,11 +8,11 @@ use super::{
     schema,
 };
 use crate::model::{
-    BackendName, BackendSpec, DEFAULT_WEIGHT, Forward, GuardSpec, HealthSpec, LimitSpec, MAX_RING, MAX_WEIGHT, MIN_RING, PortSpec,
-    Protocol, Scheduler, ServiceName, ServiceSpec, is_ring_size,
+    BackendName, BackendSpec, DEFAULT_WEIGHT, Forward, GuardSpec, HealthSpec, LimitSpec, MAX_RING,
+    MAX_WEIGHT, MIN_RING, PortSpec, Protocol, Scheduler, ServiceName, ServiceSpec, is_ring_size,
 };
-use sha2::{Digest, Sha256};
 use ipnet::IpNet;
+use sha2::{Digest, Sha256};
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 use toml::de::{DeTable, DeValue};
 

@@ -159,7 +159,11 @@ impl Lists {
             let mut bytes = [0; 8];
             bytes[..4].copy_from_slice(&Control::SHORT_PREFIXES6.to_ne_bytes());
             let (bits, word) = (u64::from_ne_bytes(bytes), self.control.word(0, 0));
-            if on { word.fetch_or(bits, Ordering::AcqRel) } else { word.fetch_and(!bits, Ordering::AcqRel) };
+            if on {
+                word.fetch_or(bits, Ordering::AcqRel)
+            } else {
+                word.fetch_and(!bits, Ordering::AcqRel)
+            };
         };
         if short {
             switch(true);

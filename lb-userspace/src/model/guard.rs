@@ -265,12 +265,18 @@ mod tests {
 
     #[test]
     fn rates_become_intervals() {
-        let limits = LimitSpec { packets_per_second: 3, connections_per_second: 1_000, burst_ms: 100, ..LimitSpec::default() };
+        let limits = LimitSpec {
+            packets_per_second: 3,
+            connections_per_second: 1_000,
+            burst_ms: 100,
+            ..LimitSpec::default()
+        };
         let abi = limits.to_abi();
         assert_eq!(abi.packets, Rate { interval_ns: 333_333_333, burst_ns: 333_333_333 }, "one at least");
         assert_eq!(abi.connections, Rate { interval_ns: 1_000_000, burst_ns: 100_000_000 });
         assert_eq!(abi.source_packets, Rate::default());
-        let fastest = LimitSpec { packets_per_second: MAX_RATE, burst_ms: MAX_BURST_MS, ..LimitSpec::default() };
+        let fastest =
+            LimitSpec { packets_per_second: MAX_RATE, burst_ms: MAX_BURST_MS, ..LimitSpec::default() };
         assert_eq!(fastest.to_abi().packets, Rate { interval_ns: 10, burst_ns: 60_000_000_000 });
     }
 }

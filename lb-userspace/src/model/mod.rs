@@ -13,8 +13,8 @@ mod service;
 pub use address::{not_for_backend, not_unicast};
 pub use backend::{Admin, BackendSpec, DEFAULT_WEIGHT, Health, MAX_BACKENDS, MAX_WEIGHT};
 pub use guard::{
-    DEFAULT_BURST_MS, GuardSpec, LimitError, LimitPatch, LimitSpec, MAX_BURST_MS, MAX_RATE, PrefixError, Prefixes,
-    Verdict, of_family, parse_prefix,
+    DEFAULT_BURST_MS, GuardSpec, LimitError, LimitPatch, LimitSpec, MAX_BURST_MS, MAX_RATE, PrefixError,
+    Prefixes, Verdict, of_family, parse_prefix,
 };
 pub use health::{HealthCheck, HealthSpec, HttpCheck, StatusRange};
 pub use name::{BackendName, NameError, ServiceName};

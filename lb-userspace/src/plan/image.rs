@@ -2,7 +2,9 @@
 
 use crate::model::Prefixes;
 use ipnet::IpNet;
-use lb_common::abi::{BackendEntry, Identity, Limits, NAME_LEN, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry};
+use lb_common::abi::{
+    BackendEntry, Identity, Limits, NAME_LEN, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,

@@ -118,7 +118,8 @@ pub(super) fn diff(old: &Image, new: &Image) -> (Vec<Action>, Vec<Action>) {
 /// The flags that make the program ask.
 pub(super) fn service_flags(guard: &GuardSpec) -> u32 {
     let flag = |on: bool, flag| if on { flag } else { 0 };
-    flag(!guard.allow.is_empty(), ServiceEntry::ALLOW_LIST) | flag(!guard.limits.is_off(), ServiceEntry::LIMITED)
+    flag(!guard.allow.is_empty(), ServiceEntry::ALLOW_LIST)
+        | flag(!guard.limits.is_off(), ServiceEntry::LIMITED)
 }
 
 /// Adds a service's allow list and limits.

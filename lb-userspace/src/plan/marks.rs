@@ -169,7 +169,11 @@ mod tests {
         });
         let v6 = (any::<u16>(), 0..=128u8).prop_map(|(bits, len)| {
             let bits = u128::from(bits);
-            let address = 0x2001_0db8 << 96 ^ (bits & 3) << 94 ^ (bits >> 2 & 3) << 80 ^ (bits >> 4 & 3) << 63 ^ bits >> 6;
+            let address = 0x2001_0db8 << 96
+                ^ (bits & 3) << 94
+                ^ (bits >> 2 & 3) << 80
+                ^ (bits >> 4 & 3) << 63
+                ^ bits >> 6;
             IpNet::new(Ipv6Addr::from(address).into(), len).unwrap().trunc()
         });
         let verdict = prop_oneof![Just(Verdict::Deny), Just(Verdict::Deny), Just(Verdict::Allow)];

@@ -2,6 +2,7 @@
 //! tests that compare the host with the kernel.
 
 use super::Image;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::{
     abi::{
         Arrivals, BackendEntry, FlowEntry, FlowKey4, FlowKey6, Limits, MAX_SERVICES, PortKey, PortRangeKey,
@@ -14,7 +15,6 @@ use lb_common::{
     },
     packet::Packet,
 };
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::AtomicU64;
 

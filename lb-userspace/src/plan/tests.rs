@@ -4,7 +4,10 @@
 use super::{image::name_of, *};
 use crate::{
     maglev,
-    model::{Admin, BackendSpec, Forward, Health, GuardSpec, HealthSpec, PortSpec, Protocol, Scheduler, ServiceSpec},
+    model::{
+        Admin, BackendSpec, Forward, GuardSpec, Health, HealthSpec, PortSpec, Protocol, Scheduler,
+        ServiceSpec,
+    },
 };
 use lb_common::abi::{MAX_SERVICES, Slot, SlotState, VipEntry};
 use proptest::prelude::*;

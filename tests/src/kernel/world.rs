@@ -8,7 +8,10 @@ use lb_common::{
 };
 use lb_userspace::{
     maglev,
-    model::{Admin, BackendSpec, Forward, Health, GuardSpec, HealthSpec, PortSpec, Protocol, Scheduler, ServiceSpec},
+    model::{
+        Admin, BackendSpec, Forward, GuardSpec, Health, HealthSpec, PortSpec, Protocol, Scheduler,
+        ServiceSpec,
+    },
     plan::{self, Image, NextHopEntry, ServiceRecord, TunnelSettings, WantedBackend, WantedService},
 };
 use std::{

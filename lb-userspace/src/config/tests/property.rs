@@ -158,18 +158,24 @@ fn prefixes() -> impl Strategy<Value = std::collections::BTreeSet<ipnet::IpNet>>
 }
 
 fn guard() -> impl Strategy<Value = GuardSpec> {
-    (prefixes(), proptest::array::uniform4(0..=MAX_RATE), 1..=MAX_BURST_MS).prop_map(|(allow, rates, burst_ms)| {
-        let [packets_per_second, connections_per_second, source_packets_per_second, source_connections_per_second] =
-            rates;
-        let limits = LimitSpec {
-            packets_per_second,
-            connections_per_second,
-            source_packets_per_second,
-            source_connections_per_second,
-            burst_ms,
-        };
-        GuardSpec { allow, limits }
-    })
+    (prefixes(), proptest::array::uniform4(0..=MAX_RATE), 1..=MAX_BURST_MS).prop_map(
+        |(allow, rates, burst_ms)| {
+            let [
+                packets_per_second,
+                connections_per_second,
+                source_packets_per_second,
+                source_connections_per_second,
+            ] = rates;
+            let limits = LimitSpec {
+                packets_per_second,
+                connections_per_second,
+                source_packets_per_second,
+                source_connections_per_second,
+                burst_ms,
+            };
+            GuardSpec { allow, limits }
+        },
+    )
 }
 
 /// A service whose addresses no service with another `index` has.
@@ -256,14 +262,16 @@ fn config() -> impl Strategy<Value = Config> {
         deny,
         ..FirewallConfig::default()
     });
-    (node, listen, tunnel, firewall, services).prop_map(|(node, metrics, tunnel, firewall, services)| Config {
-        file: "lbd.toml".to_owned(),
-        node,
-        metrics,
-        tunnel,
-        firewall: firewall.into(),
-        services,
-        origins: Origins::default(),
+    (node, listen, tunnel, firewall, services).prop_map(|(node, metrics, tunnel, firewall, services)| {
+        Config {
+            file: "lbd.toml".to_owned(),
+            node,
+            metrics,
+            tunnel,
+            firewall: firewall.into(),
+            services,
+            origins: Origins::default(),
+        }
     })
 }
 
