@@ -118,7 +118,8 @@ fn lists_of_the_configuration() -> Result<()> {
     }
     std::fs::write(&file, format!("{list}{} # the client\n", client.v4)).expect("written");
     settings.services[0] = own(80);
-    settings.node = format!("[firewall]\ndeny = [\"198.51.100.0/24\"]\ndeny_files = [\"{}\"]", file.display());
+    settings.node =
+        format!("[firewall]\ndeny = [\"198.51.100.0/24\"]\ndeny_files = [\"{}\"]", file.display());
     balancer.configure(|now| *now = settings.clone())?;
     balancer.reload();
     not_served(&balancer, client, vip, "denied");

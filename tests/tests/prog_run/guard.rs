@@ -120,7 +120,8 @@ fn one_hundred_thousand_prefixes() {
         nets.find_map(|net| prefixes.get(&net)) == Some(&Verdict::Deny)
     };
     let packets = [rig.world.packet(SERVICE, false, 1), rig.world.packet(SERVICE, true, 1)];
-    let known: Vec<IpAddr> = prefixes.keys().step_by(100).flat_map(|net| [net.network(), net.broadcast()]).collect();
+    let known: Vec<IpAddr> =
+        prefixes.keys().step_by(100).flat_map(|net| [net.network(), net.broadcast()]).collect();
     let random: Vec<IpAddr> = (0..2_000).map(|_| Ipv4Addr::from(random.bits() as u32).into()).collect();
     let mut denied = 0;
     for source in known.into_iter().chain(random) {
@@ -143,7 +144,8 @@ fn guard(rig: &mut Rig, change: impl FnOnce(&mut lb_userspace::model::GuardSpec)
     change(&mut service.spec.guard);
     let mut rings = lb_userspace::maglev::Cache::default();
     let image = &rig.world.image;
-    let goal = plan::build(&rig.world.wanted, image, &lb_tests::kernel::tunnel(), &Default::default(), &mut rings);
+    let goal =
+        plan::build(&rig.world.wanted, image, &lb_tests::kernel::tunnel(), &Default::default(), &mut rings);
     let goal = goal.expect("an image");
     let id = goal.service_id(SERVICE).expect("the service");
     rig.world.image.services.insert(id, goal.services[&id]);

@@ -1,7 +1,7 @@
 //! Properties of the parser: no text makes it panic, and what is printed reads back.
 
 use super::*;
-use crate::model::BackendSpec;
+use crate::model::{BackendSpec, GuardSpec, LimitSpec, MAX_BURST_MS, MAX_RATE};
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

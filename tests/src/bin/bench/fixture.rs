@@ -10,6 +10,7 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
     programs::{TestRun, TestRunOptions, Xdp},
 };
+use ipnet::{IpNet, Ipv4Net};
 use lb_common::{
     abi::{
         BackendEntry, ForwardKind, MAX_RING, PROTO_TCP, PROTO_UDP, PortRule, ServiceEntry, Slot, Stats,
@@ -18,7 +19,6 @@ use lb_common::{
     core::DropReason,
     hash,
 };
-use ipnet::{IpNet, Ipv4Net};
 use lb_userspace::{
     dataplane,
     model::{Prefixes, Verdict},
@@ -391,7 +391,11 @@ fn deny(ebpf: &mut Ebpf) -> anyhow::Result<()> {
     let mut trie: LpmTrie<MapData, [u8; 4], u32> = take(ebpf, "DENY4")?;
     for net in prefixes.keys() {
         if let IpNet::V4(net) = net {
-            trie.insert(&Key::new(net.prefix_len().into(), net.network().octets()), Verdict::Deny.number(), 0)?;
+            trie.insert(
+                &Key::new(net.prefix_len().into(), net.network().octets()),
+                Verdict::Deny.number(),
+                0,
+            )?;
         }
     }
     let mut marks: Array<MapData, u64> = take(ebpf, "MARKS4")?;
