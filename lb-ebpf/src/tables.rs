@@ -1,6 +1,6 @@
 //! The core's tables over the maps.
 
-use crate::{maps, outline};
+use crate::{guard, maps, outline};
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
 use lb_common::{
     abi::{
@@ -10,6 +10,7 @@ use lb_common::{
     core::{
         FlowCell, Tables,
         affinity::{Place, Step},
+        guard::{Admission, denied4, denied6},
         parse::Chain,
     },
     packet::Packet,
@@ -153,6 +154,22 @@ impl Tables for Maps {
     #[inline(always)]
     fn add_flow6(&self, key: &FlowKey6, entry: FlowEntry) -> bool {
         added(maps::FLOWS6.insert(key, entry.0, BPF_NOEXIST))
+    }
+
+    #[inline(always)]
+    fn denied4(&self, source: u32) -> bool {
+        denied4(self, source)
+    }
+
+    #[inline(always)]
+    fn denied6(&self, hi: u64, lo: u64) -> bool {
+        denied6(self, hi, lo)
+    }
+
+    #[inline(always)]
+    fn admit<P: Packet>(&self, _: &P, place: Place, service: u32, flags: u32, step: Step) -> Admission {
+        let flags = u64::from(flags) << 8 | step as u64;
+        Admission(outline::opaque(guard::admit(self.ctx, place.0, service.into(), flags)))
     }
 
     #[inline(always)]

@@ -10,7 +10,10 @@ use lb_tests::{
 };
 use lb_userspace::{
     maglev,
-    model::{Admin, BackendSpec, Forward, Health, HealthSpec, PortSpec, Protocol, Scheduler, ServiceSpec},
+    model::{
+        Admin, BackendSpec, Forward, GuardSpec, Health, HealthSpec, PortSpec, Protocol, Scheduler,
+        ServiceSpec,
+    },
     plan::{
         self, CLOSING_LIFE, GRACE, HALF_OPEN_LIFE, Image, NextHopEntry, Tracking, WantedBackend,
         WantedService,
@@ -70,6 +73,7 @@ fn service(number: u8, protocol: Protocol, backends: Vec<WantedBackend>) -> Want
             idle_timeout: IDLE,
             gue_port: 6080,
             health: HealthSpec::default(),
+            guard: GuardSpec::default(),
             backends: Vec::new(),
         },
         ring_size: RING_SIZE,

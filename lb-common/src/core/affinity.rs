@@ -66,8 +66,13 @@ impl Place {
 
     // The masks bound the offsets for the verifier, which knows nothing of a function's arguments.
     #[inline(always)]
-    const fn l3(self) -> usize {
+    pub(super) const fn l3(self) -> usize {
         self.0 as usize & 0x1f
+    }
+
+    #[inline(always)]
+    pub(super) const fn is_v6(self) -> bool {
+        self.0 >> 32 & 1 != 0
     }
 
     #[inline(always)]

@@ -7,6 +7,7 @@
 pub mod affinity;
 pub mod decap;
 pub mod forward;
+pub mod guard;
 pub mod icmp;
 pub mod parse;
 mod select;

@@ -1,8 +1,12 @@
 //! IPv4, IPv6, TCP and UDP: what must hold before a packet may go to a backend.
 
-use super::{Decision, DropReason, Refusal, Tables, affinity::Step, select, service};
+use super::{
+    Decision, DropReason, Refusal, Tables,
+    affinity::{Place, Step},
+    select, service,
+};
 use crate::{
-    abi::VipEntry,
+    abi::{ServiceEntry, VipEntry},
     hash,
     packet::Packet,
     wire::{ipv4, ipv6, proto, tcp, udp},
@@ -61,6 +65,9 @@ const fn forwarded(protocol: u8) -> bool {
 pub(super) fn v4<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize) -> Decision<'t> {
     let Some(header) = packet.view::<{ ipv4::LEN }>(l3) else { return Decision::Pass };
     let Some(vip) = tables.vip4(header.raw32::<{ ipv4::DST }>().to_ne_bytes()) else { return Decision::Pass };
+    if vip.flags & VipEntry::FILTERED != 0 && tables.denied4(header.u32::<{ ipv4::SRC }>()) {
+        return refuse(DropReason::Denied);
+    }
 
     let header_len = usize::from(header.u8::<{ ipv4::VIHL }>() & 0xf) * 4;
     let total_len = header.u16::<{ ipv4::TOTAL_LEN }>();
@@ -97,6 +104,11 @@ pub(super) fn v6<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize)
     let Some(header) = packet.view::<{ ipv6::LEN }>(l3) else { return Decision::Pass };
     let Some(dst) = packet.view::<16>(l3 + ipv6::DST) else { return Decision::Pass };
     let Some(vip) = tables.vip6(dst.0) else { return Decision::Pass };
+    if vip.flags & VipEntry::FILTERED != 0
+        && tables.denied6(header.u64::<{ ipv6::SRC }>(), header.u64::<{ ipv6::SRC + 8 }>())
+    {
+        return refuse(DropReason::Denied);
+    }
 
     let word = header.u32::<{ ipv6::WORD }>();
     if word >> 28 != 6 {
@@ -268,6 +280,11 @@ fn transport<'t, P: Packet, T: Tables>(
     // Removed a moment ago: what its zeroed entry points at are the slots of another service.
     if entry.ring_size == 0 {
         return refuse(DropReason::NoBackend);
+    }
+    if entry.flags & (ServiceEntry::ALLOW_LIST | ServiceEntry::LIMITED) != 0
+        && let Some(reason) = tables.admit(packet, Place::of(&ip), id, entry.flags, step).refusal()
+    {
+        return refuse(reason);
     }
     select::select(packet, tables, id, entry, flow(entry.seed, l4.ports), step, ip)
 }

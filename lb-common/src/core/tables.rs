@@ -3,6 +3,7 @@
 
 use super::{
     affinity::{Place, Step, choose_flow},
+    guard::Admission,
     parse::{Chain, walk_extensions},
 };
 use crate::abi::{
@@ -53,6 +54,31 @@ pub trait Tables {
         Self: Sized,
     {
         choose_flow(packet, self, place, slot, hash, step)
+    }
+
+    /// Is an IPv4 source denied? Asked only where [`VipEntry::FILTERED`] says so; tables without lists deny nobody.
+    #[inline(always)]
+    fn denied4(&self, _source: u32) -> bool {
+        false
+    }
+
+    /// The same for IPv6, in two halves.
+    #[inline(always)]
+    fn denied6(&self, _hi: u64, _lo: u64) -> bool {
+        false
+    }
+
+    /// May a packet use a service? Asked only where the service's flags say so.
+    #[inline(always)]
+    fn admit<P: Packet>(
+        &self,
+        _packet: &P,
+        _place: Place,
+        _service: u32,
+        _flags: u32,
+        _step: Step,
+    ) -> Admission {
+        Admission::GRANTED
     }
 }
 

@@ -1,7 +1,7 @@
 //! Entry points of the benchmark: the balancer's path and the floor it is compared with, each inside the
 //! same frame of work, so that a repeated run sees the same packet every time.
 //!
-//! The frame of work: vary the flow (programs named `many` and `new`), run the path, undo what it did to the
+//! The frame of work: vary the flow (programs named `many`, `new` and `random`), run the path, undo what it did to the
 //! packet (room in front, link header, TTL). Never attached to anything.
 #![no_std]
 #![no_main]
@@ -88,6 +88,8 @@ const ONE: u8 = 0;
 const MANY: u8 = 1;
 /// A flow that was never there, for the first 2^30 packets.
 const NEW: u8 = 2;
+/// Every packet from anywhere in the address space.
+const RANDOM: u8 = 3;
 
 #[inline(always)]
 fn measure<P: Path, const V6: bool, const FLOWS: u8>(ctx: &XdpContext) -> u32 {
@@ -112,6 +114,12 @@ fn vary<const V6: bool, const FLOWS: u8>(frame: &mut Frame) -> Option<()> {
         *count += 1;
         *count
     };
+    if FLOWS == RANDOM {
+        let random = hash::mix(number);
+        frame.view_mut::<4>(eth::LEN + ipv4::SRC)?.set32::<0>((random as u32).to_be());
+        frame.view_mut::<4>(eth::LEN + ipv4::LEN)?.set16::<0>((0x8000 | (random >> 32) as u16).to_be());
+        return Some(());
+    }
     // In an order that no prefetcher follows. An odd factor permutes the numbers below a power of two.
     let flow = if FLOWS == NEW {
         (number as u32).wrapping_mul(0x9e37_79b1) & 0x3fff_ffff
@@ -159,11 +167,13 @@ entry_points! {
     lb4_one: Balancer, false, ONE;
     lb4_many: Balancer, false, MANY;
     lb4_new: Balancer, false, NEW;
+    lb4_random: Balancer, false, RANDOM;
     lb6_one: Balancer, true, ONE;
     lb6_many: Balancer, true, MANY;
     floor4_one: Floor, false, ONE;
     floor4_many: Floor, false, MANY;
     floor4_new: Floor, false, NEW;
+    floor4_random: Floor, false, RANDOM;
     floor6_one: Floor, true, ONE;
     floor6_many: Floor, true, MANY;
 }

@@ -1,5 +1,6 @@
 //! The command line of `lbctl`. The doc comments are its help.
 
+use super::firewall::{LIMIT_EXAMPLES, LIST_EXAMPLES, LimitCommand, ListCommand};
 use super::parse::{self, Target};
 use crate::control::DEFAULT_SOCKET;
 use crate::model::{BackendName, Protocol, ServiceName};
@@ -105,6 +106,24 @@ Examples:
         /// Also the reasons that have not occurred
         #[arg(long)]
         all: bool,
+    },
+    /// Sources whose packets to virtual addresses are dropped
+    #[command(after_help = LIST_EXAMPLES)]
+    Deny {
+        #[command(subcommand)]
+        command: ListCommand,
+    },
+    /// Exceptions inside denied prefixes
+    #[command(after_help = LIST_EXAMPLES)]
+    Allow {
+        #[command(subcommand)]
+        command: ListCommand,
+    },
+    /// Limits of services and of their sources
+    #[command(after_help = LIMIT_EXAMPLES)]
+    Limit {
+        #[command(subcommand)]
+        command: LimitCommand,
     },
     /// Reads the configuration file again; a wrong one is refused and the present one stays
     #[command(

@@ -4,6 +4,7 @@
 
 pub mod args;
 pub mod decap;
+pub mod firewall;
 pub mod parse;
 mod render;
 mod table;
@@ -11,10 +12,11 @@ mod table;
 use crate::control::api::ChangeView;
 use crate::control::client::{Client, ClientError};
 use crate::control::request::{NewBackend, same_family};
-use crate::model::Admin;
+use crate::model::{Admin, ServiceName, Verdict};
 use args::{BackendCommand, Cli, Command, ConfigCommand, Output, ServiceCommand};
 use clap::{CommandFactory, Parser};
 use decap::Decap;
+use firewall::{LimitCommand, ListCommand};
 use parse::Target;
 use serde::Serialize;
 use std::ffi::OsString;
@@ -28,6 +30,10 @@ enum Failure {
     /// The command line, found wrong after parsing.
     #[error("{0}")]
     Usage(String),
+    #[error(transparent)]
+    Prefixes(#[from] firewall::FileError),
+    #[error("no service '{0}'; see `lbctl service list`")]
+    NoService(ServiceName),
     #[error("{0:#}")]
     Decap(anyhow::Error),
     #[error("cannot start: {0}")]
@@ -40,8 +46,8 @@ impl Failure {
     fn exit_status(&self) -> u8 {
         let usage = match self {
             Self::Client(e) => e.is_usage(),
-            Self::Usage(_) => true,
-            Self::Decap(_) | Self::Runtime(_) | Self::Json(_) => false,
+            Self::Usage(_) | Self::Prefixes(_) => true,
+            Self::NoService(_) | Self::Decap(_) | Self::Runtime(_) | Self::Json(_) => false,
         };
         if usage { 2 } else { 1 }
     }
@@ -97,6 +103,21 @@ fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
             print(output, &answer, |view| render::explain(*protocol, *source, *destination, view))
         }
         Command::Drops { all } => print(output, &wait(client.drops())?, |drops| render::drops(drops, *all)),
+        Command::Deny { command } => list(&client, output, Verdict::Deny, command),
+        Command::Allow { command } => list(&client, output, Verdict::Allow, command),
+        Command::Limit { command: LimitCommand::Show { service } } => {
+            let mut limits = wait(client.limits())?;
+            if let Some(service) = service {
+                limits.retain(|view| view.service == service.as_str());
+                if limits.is_empty() {
+                    return Err(Failure::NoService(service.clone()));
+                }
+            }
+            print(output, &limits, |limits| firewall::render_limits(limits))
+        }
+        Command::Limit { command } => {
+            print(output, &wait(firewall::change_limits(&client, command))?, render::change)
+        }
         Command::Reload { plan } => print(output, &wait(client.reload(*plan))?, render::change),
         Command::Config { command: ConfigCommand::Show } => {
             print(output, &wait(client.config())?, render::config)
@@ -115,6 +136,18 @@ fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
             Ok(String::from_utf8_lossy(&script).into_owned())
         }
     }
+}
+
+fn list(client: &Client, output: Output, list: Verdict, command: &ListCommand) -> Result<String, Failure> {
+    let (add, prefixes) = match command {
+        ListCommand::List => {
+            let views = wait(client.prefixes(list))?;
+            return print(output, &views, |views| firewall::render_prefixes(list, views));
+        }
+        ListCommand::Add { prefixes } => (true, prefixes.read()?),
+        ListCommand::Remove { prefixes } => (false, prefixes.read()?),
+    };
+    print(output, &wait(client.change_prefixes(list, add, prefixes))?, render::change)
 }
 
 fn wait<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, Failure> {

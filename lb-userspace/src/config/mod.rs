@@ -1,6 +1,6 @@
 //! The configuration file: read, checked, with every default filled in.
 //!
-//! [`parse_on`] takes text and returns data; only [`load`] touches the disk. All problems of a file
+//! [`parse_on`] takes text and returns data; only [`load`] touches the disk, and reads the files the text names. All problems of a file
 //! are found at once, each named with file, line, column, key, what was found and what was expected;
 //! one mistake gives one problem. What the keys mean is written in `examples/lbd.toml`.
 
@@ -8,6 +8,7 @@ mod address;
 mod check;
 mod duration;
 mod error;
+mod firewall;
 mod health;
 mod node;
 mod reader;
@@ -20,6 +21,7 @@ mod tests;
 
 pub use duration::{format_duration, parse_duration};
 pub use error::{ConfigError, Problem};
+pub use firewall::{FirewallConfig, prefixes_digest};
 pub use node::{MetricsConfig, NodeConfig, TunnelConfig, XdpMode};
 pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};
 pub use settings::{Origin, Origins, Setting, services_hash};
@@ -28,7 +30,7 @@ use crate::model::ServiceSpec;
 use error::printable;
 use reader::{Notes, Refusal, Section};
 use service::ServiceSettings;
-use std::{fs::File, io::Read, path::Path};
+use std::{fs::File, io::Read, path::Path, sync::Arc};
 use toml::de::DeTable;
 
 /// Largest configuration file, in bytes: some twenty times that of 4,096 services.
@@ -42,6 +44,8 @@ pub struct Config {
     pub node: NodeConfig,
     pub metrics: MetricsConfig,
     pub tunnel: TunnelConfig,
+    /// Shared, since its lists may be long and most changes leave them alone.
+    pub firewall: Arc<FirewallConfig>,
     /// In the order of the file; names are unique and no two services overlap.
     pub services: Vec<ServiceSpec>,
     /// Which of the settings the file set.
@@ -69,7 +73,11 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
         return Err(fail("is too large".to_owned(), "at most 64 MiB", "check that it is the right file"));
     }
     match String::from_utf8(bytes) {
-        Ok(text) => parse(&name, &text),
+        Ok(text) => {
+            let mut config = parse(&name, &text)?;
+            firewall::read_files(Arc::make_mut(&mut config.firewall))?;
+            Ok(config)
+        }
         Err(error) => {
             let at = error.utf8_error().valid_up_to();
             let byte = error.as_bytes()[at];
@@ -109,6 +117,7 @@ pub fn parse_on(file_name: &str, text: &str, hostname: &str) -> Result<Config, C
     };
     let metrics = root.table("metrics").map(|(table, at)| node::read_metrics(&notes, table, at));
     let tunnel = root.table("tunnel").map(|(table, at)| node::read_tunnel(&notes, table, at));
+    let firewall = root.table("firewall").map(|(table, at)| firewall::read_firewall(&notes, table, at));
     let defaults = root.table("defaults");
     let defaults = defaults.map(|(table, at)| ServiceSettings::read_defaults(&notes, table, at));
     let defaults = defaults.unwrap_or(ServiceSettings::ABSENT);
@@ -123,6 +132,7 @@ pub fn parse_on(file_name: &str, text: &str, hostname: &str) -> Result<Config, C
         node,
         metrics: metrics.unwrap_or_default(),
         tunnel: tunnel.unwrap_or_default(),
+        firewall: Arc::new(firewall.unwrap_or_default()),
         services,
         origins: Origins(notes.finish()?),
     })

@@ -396,6 +396,11 @@ impl<'a> Section<'a> {
         table.get(key)?.get_ref().as_str().map(printable)
     }
 
+    /// True if the value of a key is an array of nothing.
+    pub(super) fn is_empty_array(&self, key: &str) -> bool {
+        matches!(self.table.get(key).map(Spanned::get_ref), Some(DeValue::Array(array)) if array.is_empty())
+    }
+
     /// Where a key stands.
     pub(super) fn position(&self, key: &str) -> Option<usize> {
         self.table.get(key).map(|value| value.span().start)

@@ -18,11 +18,12 @@ impl Schema {
         }
         // A key written too high or too low in the file belongs in a neighbour first.
         let near: &[&'static Schema] = match self.header {
-            "[[service]]" => &[&SERVICE_HEALTH, &BACKEND, &NODE],
+            "[[service]]" => &[&SERVICE_HEALTH, &SERVICE_LIMITS, &BACKEND, &NODE],
             "[service.health]" => &[&SERVICE, &BACKEND],
             "[[service.backend]]" => &[&SERVICE, &SERVICE_HEALTH],
             "[defaults]" => &[&DEFAULTS_HEALTH, &NODE],
             "[defaults.health]" => &[&DEFAULTS],
+            "[service.limits]" => &[&SERVICE],
             "the file" => &[&NODE, &METRICS, &TUNNEL, &SERVICE, &SERVICE_HEALTH, &BACKEND],
             _ => &[&NODE, &METRICS, &TUNNEL],
         };
@@ -35,8 +36,8 @@ const NO_DEFAULT: &str = "it has no default: set it in each [[service]]";
 
 pub(super) static ROOT: Schema = Schema {
     header: "the file",
-    keys: &["node", "metrics", "tunnel", "defaults", "service"],
-    refused: &[("vrrp", LATER), ("sync", LATER), ("firewall", LATER), ("bgp", LATER)],
+    keys: &["node", "metrics", "tunnel", "firewall", "defaults", "service"],
+    refused: &[("vrrp", LATER), ("sync", LATER), ("bgp", LATER)],
 };
 
 pub(super) static NODE: Schema = Schema {
@@ -53,6 +54,23 @@ pub(super) static TUNNEL: Schema = Schema {
     refused: &[],
 };
 
+pub(super) static FIREWALL: Schema =
+    Schema { header: "[firewall]", keys: &["deny", "allow", "deny_files"], refused: &[] };
+
+const LIMIT_KEYS: &[&str] = &[
+    "packets_per_second",
+    "connections_per_second",
+    "source_packets_per_second",
+    "source_connections_per_second",
+    "burst",
+];
+
+pub(super) static SERVICE_LIMITS: Schema =
+    Schema { header: "[service.limits]", keys: LIMIT_KEYS, refused: &[] };
+
+pub(super) static DEFAULTS_LIMITS: Schema =
+    Schema { header: "[defaults.limits]", keys: LIMIT_KEYS, refused: &[] };
+
 pub(super) static DEFAULTS: Schema = Schema {
     header: "[defaults]",
     keys: &[
@@ -64,6 +82,8 @@ pub(super) static DEFAULTS: Schema = Schema {
         "seed",
         "idle_timeout",
         "gue_port",
+        "allow",
+        "limits",
         "health",
     ],
     refused: &[("name", NO_DEFAULT), ("addresses", NO_DEFAULT), ("backend", NO_DEFAULT)],
@@ -82,6 +102,8 @@ pub(super) static SERVICE: Schema = Schema {
         "seed",
         "idle_timeout",
         "gue_port",
+        "allow",
+        "limits",
         "health",
         "backend",
     ],

@@ -2,16 +2,18 @@
 
 use super::{
     address,
+    firewall::{self, LimitSettings},
     health::{self, Checked, HealthSettings, duration},
     reader::{Notes, Refusal, Section, Setting, integer, text, wrong_type},
     schema,
 };
 use crate::model::{
-    BackendName, BackendSpec, DEFAULT_WEIGHT, Forward, HealthSpec, MAX_RING, MAX_WEIGHT, MIN_RING, PortSpec,
-    Protocol, Scheduler, ServiceName, ServiceSpec, is_ring_size,
+    BackendName, BackendSpec, DEFAULT_WEIGHT, Forward, GuardSpec, HealthSpec, LimitSpec, MAX_RING,
+    MAX_WEIGHT, MIN_RING, PortSpec, Protocol, Scheduler, ServiceName, ServiceSpec, is_ring_size,
 };
+use ipnet::IpNet;
 use sha2::{Digest, Sha256};
-use std::{net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 use toml::de::{DeTable, DeValue};
 
 /// Port of `forward = "gue"` where none is set: the one assigned to GUE.
@@ -44,6 +46,9 @@ pub(super) struct ServiceSettings {
     seed: Setting<u64>,
     idle_timeout: Setting<Duration>,
     gue_port: Setting<u16>,
+    allow: Setting<BTreeSet<IpNet>>,
+    /// Of the defaults only: a service's own are read together with them.
+    limits: LimitSettings,
     pub(super) health: HealthSettings,
 }
 
@@ -58,6 +63,8 @@ impl ServiceSettings {
         seed: Setting::Absent,
         idle_timeout: Setting::Absent,
         gue_port: Setting::Absent,
+        allow: Setting::Absent,
+        limits: LimitSettings::ABSENT,
         health: HealthSettings::ABSENT,
     };
 
@@ -78,6 +85,8 @@ impl ServiceSettings {
             seed: section.integer("seed", 0, i64::MAX),
             idle_timeout: duration(section, "idle_timeout", second, day),
             gue_port: section.integer("gue_port", 1, 65_535),
+            allow: firewall::read_allow(section),
+            limits: LimitSettings::ABSENT,
             health: HealthSettings::ABSENT,
         }
     }
@@ -86,6 +95,7 @@ impl ServiceSettings {
         let path = vec!["defaults".to_owned()];
         let section = Section::open(notes, table, at, "[defaults]", path.clone(), &schema::DEFAULTS);
         let mut settings = Self::read(&section);
+        settings.limits = LimitSettings::read_defaults(&section);
         if let Some((table, at)) = section.table("health") {
             let path = [path, vec!["health".to_owned()]].concat();
             let section =
@@ -138,6 +148,7 @@ pub(super) struct ServiceDraft<'a> {
     pub(super) ring_size: Setting<u32>,
     settings: ServiceSettings,
     health: HealthSpec,
+    limits: LimitSpec,
 }
 
 /// A backend as far as it could be read.
@@ -192,7 +203,8 @@ pub(super) fn read_service<'a>(
         .map(|(i, (table, at))| read_backend(&section, table, at, i + 1, port.value().copied()));
     let backends = backends.collect();
     let health = read_health(&section, &port, &protocol, defaults);
-    ServiceDraft { name, addresses, port, protocol, backends, ring_size, settings, health, section }
+    let limits = firewall::read_limits(&section, protocol.value().copied(), &defaults.limits);
+    ServiceDraft { name, addresses, port, protocol, backends, ring_size, settings, health, limits, section }
 }
 
 fn read_health(
@@ -287,6 +299,10 @@ impl ServiceDraft<'_> {
             ),
             gue_port: section.pick("gue_port", own.gue_port.or(&defaults.gue_port), DEFAULT_GUE_PORT),
             health: self.health,
+            guard: GuardSpec {
+                allow: section.pick("allow", own.allow.or(&defaults.allow), BTreeSet::new()),
+                limits: self.limits,
+            },
             backends,
             name,
         })

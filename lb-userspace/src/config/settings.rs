@@ -1,10 +1,10 @@
 //! The settings in force, one by one: for `config show`, for hashes, and as TOML.
 
 use super::{Config, duration::format_duration};
-use crate::model::{HealthCheck, HealthSpec, PortSpec, ServiceSpec, StatusRange};
+use crate::model::{HealthCheck, HealthSpec, LimitSpec, PortSpec, ServiceSpec, StatusRange};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use std::{collections::HashMap, fmt::Write};
+use std::{collections::HashMap, fmt::Write, time::Duration};
 
 /// Where a setting's value comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +111,17 @@ fn service_entries(service: &ServiceSpec) -> Vec<Entry> {
     push(&[], "seed", json!(service.seed));
     push(&[], "idle_timeout", json!(format_duration(service.idle_timeout)));
     push(&[], "gue_port", json!(service.gue_port));
+    if !service.guard.allow.is_empty() {
+        push(&[], "allow", json!(service.guard.allow));
+    }
+    let limits = &service.guard.limits;
+    for (key, rate) in limits.rates().into_iter().filter(|(_, rate)| *rate > 0) {
+        push(&["limits"], key, json!(rate));
+    }
+    if *limits != LimitSpec::default() {
+        let burst = Duration::from_millis(limits.burst_ms.into());
+        push(&["limits"], "burst", json!(format_duration(burst)));
+    }
     for (key, value) in health_entries(&service.health) {
         push(&["health"], key, value);
     }
@@ -172,12 +183,29 @@ impl Config {
         if let Some(address) = self.tunnel.gue_source_ipv6 {
             push("tunnel", "gue_source_ipv6", json!(address));
         }
+        let firewall = &self.firewall;
+        if !firewall.deny.is_empty() {
+            push("firewall", "deny", json!(firewall.deny));
+        }
+        if !firewall.allow.is_empty() {
+            push("firewall", "allow", json!(firewall.allow));
+        }
+        if !firewall.deny_files.is_empty() {
+            push("firewall", "deny_files", json!(firewall.deny_files));
+        }
         entries
+    }
+
+    /// What stands in the files of denied prefixes, as a digest: no setting that a file could say.
+    fn list_entry(&self) -> Option<Entry> {
+        let digest = &self.firewall.digest;
+        (!digest.is_empty()).then(|| (vec!["firewall".to_owned(), "list_sha256".to_owned()], json!(digest)))
     }
 
     /// Every setting in force, with where it comes from. Optional settings that nobody set are left out.
     pub fn settings(&self) -> Vec<Setting> {
-        let entries = self.node_entries().into_iter().chain(self.services.iter().flat_map(service_entries));
+        let services = self.services.iter().flat_map(service_entries);
+        let entries = self.node_entries().into_iter().chain(self.list_entry()).chain(services);
         entries
             .map(|(path, value)| Setting { origin: self.origins.of(&path), key: path.join("."), value })
             .collect()
@@ -187,7 +215,7 @@ impl Config {
     /// formatting, order, and whether a value was set or is the default do not matter.
     pub fn hash(&self) -> String {
         let services = self.services.iter().flat_map(service_entries);
-        digest(self.node_entries().into_iter().chain(services).collect())
+        digest(self.node_entries().into_iter().chain(self.list_entry()).chain(services).collect())
     }
 
     /// A hash over the services, equal on both nodes of a pair; see [`services_hash`].
@@ -206,6 +234,7 @@ impl Config {
         let services = self.services.iter().flat_map(service_entries).filter_map(|(path, value)| {
             let (section, key) = match path.as_slice() {
                 [_, _, key] => ("[[service]]", key),
+                [_, _, section, key] if section == "limits" => ("[service.limits]", key),
                 [_, _, _, key] => ("[service.health]", key),
                 [_, _, _, _, key] => ("[[service.backend]]", key),
                 _ => return None,

@@ -30,6 +30,17 @@ pub struct StatusView {
     /// Flows in the flow table, as of at most some seconds ago: only those of slots that changed hands.
     #[serde(default)]
     pub tracked_flows: usize,
+    /// Prefixes of the firewall.
+    #[serde(default)]
+    pub firewall: FirewallView,
+}
+
+/// Prefixes in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FirewallView {
+    pub denied: usize,
+    /// Exceptions inside denied prefixes.
+    pub allowed: usize,
 }
 
 /// One interface with the program attached.

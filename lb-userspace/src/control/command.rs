@@ -1,6 +1,6 @@
 //! What the server asks of the daemon: one message per request, with a way back.
 
-use super::api::*;
+use super::{api::*, firewall::FirewallCommand};
 use crate::model::{BackendName, ServiceName};
 use std::net::{IpAddr, SocketAddr};
 use tokio::sync::{mpsc, oneshot};
@@ -85,6 +85,8 @@ pub enum Command {
         destination: SocketAddr,
         reply: Reply<ExplainView>,
     },
+    /// About lists and limits.
+    Firewall(FirewallCommand),
     /// Removes the programs, links and maps from the kernel and ends the daemon.
     Detach {
         /// Who asks, e.g. "uid 0 (root)".

@@ -148,7 +148,7 @@ impl<T: DeserializeOwned + Example> FromRequest<State> for Body<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, state: &State) -> Result<Self, Failure> {
-        let limit = state.limits.body_bytes;
+        let limit = state.limits.body_bytes * T::ROOM;
         let too_large = || {
             Failure::request(
                 StatusCode::PAYLOAD_TOO_LARGE,

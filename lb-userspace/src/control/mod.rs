@@ -7,6 +7,7 @@ pub mod api;
 pub mod client;
 pub mod command;
 mod extract;
+pub mod firewall;
 pub mod request;
 pub mod server;
 pub mod socket;

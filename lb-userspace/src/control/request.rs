@@ -9,6 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 pub trait Example {
     /// A valid body.
     const EXAMPLE: &'static str;
+    /// How many times larger than other bodies it may be.
+    const ROOM: usize = 1;
 }
 
 /// `POST /v1/services/{service}/backends`.

@@ -159,16 +159,17 @@ fn router(state: State) -> Router {
         .route("/v1/reload", post(reload))
         .route("/v1/reset", post(reset))
         .route("/v1/detach", post(detach))
+        .merge(super::firewall::routes())
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(state)
 }
 
-type Answered<T> = Result<Json<T>, Failure>;
+pub(super) type Answered<T> = Result<Json<T>, Failure>;
 
 impl State {
     /// One command to the daemon's loop and its answer.
-    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Answered<T> {
+    pub(super) async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Answered<T> {
         let wait = self.limits.answer_time;
         let deadline = Instant::now() + wait;
         let (reply, answer) = oneshot::channel();

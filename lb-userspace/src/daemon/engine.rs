@@ -43,6 +43,7 @@ pub struct Engine {
     pub(super) kernel: Kernel,
     /// What the maps hold.
     pub(super) image: Image,
+    pub(super) firewall: super::firewall::InForce,
     pub(super) attached: Vec<Attached>,
     pub(super) health: BTreeMap<TargetKey, Known>,
     pub(super) hops: BTreeMap<IpAddr, Result<NextHopEntry, Unresolved>>,
@@ -80,6 +81,7 @@ impl Engine {
             changes: parts.changes,
             effective: Effective::default(),
             kernel: parts.kernel,
+            firewall: super::firewall::InForce::default(),
             attached: Vec::new(),
             health: BTreeMap::new(),
             hops: BTreeMap::new(),
@@ -97,6 +99,7 @@ impl Engine {
         for record in engine.image.backends.values().filter(|r| r.entry.ifindex != 0) {
             engine.hops.insert(address_of(&record.entry), Ok(hop_of(&record.entry)));
         }
+        engine.kernel.settle_marks(&engine.image);
         engine.forget_strangers()?;
         engine.effective = state::apply(&engine.config.services, &engine.changes);
         engine.hop_task.set_destinations(destinations(&engine.effective));
@@ -115,7 +118,8 @@ impl Engine {
         let wanted = self.wanted();
         let avoid = self.tracking.reserved();
         let tunnel = self.tunnel();
-        let goal = loop {
+        self.firewall.refresh(&self.config.firewall, self.changes.lists());
+        let mut goal = loop {
             match plan::build(&wanted, &self.image, &tunnel, &avoid, &mut self.rings) {
                 Ok(goal) => break goal,
                 Err(BuildError::RingFull { needed, capacity }) => {
@@ -131,6 +135,7 @@ impl Engine {
                 Err(error @ BuildError::TooManyServices { .. }) => return Err(error.into()),
             }
         };
+        plan::install(&mut goal, self.firewall.prefixes());
         let actions = plan::diff(&self.image, &goal);
         for action in &actions {
             tracing::debug!(%action, "changing the maps");
@@ -401,14 +406,16 @@ impl Engine {
 
     /// Drops every runtime change.
     pub fn reset(&mut self, by: &str) -> Result<ChangeView, EngineError> {
-        let count = self.changes.list().len();
+        let count = self.changes.count();
         self.change(format!("{count} runtime changes dropped"), by, |changes, _, _| {
-            Ok(!changes.reset().is_empty())
+            let changed = !changes.is_empty();
+            changes.reset();
+            Ok(changed)
         })
     }
 
     /// A runtime change: made durable first, then carried out, then answered.
-    fn change(
+    pub(super) fn change(
         &mut self,
         message: String,
         by: &str,

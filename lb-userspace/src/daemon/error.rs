@@ -28,6 +28,8 @@ pub enum EngineError {
     Dataplane(#[from] DataplaneError),
     #[error("{0}")]
     Build(#[from] BuildError),
+    #[error("{prefix}: {error}")]
+    Prefix { prefix: ipnet::IpNet, error: crate::model::PrefixError },
     #[error(
         "{key} is {found} in the file and {running} in the running daemon, and takes effect only at a start: restart lbd (forwarding goes on meanwhile)"
     )]
@@ -38,7 +40,7 @@ impl From<EngineError> for CommandError {
     fn from(error: EngineError) -> Self {
         let text = error.to_string();
         match error {
-            EngineError::Config(_) => Self::Invalid(text),
+            EngineError::Config(_) | EngineError::Prefix { .. } => Self::Invalid(text),
             EngineError::Change(error) => match error.kind() {
                 ChangeErrorKind::NotFound => Self::NotFound(text),
                 ChangeErrorKind::Invalid => Self::Invalid(text),

@@ -14,6 +14,7 @@
 mod engine;
 mod error;
 mod explain;
+mod firewall;
 mod flows;
 mod run;
 mod views;

@@ -299,6 +299,7 @@ impl Engine {
             Command::Explain { protocol, source, destination, reply } => {
                 send(reply, Ok::<_, CommandError>(self.explain(protocol, source, destination)));
             }
+            Command::Firewall(command) => self.answer_firewall(command),
             Command::Detach { .. } => unreachable!("the loop takes it"),
         }
     }

@@ -51,12 +51,13 @@ impl Engine {
             pid: std::process::id(),
             config_file: self.config_file.display().to_string(),
             config_hash: self.config_hash(),
-            runtime_changes: self.changes.list().len(),
+            runtime_changes: self.changes.count(),
             interfaces,
             services: self.effective.services.len(),
             backends: self.effective.services.iter().map(|s| s.backends.len()).sum(),
             map_bytes: self.kernel.map_bytes(),
             tracked_flows: self.tracking.flows(),
+            firewall: self.firewall.view(),
         })
     }
 
@@ -64,6 +65,7 @@ impl Engine {
     fn config_hash(&self) -> String {
         let mut config = self.config.clone();
         config.services = self.effective.services.iter().map(|s| s.spec.clone()).collect();
+        config.firewall = self.firewall.hashed(&config.firewall, self.changes.lists());
         config.hash()
     }
 
@@ -206,6 +208,7 @@ impl Engine {
                 value: setting.value,
             })
             .collect();
+        self.mark_firewall_changes(&mut settings);
         for service in &self.effective.services {
             for backend in &service.backends {
                 let prefix = format!("service.{}.backend.{}", service.spec.name, backend.spec.name);

@@ -1,4 +1,4 @@
-//! Reading a hash map in batches (BPF_MAP_LOOKUP_BATCH, Linux 5.6): a hundred times fewer system calls
+//! Reading and writing maps in batches (BPF_MAP_LOOKUP_BATCH and its kin, Linux 5.6): a hundred times fewer system calls
 //! than key by key, which aya does not offer.
 
 use std::{io, os::fd::AsRawFd, os::fd::BorrowedFd};
@@ -18,6 +18,8 @@ struct Attr {
 }
 
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
 
 /// Entries asked for at once; more than any bucket of our maps will ever hold.
 const BATCH: usize = 4096;
@@ -65,4 +67,101 @@ pub(super) fn for_each<K: aya::Pod + Default, V: aya::Pod + Default>(
         first = false;
         cursor = next;
     }
+}
+
+/// Calls `visit` with every key and value (of 4 bytes) of a trie whose keys have `N` bytes.
+pub(super) fn for_each_of_trie<const N: usize>(
+    map: BorrowedFd<'_>,
+    mut visit: impl FnMut(&[u8; N], u32),
+) -> io::Result<()> {
+    let mut keys = vec![[0u8; N]; BATCH];
+    let mut values = vec![0u32; BATCH];
+    // The kernel's cursor: the last key.
+    let (mut cursor, mut next) = ([0u8; N], [0u8; N]);
+    let mut first = true;
+    loop {
+        let mut attr = Attr {
+            in_batch: if first { 0 } else { &raw const cursor as u64 },
+            out_batch: &raw mut next as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: BATCH as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..Attr::default()
+        };
+        // SAFETY: all pointers are to live buffers of BATCH elements of the map's sizes, or to the cursors of a
+        // key's size; the kernel writes at most `count` elements.
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attr, size_of::<Attr>()) };
+        let error = io::Error::last_os_error();
+        let last = result < 0 && error.raw_os_error() == Some(libc::ENOENT);
+        if result < 0 && !last {
+            return Err(error);
+        }
+        let count = (attr.count as usize).min(BATCH);
+        // An empty trie has no first key, and the count is what it was.
+        if !(last && first && count == BATCH) {
+            keys[..count].iter().zip(&values[..count]).for_each(|(key, value)| visit(key, *value));
+        }
+        if last {
+            return Ok(());
+        }
+        first = false;
+        cursor = next;
+    }
+}
+
+/// Inserts or replaces entries. An error leaves those before it in the map.
+///
+/// `K` and `V` must have the map's key and value size.
+pub(super) fn insert<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> io::Result<()> {
+    assert_eq!(keys.len(), values.len());
+    for (keys, values) in keys.chunks(BATCH).zip(values.chunks(BATCH)) {
+        let mut attr = Attr {
+            keys: keys.as_ptr() as u64,
+            values: values.as_ptr() as u64,
+            count: keys.len() as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..Attr::default()
+        };
+        // SAFETY: the pointers are to live slices of `count` elements of the map's sizes, which the kernel reads.
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_BATCH, &raw mut attr, size_of::<Attr>()) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Removes entries; those that are not there are fine.
+///
+/// `K` must have the map's key size.
+pub(super) fn remove<K: aya::Pod>(map: BorrowedFd<'_>, keys: &[K]) -> io::Result<()> {
+    let mut left = keys;
+    while !left.is_empty() {
+        let asked = left.len().min(BATCH);
+        let mut attr = Attr {
+            keys: left.as_ptr() as u64,
+            count: asked as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..Attr::default()
+        };
+        // SAFETY: the pointer is to a live slice of at least `count` keys of the map's size, which the kernel reads.
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_DELETE_BATCH, &raw mut attr, size_of::<Attr>()) };
+        let error = io::Error::last_os_error();
+        let done = (attr.count as usize).min(asked);
+        left = match (result, error.raw_os_error()) {
+            (0.., _) => &left[asked..],
+            // The one after those that were removed was not there.
+            (_, Some(libc::ENOENT)) if done < asked => &left[done + 1..],
+            _ => return Err(error),
+        };
+    }
+    Ok(())
 }

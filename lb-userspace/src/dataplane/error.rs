@@ -23,6 +23,8 @@ pub enum DataplaneError {
     Logger(#[source] Box<aya_log::Error>),
     #[error("cannot read map {map}: {source}")]
     Read { map: &'static str, source: io::Error },
+    #[error("cannot write map {map}: {source}")]
+    Write { map: &'static str, source: io::Error },
     #[error("cannot map {map} into memory: {source}")]
     Mmap { map: &'static str, source: io::Error },
     #[error("{path}: {source}")]

@@ -109,6 +109,11 @@ impl Kernel {
         self.maps.observe()
     }
 
+    /// Marks are made from the prefixes in the maps: a daemon that died between the two left them apart.
+    pub fn settle_marks(&self, image: &Image) {
+        self.maps.settle_marks(image);
+    }
+
     /// Replaces the maps that are too small by larger copies, and the program by one that reads them,
     /// interface by interface; packets meet the old program or the new one, both with the same tables.
     /// Packets counted between the copy and the switch are missing from the backends' counters.

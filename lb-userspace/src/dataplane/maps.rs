@@ -1,6 +1,6 @@
 //! The maps: reading them back, and the only place where they are written.
 
-use super::{DataplaneError, batch};
+use super::{DataplaneError, batch, lists::Lists};
 use crate::plan::{Action, BackendRecord, Flow, Image, ServiceRecord};
 use aya::{
     Ebpf, Pod,
@@ -19,7 +19,7 @@ use std::{
 };
 
 /// An array map in our address space: words are read and written atomically, without a system call.
-struct Mapped {
+pub(super) struct Mapped {
     base: NonNull<AtomicU64>,
     bytes: usize,
     /// Words of 8 bytes a value takes.
@@ -56,13 +56,13 @@ impl Mapped {
         }
     }
 
-    fn word(&self, index: u32, word: usize) -> &AtomicU64 {
+    pub(super) fn word(&self, index: u32, word: usize) -> &AtomicU64 {
         assert!(index < self.len && word < self.stride, "index {index} of {}", self.len);
         // SAFETY: the assertion keeps the place inside the mapping, which lives as long as `self`.
         unsafe { &*self.base.as_ptr().add(index as usize * self.stride + word) }
     }
 
-    fn load<T: Pod>(&self, index: u32) -> T {
+    pub(super) fn load<T: Pod>(&self, index: u32) -> T {
         assert_eq!(size_of::<T>(), self.stride * 8);
         let words: Vec<u64> = (0..self.stride).map(|w| self.word(index, w).load(Ordering::Acquire)).collect();
         // SAFETY: as many bytes as T has, and T is plain data.
@@ -71,7 +71,7 @@ impl Mapped {
 
     /// Stores the words that differ; `last` is stored after all others, and set to 0 before them where
     /// `hide` says so.
-    fn store<T: Pod>(&self, index: u32, value: &T, last: usize, hide: bool) {
+    pub(super) fn store<T: Pod>(&self, index: u32, value: &T, last: usize, hide: bool) {
         assert_eq!(size_of::<T>(), self.stride * 8);
         // SAFETY: T is plain data without padding, of stride words.
         let words =
@@ -116,6 +116,7 @@ pub struct Maps {
     flow_fds: [OwnedFd; 2],
     service_names: Array<MapData, Identity>,
     backend_names: Array<MapData, Identity>,
+    lists: Lists,
 }
 
 fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
@@ -140,7 +141,7 @@ fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, DataplaneError
     }
 }
 
-fn mapped(ebpf: &mut Ebpf, name: &'static str) -> Result<Mapped, DataplaneError> {
+pub(super) fn mapped(ebpf: &mut Ebpf, name: &'static str) -> Result<Mapped, DataplaneError> {
     match ebpf.take_map(name) {
         Some(Map::Array(data)) => Mapped::new(name, data),
         _ => panic!("the program has no array {name}: abi and program differ"),
@@ -167,6 +168,7 @@ impl Maps {
             flow_stats: take(ebpf, "FLOW_STATS")?,
             service_names: take(ebpf, "SERVICE_NAMES")?,
             backend_names: take(ebpf, "BACKEND_NAMES")?,
+            lists: Lists::take(ebpf)?,
         })
     }
 
@@ -214,7 +216,12 @@ impl Maps {
             let identity = self.backend_names.get(&id, 0).map_err(DataplaneError::map("BACKEND_NAMES"))?;
             image.backends.insert(id, BackendRecord { entry, identity });
         }
+        self.lists.observe(&mut image)?;
         Ok(image)
+    }
+
+    pub(super) fn settle_marks(&self, image: &Image) {
+        self.lists.write_marks(&image.denied);
     }
 
     /// One word of the ring array.
@@ -263,6 +270,7 @@ impl Maps {
                 };
                 done.map_err(DataplaneError::map("VIPS6"))
             }
+            Action::List(action) => self.lists.apply(action),
         }
     }
 

@@ -14,6 +14,7 @@ pub mod decap;
 mod elf;
 mod error;
 mod kernel;
+mod lists;
 mod maps;
 
 pub use attach::{Attached, Mode, XdpMode};

@@ -85,6 +85,12 @@ pub(super) static FLOWS: Family<0> = Family::new(
     [],
     "Flows in the flow table: only those of ring slots that changed hands lately are tracked.",
 );
+pub(super) static FIREWALL_PREFIXES: Family<1> = Family::new(
+    Gauge,
+    "lbd_firewall_prefixes",
+    ["list"],
+    "Prefixes of the firewall in force, by list: deny, or allow for the exceptions.",
+);
 pub(super) static SERVICE_PACKETS: Family<1> = Family::new(
     Counter,
     "lbd_service_packets_total",

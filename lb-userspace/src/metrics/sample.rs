@@ -2,7 +2,7 @@
 
 use super::{Instruments, Snapshot};
 use crate::{
-    control::api::{BackendView, DropView, InterfaceView, ServiceView, SlotsView, StatusView},
+    control::api::{BackendView, DropView, FirewallView, InterfaceView, ServiceView, SlotsView, StatusView},
     model::{Admin, Forward, Health, Protocol, Scheduler},
 };
 use std::time::Duration;
@@ -71,6 +71,7 @@ pub(super) fn snapshot() -> Snapshot {
             backends: 3,
             map_bytes: 123_456_789,
             tracked_flows: 42,
+            firewall: FirewallView { denied: 3, allowed: 1 },
         },
         services: vec![
             service("www", vec![backend("web1", Admin::Enabled, Health::Up), web2]),

@@ -3,6 +3,7 @@
 
 mod address;
 mod backend;
+mod guard;
 mod health;
 mod name;
 mod port;
@@ -11,6 +12,10 @@ mod service;
 
 pub use address::{not_for_backend, not_unicast};
 pub use backend::{Admin, BackendSpec, DEFAULT_WEIGHT, Health, MAX_BACKENDS, MAX_WEIGHT};
+pub use guard::{
+    DEFAULT_BURST_MS, GuardSpec, LimitError, LimitPatch, LimitSpec, MAX_BURST_MS, MAX_RATE, PrefixError,
+    Prefixes, Verdict, of_family, parse_prefix,
+};
 pub use health::{DnsCheck, ExecCheck, HealthCheck, HealthSpec, HttpCheck, StatusRange, UdpCheck};
 pub use name::{BackendName, NameError, ServiceName};
 pub use port::{PortError, PortSpec};

@@ -1,6 +1,6 @@
 //! A service: what clients connect to.
 
-use super::{BackendSpec, HealthSpec, PortSpec, ServiceName};
+use super::{BackendSpec, GuardSpec, HealthSpec, PortSpec, ServiceName};
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::IpAddr, time::Duration};
 
@@ -24,6 +24,7 @@ pub struct ServiceSpec {
     /// UDP port of `forward = "gue"`.
     pub gue_port: u16,
     pub health: HealthSpec,
+    pub guard: GuardSpec,
     /// Unique names and unique addresses.
     pub backends: Vec<BackendSpec>,
 }

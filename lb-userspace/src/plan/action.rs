@@ -1,6 +1,9 @@
 //! Changes of the maps and their safe order.
 
-use super::{BackendRecord, Image, ServiceRecord};
+use super::{
+    BackendRecord, Image, ServiceRecord,
+    lists::{self, ListAction},
+};
 use lb_common::abi::{PortKey, PortRangeKey, Slot, VipEntry};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -41,6 +44,8 @@ pub enum Action {
         old: Option<VipEntry>,
         new: Option<VipEntry>,
     },
+    /// Of the firewall's lists and limits.
+    List(ListAction),
 }
 
 impl Action {
@@ -56,6 +61,7 @@ impl Action {
             Self::Port { key, old, new } => Self::Port { key, old: new, new: old },
             Self::PortRange { key, old, new } => Self::PortRange { key, old: new, new: old },
             Self::Vip { address, old, new } => Self::Vip { address, old: new, new: old },
+            Self::List(action) => Self::List(action.inverse()),
         }
     }
 }
@@ -89,6 +95,7 @@ impl fmt::Display for Action {
             Self::Vip { address, old, new } => {
                 write!(f, "{} VIP {address}", verb(old.is_some(), new.is_some()))
             }
+            Self::List(action) => action.fmt(f),
         }
     }
 }
@@ -123,6 +130,9 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Action> {
             actions.push(Action::Slots { service: *id, words });
         }
     }
+    // Before the flags that make the program ask for them; what nobody asks for any more goes last.
+    let (lists_set, lists_gone) = lists::diff(old, new);
+    actions.extend(lists_set);
     actions.extend(services_set.into_iter().map(|(id, old, new)| Action::Service { id, old, new }));
     actions.extend(ports_set.into_iter().map(|(key, old, new)| Action::Port { key, old, new }));
     actions.extend(ranges_set.into_iter().map(|(key, old, new)| Action::PortRange { key, old, new }));
@@ -146,6 +156,7 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Action> {
         }
     }
     actions.extend(backends_gone.into_iter().map(|(id, old, new)| Action::Backend { id, old, new }));
+    actions.extend(lists_gone);
     actions
 }
 

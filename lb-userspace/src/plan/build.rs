@@ -3,6 +3,7 @@
 use super::{
     BackendRecord, Image, ServiceRecord,
     image::{identity, name_of},
+    lists,
     ports::{Claim, lay_out},
 };
 use crate::{
@@ -126,12 +127,13 @@ pub fn build(
             ring_size: service.ring_size,
             seed: service.spec.seed,
             idle_ns: u64::try_from(service.spec.idle_timeout.as_nanos()).unwrap_or(u64::MAX),
-            flags: 0,
+            flags: lists::service_flags(&service.spec.guard),
             quic_id_len: 0,
         };
         image
             .services
             .insert(id, ServiceRecord { entry, identity: identity(service.spec.name.as_str(), 0, 0) });
+        lists::add_service(&mut image, id, &service.spec.guard);
         for address in &service.spec.addresses {
             claims.entry(*address).or_default().push(Claim {
                 port: service.spec.port,

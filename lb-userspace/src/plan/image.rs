@@ -1,7 +1,15 @@
 //! What the maps hold.
 
-use lb_common::abi::{BackendEntry, Identity, NAME_LEN, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry};
-use std::{collections::BTreeMap, net::IpAddr};
+use crate::model::Prefixes;
+use ipnet::IpNet;
+use lb_common::abi::{
+    BackendEntry, Identity, Limits, NAME_LEN, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 /// The contents of all maps that the daemon writes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -13,6 +21,12 @@ pub struct Image {
     pub backends: BTreeMap<u32, BackendRecord>,
     /// By service id: the words of its ring.
     pub rings: BTreeMap<u32, Vec<Slot>>,
+    /// The deny list with its exceptions. Shared, since it may be long and most changes leave it alone.
+    pub denied: Arc<Prefixes>,
+    /// The services' allow lists: service id and prefix.
+    pub allowed: BTreeSet<(u32, IpNet)>,
+    /// By service id.
+    pub limits: BTreeMap<u32, Limits>,
     /// Slots the ring array holds.
     pub ring_capacity: u32,
     /// Backends the backend array holds, id 0 included.
@@ -108,6 +122,7 @@ impl Image {
             Action::Port { key, new, .. } => set(&mut self.ports, *key, *new),
             Action::PortRange { key, new, .. } => set(&mut self.port_ranges, *key, *new),
             Action::Vip { address, new, .. } => set(&mut self.vips, *address, *new),
+            Action::List(action) => action.apply(self),
         }
     }
 }

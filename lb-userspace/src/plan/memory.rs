@@ -2,14 +2,21 @@
 //! tests that compare the host with the kernel.
 
 use super::Image;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::{
     abi::{
-        BackendEntry, FlowEntry, FlowKey4, FlowKey6, MAX_SERVICES, PortKey, PortRangeKey, ServiceEntry, Slot,
-        VipEntry,
+        Arrivals, BackendEntry, FlowEntry, FlowKey4, FlowKey6, Limits, MAX_SERVICES, PortKey, PortRangeKey,
+        ServiceEntry, Slot, SourceKey, VipEntry,
     },
-    core::{FlowCell, Tables},
+    core::{
+        FlowCell, Tables,
+        affinity::{Place, Step},
+        guard::{self, Admission, Arrival, Guard},
+    },
+    packet::Packet,
 };
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::AtomicU64;
 
 /// An image, looked things up in as in the maps: an array element that was never written is zero, one beyond
 /// the array's end is absent. It holds no flows and records none. Every ICMP answer is granted: whether the
@@ -119,6 +126,88 @@ impl Tables for Memory<'_> {
     fn icmp_token(&self) -> bool {
         true
     }
+
+    fn denied4(&self, source: u32) -> bool {
+        guard::denied4(self, source)
+    }
+
+    fn denied6(&self, hi: u64, lo: u64) -> bool {
+        guard::denied6(self, hi, lo)
+    }
+
+    fn admit<P: Packet>(&self, packet: &P, place: Place, service: u32, flags: u32, step: Step) -> Admission {
+        guard::admit(packet, self, place, service, flags, step)
+    }
+}
+
+impl Memory<'_> {
+    /// Every prefix that holds an address, the longest first.
+    fn holding(address: IpAddr) -> impl Iterator<Item = IpNet> {
+        let longest = if address.is_ipv4() { 32 } else { 128 };
+        (0..=longest).rev().filter_map(move |len| match address {
+            IpAddr::V4(v4) => Ipv4Net::new(v4, len).ok().map(|net| net.trunc().into()),
+            IpAddr::V6(v6) => Ipv6Net::new(v6, len).ok().map(|net| net.trunc().into()),
+        })
+    }
+
+    fn verdict(&self, address: IpAddr) -> u32 {
+        Self::holding(address).find_map(|net| self.0.denied.get(&net)).map_or(0, |verdict| verdict.number())
+    }
+
+    fn allowed(&self, service: u32, address: IpAddr) -> bool {
+        Self::holding(address).any(|net| self.0.allowed.contains(&(service, net)))
+    }
+}
+
+fn address6(hi: u64, lo: u64) -> IpAddr {
+    Ipv6Addr::from(u128::from(hi) << 64 | u128::from(lo)).into()
+}
+
+/// The marks are left out: every source is looked up. Limits are a matter of time, like the tokens of ICMP answers.
+impl Guard for Memory<'_> {
+    fn marks4(&self, _: u32) -> u64 {
+        guard::MARK_ASK * 0x5555_5555_5555_5555
+    }
+
+    fn marks6(&self, _: u32) -> u64 {
+        u64::MAX
+    }
+
+    fn short_prefixes6(&self) -> bool {
+        true
+    }
+
+    fn verdict4(&self, address: u32) -> u32 {
+        self.verdict(Ipv4Addr::from(address).into())
+    }
+
+    fn verdict6(&self, hi: u64, lo: u64) -> u32 {
+        self.verdict(address6(hi, lo))
+    }
+
+    fn allowed4(&self, service: u32, address: u32) -> bool {
+        self.allowed(service, Ipv4Addr::from(address).into())
+    }
+
+    fn allowed6(&self, service: u32, hi: u64, lo: u64) -> bool {
+        self.allowed(service, address6(hi, lo))
+    }
+
+    fn limits(&self, _: u32) -> Option<&Limits> {
+        None
+    }
+
+    fn service_arrivals(&self, _: u32) -> Option<[impl Arrival; 2]> {
+        None::<[&AtomicU64; 2]>
+    }
+
+    fn source_arrivals(&self, _: &SourceKey, _: Arrivals) -> Option<[impl Arrival; 2]> {
+        None::<[&AtomicU64; 2]>
+    }
+
+    fn time_ns(&self) -> u64 {
+        0
+    }
 }
 
 /// An image, and the entry of the one flow that is asked about. Entries that would be written are not kept.
@@ -189,6 +278,18 @@ impl Tables for MemoryOfFlow<'_> {
 
     fn icmp_token(&self) -> bool {
         self.image.icmp_token()
+    }
+
+    fn denied4(&self, source: u32) -> bool {
+        self.image.denied4(source)
+    }
+
+    fn denied6(&self, hi: u64, lo: u64) -> bool {
+        self.image.denied6(hi, lo)
+    }
+
+    fn admit<P: Packet>(&self, packet: &P, place: Place, service: u32, flags: u32, step: Step) -> Admission {
+        self.image.admit(packet, place, service, flags, step)
     }
 }
 

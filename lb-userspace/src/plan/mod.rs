@@ -6,6 +6,8 @@
 mod action;
 mod build;
 mod image;
+mod lists;
+mod marks;
 mod memory;
 mod ports;
 mod tend;
@@ -13,6 +15,9 @@ mod tend;
 pub use action::{Action, diff};
 pub use build::{BuildError, NextHopEntry, TunnelSettings, WantedBackend, WantedService, build};
 pub use image::{BackendRecord, Image, ServiceRecord, name_of};
+pub use lists::{ListAction, install};
+pub(crate) use lists::{added as list_added, removed as list_removed};
+pub use marks::{marks4, marks6};
 pub use memory::{Memory, MemoryOfFlow};
 pub use tend::{CLOSING_LIFE, Flow, GRACE, HALF_OPEN_LIFE, MARGIN, Tracking, Walk};
 

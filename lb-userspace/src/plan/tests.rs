@@ -4,7 +4,10 @@
 use super::{image::name_of, *};
 use crate::{
     maglev,
-    model::{Admin, BackendSpec, Forward, Health, HealthSpec, PortSpec, Protocol, Scheduler, ServiceSpec},
+    model::{
+        Admin, BackendSpec, Forward, GuardSpec, Health, HealthSpec, PortSpec, Protocol, Scheduler,
+        ServiceSpec,
+    },
 };
 use lb_common::abi::{MAX_SERVICES, Slot, SlotState, VipEntry};
 use proptest::prelude::*;
@@ -57,6 +60,7 @@ fn service(number: u8, ports: &[PortSpec], ring_size: u32, backends: &[WantedBac
                 idle_timeout: Duration::from_secs(300),
                 gue_port: 6080,
                 health: HealthSpec::default(),
+                guard: GuardSpec::default(),
                 backends: backends.iter().map(|b| b.spec.clone()).collect(),
             },
             ring_size,

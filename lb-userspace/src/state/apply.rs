@@ -110,6 +110,9 @@ pub fn apply(services: &[ServiceSpec], changes: &RuntimeChanges) -> Effective {
         let none = BTreeMap::new();
         let of_service = changes.services.get(&file.name).unwrap_or(&none);
         effective.services.push(apply_to(file, of_service, changes.ring_size(&file.name), &mut stale));
+        if let (Some(service), Some(patch)) = (effective.services.last_mut(), changes.limits(&file.name)) {
+            service.spec.guard.limits = patch.over(service.spec.guard.limits);
+        }
         effective.stale.append(&mut stale);
     }
     for (name, backends) in &changes.services {

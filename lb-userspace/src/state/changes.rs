@@ -1,8 +1,9 @@
 //! The changes themselves and their form on disk.
 
-use crate::model::{Admin, BackendName, ServiceName, is_ring_size};
+use super::firewall::{ListChanges, shared};
+use crate::model::{Admin, BackendName, LimitPatch, ServiceName, is_ring_size};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 /// When a change was made and by whom.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +22,10 @@ pub struct RuntimeChanges {
     pub(super) services: BTreeMap<ServiceName, BTreeMap<BackendName, BackendChanges>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     rings: BTreeMap<ServiceName, u32>,
+    #[serde(default, with = "shared", skip_serializing_if = "shared::is_empty")]
+    pub(super) lists: Arc<ListChanges>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) limits: BTreeMap<ServiceName, Stamped<LimitPatch>>,
 }
 
 /// What was changed of one backend; at least one of the three.
@@ -98,7 +103,7 @@ impl BackendChanges {
 }
 
 impl RuntimeChanges {
-    /// Every change, by service and backend.
+    /// Every change of a backend, by service and backend.
     pub fn list(&self) -> Vec<Change> {
         let backends = self.services.iter().flat_map(|(s, backends)| backends.iter().map(move |b| (s, b)));
         backends.flat_map(|(service, (backend, changes))| changes.list(service, backend)).collect()
@@ -106,7 +111,12 @@ impl RuntimeChanges {
 
     /// True if nothing was changed; ring sizes are no change.
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty()
+        self.count() == 0
+    }
+
+    /// How many changes there are: of backends, of prefixes, and of the limits of a service each.
+    pub fn count(&self) -> usize {
+        self.list().len() + self.lists.count() + self.limits.len()
     }
 
     /// The ring size a service was first given.
@@ -127,6 +137,11 @@ impl RuntimeChanges {
 
     /// What a file read from disk breaks, if anything.
     pub(super) fn invalid(&self) -> Option<String> {
+        if let Some((service, error)) =
+            self.limits.iter().find_map(|(service, patch)| Some((service, patch.value.check().err()?)))
+        {
+            return Some(format!("the limits of service '{service}': {error}"));
+        }
         let ring = self.rings.iter().find(|(_, size)| !is_ring_size(**size));
         ring.map(|(service, size)| format!("the ring of service '{service}' has {size} slots, not a prime"))
     }

@@ -4,7 +4,11 @@ use super::{
     apply::{EffectiveService, Obstacle, Origin, apply, obstacle},
     changes::{BackendChanges, Change, Membership, RuntimeChanges, Stamp, Stamped},
 };
-use crate::model::{Admin, BackendName, DEFAULT_WEIGHT, PortSpec, ServiceName, ServiceSpec};
+use crate::model::{
+    Admin, BackendName, DEFAULT_WEIGHT, LimitError, PortSpec, ServiceName, ServiceSpec, Verdict,
+};
+use ipnet::IpNet;
+use lb_common::abi::PREFIX_CAPACITY;
 use std::{fmt, net::IpAddr};
 
 /// A backend to add.
@@ -47,6 +51,16 @@ pub enum ChangeError {
     OtherPort { service: ServiceName, port: u16, of_service: PortSpec },
     #[error("service '{service}' has room for {room} backends; remove one first, or give it a larger ring")]
     NoRoom { service: ServiceName, room: usize },
+    #[error("{prefix} is on the {list} list; remove it there first (lbctl {list} remove {prefix})")]
+    OnOtherList { prefix: IpNet, list: Verdict },
+    #[error("{prefix} is not on the {list} list; see `lbctl {list} list`")]
+    NotListed { prefix: IpNet, list: Verdict },
+    #[error("that would make {found} prefixes of one IP version, and the tables hold {PREFIX_CAPACITY}")]
+    ListFull { found: usize },
+    #[error("{0}")]
+    Limit(#[from] LimitError),
+    #[error("service '{service}' is UDP, which has no connections: limit its packets")]
+    NoConnections { service: ServiceName },
 }
 
 /// What kind of refusal it is.
@@ -76,17 +90,28 @@ impl fmt::Display for Known<'_> {
 }
 
 impl ChangeError {
+    pub(super) fn unknown_service(file: &[ServiceSpec], service: &ServiceName) -> Self {
+        let known = file.iter().map(|spec| spec.name.to_string()).collect();
+        Self::UnknownService { service: service.clone(), known }
+    }
+
     /// What kind of refusal it is.
     pub fn kind(&self) -> ChangeErrorKind {
         match self {
-            Self::UnknownService { .. } | Self::UnknownBackend { .. } => ChangeErrorKind::NotFound,
+            Self::UnknownService { .. } | Self::UnknownBackend { .. } | Self::NotListed { .. } => {
+                ChangeErrorKind::NotFound
+            }
             Self::BackendExists { .. }
             | Self::OtherAddress { .. }
             | Self::AddressTaken { .. }
+            | Self::OnOtherList { .. }
+            | Self::ListFull { .. }
             | Self::NoRoom { .. } => ChangeErrorKind::Conflict,
-            Self::AddressOfService { .. } | Self::BadAddress { .. } | Self::OtherPort { .. } => {
-                ChangeErrorKind::Invalid
-            }
+            Self::AddressOfService { .. }
+            | Self::BadAddress { .. }
+            | Self::OtherPort { .. }
+            | Self::Limit(_)
+            | Self::NoConnections { .. } => ChangeErrorKind::Invalid,
         }
     }
 }
@@ -98,8 +123,7 @@ fn service_of(
     name: &ServiceName,
 ) -> Result<EffectiveService, ChangeError> {
     let Some(spec) = file.iter().find(|spec| spec.name == *name) else {
-        let known = file.iter().map(|spec| spec.name.to_string()).collect();
-        return Err(ChangeError::UnknownService { service: name.clone(), known });
+        return Err(ChangeError::unknown_service(file, name));
     };
     let mut effective = apply(std::slice::from_ref(spec), changes);
     Ok(effective.services.swap_remove(0))
@@ -218,10 +242,12 @@ impl RuntimeChanges {
         Ok(true)
     }
 
-    /// Drops every change and returns them; ring sizes stay.
+    /// Drops every change and returns those of backends; ring sizes stay.
     pub fn reset(&mut self) -> Vec<Change> {
         let dropped = self.list();
         self.services.clear();
+        self.lists = std::sync::Arc::default();
+        self.limits.clear();
         dropped
     }
 

@@ -7,6 +7,7 @@
 mod apply;
 mod changes;
 mod edit;
+mod firewall;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -14,4 +15,5 @@ mod tests;
 pub use apply::{Effective, EffectiveBackend, EffectiveService, Origin, StaleChange, StaleReason, apply};
 pub use changes::{Change, ChangeKind, RuntimeChanges, Stamp};
 pub use edit::{ChangeError, ChangeErrorKind, NewBackend};
+pub use firewall::ListChanges;
 pub use store::{Loaded, Outcome, StateDir, StateError};

@@ -250,3 +250,38 @@ fn help_and_completions() {
         assert!(script.contains("lbctl") && script.contains("drain"), "{shell}");
     }
 }
+
+#[test]
+fn lists_and_limits() {
+    let daemon = Daemon::start();
+    let socket = &daemon.socket;
+    assert_eq!(ok(socket, "deny list"), "203.0.113.0/24  file\n");
+    assert_eq!(ok(socket, "allow list"), "no prefix is on the allow list\n");
+    assert_eq!(ok(socket, "deny add 203.0.113.7 2001:db8:bad::/48"), "2 prefixes added to the deny list\n");
+    assert_eq!(ok(socket, "allow remove 203.0.113.7"), "1 prefixes removed from the allow list\n");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    // More than other requests may have.
+    let many: String =
+        (0..20_000u32).map(|n| format!("{} # {n}\n", std::net::Ipv4Addr::from(n << 8))).collect();
+    std::fs::write(file.path(), &many).unwrap();
+    let added = ok(socket, &format!("deny add 10.0.0.1 --file {}", file.path().display()));
+    assert_eq!(added, "20001 prefixes added to the deny list\n");
+    std::fs::write(file.path(), "10.0.0.1\nexample.org\n").unwrap();
+    let error = fails(socket, &format!("deny add --file {}", file.path().display()), 2);
+    assert!(error.contains(&format!("{}:2: 'example.org'", file.path().display())), "{error}");
+    assert!(fails(socket, "deny add 10.0.0.1/8", 2).contains("write 10.0.0.0/8"));
+    fails(socket, "deny add", 2);
+
+    let limits = ok(socket, "limit show www");
+    assert!(
+        limits.lines().nth(1).is_some_and(|row| row.contains("1000") && row.contains("10.0.0.0/8")),
+        "{limits}"
+    );
+    assert!(fails(socket, "limit show wwww", 1).contains("no service 'wwww'"));
+    let set = ok(socket, "limit set www packets_per_second=100 burst=2s");
+    assert_eq!(set, "www: {\"packets_per_second\":100,\"burst_ms\":2000}\n");
+    assert!(fails(socket, "limit set www packets=1", 2).contains("there is no limit 'packets'"));
+    fails(socket, "limit set www packets_per_second=-1", 2);
+    fails(socket, "limit set www", 2);
+    assert_eq!(ok(socket, "limit clear www"), "www: as in the file\n");
+}

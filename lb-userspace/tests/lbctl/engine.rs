@@ -2,9 +2,10 @@
 
 use lb_userspace::control::api::*;
 use lb_userspace::control::command::{Answer, Command, CommandError, Reply};
+use lb_userspace::control::firewall::{FirewallCommand, LimitsView, PrefixView};
 use lb_userspace::control::server::{Limits, serve_with};
 use lb_userspace::control::socket::ControlSocket;
-use lb_userspace::model::{Admin, Forward, Health, Protocol, Scheduler};
+use lb_userspace::model::{Admin, Forward, Health, LimitSpec, Protocol, Scheduler, Verdict};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -256,6 +257,7 @@ fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<Vec<
             services.clear();
             answer(reply, Ok(changed("removed from eth0 and eth1".to_owned())));
         }
+        Command::Firewall(command) => obey_firewall(command, note),
         Command::Explain { protocol, source, destination, reply } => {
             answer(reply, Ok(explain(protocol, source, destination)));
         }
@@ -272,6 +274,35 @@ fn find<'a>(services: &'a mut [ServiceView], name: &str) -> Result<&'a mut Servi
 fn backend<'a>(service: &'a mut ServiceView, name: &str) -> Result<&'a mut BackendView, CommandError> {
     let error = CommandError::NotFound(format!("{} has no backend '{name}'", service.name));
     service.backends.iter_mut().find(|backend| backend.name == name).ok_or(error)
+}
+
+fn obey_firewall(command: FirewallCommand, note: impl Fn(String)) {
+    match command {
+        FirewallCommand::List { list: Verdict::Deny, reply } => {
+            let prefix = "203.0.113.0/24".parse().unwrap();
+            let _ = reply.send(Ok(vec![PrefixView { prefix, origin: "file".to_owned() }]));
+        }
+        FirewallCommand::List { list: Verdict::Allow, reply } => drop(reply.send(Ok(Vec::new()))),
+        FirewallCommand::Change { list, add, prefixes, by, reply } => {
+            note(by);
+            let verb = if add { "added to" } else { "removed from" };
+            let _ = reply.send(Ok(changed(format!("{} prefixes {verb} the {list} list", prefixes.len()))));
+        }
+        FirewallCommand::Limits(reply) => {
+            let limits = LimitSpec { source_packets_per_second: 1_000, ..LimitSpec::default() };
+            let (service, origin) = ("www".to_owned(), "file".to_owned());
+            let allow = vec!["10.0.0.0/8".parse().unwrap()];
+            let _ = reply.send(Ok(vec![LimitsView { service, limits, origin, allow }]));
+        }
+        FirewallCommand::SetLimits { service, patch, by, reply } => {
+            note(by);
+            let _ = reply.send(Ok(changed(format!("{service}: {}", json!(patch)))));
+        }
+        FirewallCommand::ClearLimits { service, by, reply } => {
+            note(by);
+            let _ = reply.send(Ok(changed(format!("{service}: as in the file"))));
+        }
+    }
 }
 
 fn changed(message: String) -> ChangeView {
@@ -304,6 +335,7 @@ fn status(services: &[ServiceView]) -> StatusView {
         backends: services.iter().map(|service| service.backends.len()).sum(),
         map_bytes: 18 << 20,
         tracked_flows: 0,
+        firewall: FirewallView::default(),
     }
 }
 

@@ -3,8 +3,14 @@
 use super::{Counter, Counters, Flows, INGRESS, Outcome, Verdict};
 use lb_common::{
     abi::{BackendEntry, FlowEntry, FlowKey4, FlowKey6, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry},
-    core::{Decision, DropReason, FlowCell, Tables, decide, forward, icmp},
-    packet::Buffer,
+    core::{
+        Decision, DropReason, FlowCell, Tables,
+        affinity::{Place, Step},
+        decide, forward,
+        guard::Admission,
+        icmp,
+    },
+    packet::{Buffer, Packet},
 };
 use lb_userspace::plan::{Image, Memory};
 use std::{
@@ -163,5 +169,14 @@ impl Tables for Recording<'_> {
     }
     fn icmp_token(&self) -> bool {
         true
+    }
+    fn denied4(&self, source: u32) -> bool {
+        self.image.denied4(source)
+    }
+    fn denied6(&self, hi: u64, lo: u64) -> bool {
+        self.image.denied6(hi, lo)
+    }
+    fn admit<P: Packet>(&self, packet: &P, place: Place, service: u32, flags: u32, step: Step) -> Admission {
+        self.image.admit(packet, place, service, flags, step)
     }
 }

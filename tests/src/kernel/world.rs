@@ -8,7 +8,10 @@ use lb_common::{
 };
 use lb_userspace::{
     maglev,
-    model::{Admin, BackendSpec, Forward, Health, HealthSpec, PortSpec, Protocol, Scheduler, ServiceSpec},
+    model::{
+        Admin, BackendSpec, Forward, GuardSpec, Health, HealthSpec, PortSpec, Protocol, Scheduler,
+        ServiceSpec,
+    },
     plan::{self, Image, NextHopEntry, ServiceRecord, TunnelSettings, WantedBackend, WantedService},
 };
 use std::{
@@ -106,6 +109,7 @@ fn service(
             idle_timeout: Duration::from_secs(300),
             gue_port: GUE_PORT,
             health: HealthSpec::default(),
+            guard: GuardSpec::default(),
             backends: backends.iter().map(|b| b.spec.clone()).collect(),
         },
         ring_size: RING_SIZE,

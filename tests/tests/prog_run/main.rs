@@ -3,6 +3,7 @@
 
 mod drops;
 mod flows;
+mod guard;
 mod icmp;
 mod ip;
 mod link;

@@ -1,7 +1,9 @@
 //! Properties of the parser: no text makes it panic, and what is printed reads back.
 
 use super::*;
-use crate::model::{BackendSpec, DnsCheck, ExecCheck, UdpCheck};
+use crate::model::{
+    BackendSpec, DnsCheck, ExecCheck, GuardSpec, LimitSpec, MAX_BURST_MS, MAX_RATE, UdpCheck,
+};
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -169,6 +171,33 @@ fn port() -> impl Strategy<Value = PortSpec> {
     ]
 }
 
+fn prefixes() -> impl Strategy<Value = std::collections::BTreeSet<ipnet::IpNet>> {
+    let net = (any::<IpAddr>(), 0..=32u8);
+    let net = net.prop_map(|(address, len)| ipnet::IpNet::new(address, len).unwrap().trunc());
+    proptest::collection::btree_set(net, 0..4)
+}
+
+fn guard() -> impl Strategy<Value = GuardSpec> {
+    (prefixes(), proptest::array::uniform4(0..=MAX_RATE), 1..=MAX_BURST_MS).prop_map(
+        |(allow, rates, burst_ms)| {
+            let [
+                packets_per_second,
+                connections_per_second,
+                source_packets_per_second,
+                source_connections_per_second,
+            ] = rates;
+            let limits = LimitSpec {
+                packets_per_second,
+                connections_per_second,
+                source_packets_per_second,
+                source_connections_per_second,
+                burst_ms,
+            };
+            GuardSpec { allow, limits }
+        },
+    )
+}
+
 /// A service whose addresses no service with another `index` has.
 fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
     let backend = (name(), any::<u16>());
@@ -181,8 +210,12 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
         1_000..=86_400_000u64,
         1..=u16::MAX,
     );
-    (name(), 1..4usize, settings, health(), vec(backend, 0..5)).prop_map(
-        move |(name, addresses, settings, health, backends)| {
+    (name(), 1..4usize, settings, health(), vec(backend, 0..5), guard()).prop_map(
+        move |(name, addresses, settings, health, backends, mut guard)| {
+            if settings.1 == Protocol::Udp {
+                guard.limits.connections_per_second = 0;
+                guard.limits.source_connections_per_second = 0;
+            }
             let (port, protocol, forward, ring_size, seed, idle_timeout, gue_port) = settings;
             let address = |i: usize| {
                 let i = i as u16;
@@ -211,6 +244,7 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
                 idle_timeout: Duration::from_millis(idle_timeout),
                 gue_port,
                 health,
+                guard,
                 backends: backends.collect(),
             }
         },
@@ -243,13 +277,21 @@ fn config() -> impl Strategy<Value = Config> {
         gue_source_ipv6: gue.then_some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
     });
     let services = (0..5u16).prop_flat_map(|count| (0..count).map(service).collect::<Vec<_>>());
-    (node, listen, tunnel, services).prop_map(|(node, metrics, tunnel, services)| Config {
-        file: "lbd.toml".to_owned(),
-        node,
-        metrics,
-        tunnel,
-        services,
-        origins: Origins::default(),
+    let firewall = (prefixes(), prefixes()).prop_map(|(deny, allow)| FirewallConfig {
+        allow: allow.difference(&deny).copied().collect(),
+        deny,
+        ..FirewallConfig::default()
+    });
+    (node, listen, tunnel, firewall, services).prop_map(|(node, metrics, tunnel, firewall, services)| {
+        Config {
+            file: "lbd.toml".to_owned(),
+            node,
+            metrics,
+            tunnel,
+            firewall: firewall.into(),
+            services,
+            origins: Origins::default(),
+        }
     })
 }
 
@@ -279,6 +321,7 @@ proptest! {
         prop_assert_eq!(&read.node, &config.node);
         prop_assert_eq!(&read.metrics, &config.metrics);
         prop_assert_eq!(&read.tunnel, &config.tunnel);
+        prop_assert_eq!(&read.firewall, &config.firewall);
         prop_assert_eq!(&read.services, &config.services);
         prop_assert_eq!(read.hash(), config.hash());
         prop_assert_eq!(read.shared_hash(), config.shared_hash());

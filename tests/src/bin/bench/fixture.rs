@@ -7,9 +7,10 @@ use crate::{
 use anyhow::{Context as _, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
     programs::{TestRun, TestRunOptions, Xdp},
 };
+use ipnet::{IpNet, Ipv4Net};
 use lb_common::{
     abi::{
         BackendEntry, ForwardKind, MAX_RING, PROTO_TCP, PROTO_UDP, PortRule, ServiceEntry, Slot, Stats,
@@ -18,8 +19,15 @@ use lb_common::{
     core::DropReason,
     hash,
 };
-use lb_userspace::dataplane;
-use std::time::{Duration, Instant};
+use lb_userspace::{
+    dataplane,
+    model::{Prefixes, Verdict},
+    plan,
+};
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 const DROP: u32 = 1;
 const PASS: u32 = 2;
@@ -30,15 +38,17 @@ const IFINDEX: u32 = 1;
 const BACKENDS: u32 = 100;
 const TCP_SERVICE: u32 = 1;
 const UDP_SERVICE: u32 = 2;
-const PROGRAMS: [&str; 10] = [
+const PROGRAMS: [&str; 12] = [
     "lb4_one",
     "lb4_many",
     "lb4_new",
+    "lb4_random",
     "lb6_one",
     "lb6_many",
     "floor4_one",
     "floor4_many",
     "floor4_new",
+    "floor4_random",
     "floor6_one",
     "floor6_many",
 ];
@@ -49,6 +59,7 @@ struct Tables {
     services: PerCpuArray<MapData, Stats>,
     backend_stats: PerCpuArray<MapData, Stats>,
     drops: PerCpuArray<MapData, u64>,
+    vips: HashMap<MapData, [u8; 4], VipEntry>,
 }
 
 pub struct Fixture {
@@ -76,6 +87,7 @@ struct Counted {
     /// Packets by backend, from id 1 on.
     backends: Vec<u64>,
     dropped: u64,
+    denied: u64,
 }
 
 impl Fixture {
@@ -111,6 +123,7 @@ impl Fixture {
     /// Does the scenario do what its name says?
     pub fn verify(&mut self, scenario: &Scenario) -> anyhow::Result<()> {
         let frame = frames::input(scenario);
+        self.filter(scenario)?;
         let backends = self.set_backends(scenario)?;
         let expected = if scenario.mode == Mode::Pass { PASS } else { TX };
 
@@ -151,6 +164,13 @@ impl Fixture {
             Flows::One => None,
             Flows::Many(flows) => Some(hash::slot(hash::mix(number), flows)),
             Flows::New => Some((number as u32).wrapping_mul(0x9e37_79b1) & 0x3fff_ffff),
+            Flows::Random => {
+                let random = hash::mix(number);
+                expected[source..source + 4].copy_from_slice(&(random as u32).to_be_bytes());
+                let port = 0x8000 | (random >> 32) as u16;
+                expected[ports..ports + 2].copy_from_slice(&port.to_be_bytes());
+                None
+            }
         };
         if let Some(flow) = flow {
             expected[source..source + 4].copy_from_slice(&(0x0a00_0000 + (flow >> 6)).to_be_bytes());
@@ -172,6 +192,7 @@ impl Fixture {
         floor_first: bool,
     ) -> anyhow::Result<Sample> {
         let frame = frames::input(scenario);
+        self.filter(scenario)?;
         self.set_backends(scenario)?;
         let (path, floor) = programs(scenario);
         let mut sample = Sample { ns: 0, floor_ns: 0 };
@@ -181,6 +202,16 @@ impl Fixture {
             *(if is_path { &mut sample.ns } else { &mut sample.floor_ns }) = ns;
         }
         Ok(sample)
+    }
+
+    /// Has the VIP ask for the deny list, or not.
+    fn filter(&mut self, scenario: &Scenario) -> anyhow::Result<()> {
+        for tables in [&mut self.lb_tables, &mut self.tables] {
+            let mut entry = tables.vips.get(&VIP4, 0)?;
+            entry.flags = if scenario.firewall { VipEntry::FILTERED } else { 0 };
+            tables.vips.insert(VIP4, entry, 0)?;
+        }
+        Ok(())
     }
 
     /// Backends that are reached in the scenario's way.
@@ -249,10 +280,11 @@ impl Tables {
         for reason in DropReason::ALL {
             dropped += self.drops.get(&(*reason as u32), 0)?.iter().sum::<u64>();
         }
+        let denied = self.drops.get(&(DropReason::Denied as u32), 0)?.iter().sum::<u64>();
         let service = if scenario.transport == crate::Transport::Udp { UDP_SERVICE } else { TCP_SERVICE };
         let backends: anyhow::Result<Vec<u64>> =
             (1..=BACKENDS).map(|id| Ok(sum(&self.backend_stats, id)?.packets)).collect();
-        Ok(Counted { service: sum(&self.services, service)?, backends: backends?, dropped })
+        Ok(Counted { service: sum(&self.services, service)?, backends: backends?, dropped, denied })
     }
 }
 
@@ -264,13 +296,17 @@ fn check_counters(
     before: &Counted,
     after: &Counted,
 ) -> anyhow::Result<()> {
-    let expected = if scenario.mode == Mode::Pass { 0 } else { u64::from(packets) };
     let service = after.service.packets - before.service.packets;
     let bytes = after.service.bytes - before.service.bytes;
     let dropped = after.dropped - before.dropped;
+    let denied = after.denied - before.denied;
+    let expected = if scenario.mode == Mode::Pass { 0 } else { u64::from(packets) - denied };
     ensure!(service == expected, "the service counted {service} packets, not {expected}");
     ensure!(bytes == expected * frames::ip_len(frame) as u64, "the service counted {bytes} bytes");
-    ensure!(dropped == 0, "{dropped} packets were dropped");
+    ensure!(dropped == denied, "{dropped} packets were dropped, {denied} of them denied");
+    // So few that what a packet costs is what one costs that is let through.
+    let few = if scenario.firewall && packets > 1 { 1..=u64::from(packets) / 20 } else { 0..=0 };
+    ensure!(few.contains(&denied), "{denied} packets were denied");
     let moved: Vec<u64> = after.backends.iter().zip(&before.backends).map(|(a, b)| a - b).collect();
     ensure!(moved.iter().sum::<u64>() == expected, "the backends did not count {expected} packets together");
     let busy = moved.iter().filter(|packets| **packets > 0).count();
@@ -297,8 +333,9 @@ fn programs(scenario: &Scenario) -> (&'static str, &'static str) {
         (false, Flows::One) => ("lb4_one", "floor4_one"),
         (false, Flows::Many(_)) => ("lb4_many", "floor4_many"),
         (false, Flows::New) => ("lb4_new", "floor4_new"),
+        (false, Flows::Random) => ("lb4_random", "floor4_random"),
         (true, Flows::One) => ("lb6_one", "floor6_one"),
-        (true, Flows::Many(_) | Flows::New) => ("lb6_many", "floor6_many"),
+        (true, Flows::Many(_) | Flows::New | Flows::Random) => ("lb6_many", "floor6_many"),
     }
 }
 
@@ -333,6 +370,41 @@ fn timed(program: &Xdp, frame: &[u8], repeat: u32) -> anyhow::Result<u32> {
     Ok(u32::try_from(program.test_run(options)?.duration.as_nanos())?)
 }
 
+/// A deny list of 100,000 prefixes from /22 to /32, most of them long ones as such lists have, with its marks.
+fn deny(ebpf: &mut Ebpf) -> anyhow::Result<()> {
+    const PREFIXES: usize = 100_000;
+    let mut prefixes = Prefixes::new();
+    let mut number = 0;
+    while prefixes.len() < PREFIXES {
+        number += 1;
+        let random = hash::mix(number << 32);
+        let len = match random >> 60 {
+            0 => 22,
+            1 => 23,
+            2..=6 => 24,
+            7..=9 => 25 + (random >> 56 & 3) as u8,
+            _ => 32,
+        };
+        let net = Ipv4Net::new(Ipv4Addr::from(random as u32), len)?.trunc();
+        prefixes.insert(net.into(), Verdict::Deny);
+    }
+    let mut trie: LpmTrie<MapData, [u8; 4], u32> = take(ebpf, "DENY4")?;
+    for net in prefixes.keys() {
+        if let IpNet::V4(net) = net {
+            trie.insert(
+                &Key::new(net.prefix_len().into(), net.network().octets()),
+                Verdict::Deny.number(),
+                0,
+            )?;
+        }
+    }
+    let mut marks: Array<MapData, u64> = take(ebpf, "MARKS4")?;
+    for (index, word) in plan::marks4(&prefixes).into_iter().enumerate().filter(|(_, word)| *word != 0) {
+        marks.set(index as u32, word, 0)?;
+    }
+    Ok(())
+}
+
 /// Two services of one ring on a VIP of each family.
 fn fill(ebpf: &mut Ebpf) -> anyhow::Result<Tables> {
     let rule = |port: u16, proto: u8, service: u32| PortRule {
@@ -350,6 +422,7 @@ fn fill(ebpf: &mut Ebpf) -> anyhow::Result<Tables> {
     vips4.insert(VIP4, entry, 0)?;
     let mut vips6: HashMap<MapData, [u8; 16], VipEntry> = take(ebpf, "VIPS6")?;
     vips6.insert(VIP6, entry, 0)?;
+    deny(ebpf)?;
     let mut services: Array<MapData, ServiceEntry> = take(ebpf, "SERVICES")?;
     let service = ServiceEntry {
         ring_size: MAX_RING,
@@ -364,6 +437,7 @@ fn fill(ebpf: &mut Ebpf) -> anyhow::Result<Tables> {
         ring.set(index, Slot::plain(1 + index % BACKENDS, 0).0, 0)?;
     }
     Ok(Tables {
+        vips: vips4,
         backends: take(ebpf, "BACKENDS")?,
         services: take(ebpf, "SERVICE_STATS")?,
         backend_stats: take(ebpf, "BACKEND_STATS")?,

@@ -72,6 +72,8 @@ enum Flows {
     Many(u32),
     /// Every packet its own.
     New,
+    /// Every packet from anywhere in the address space.
+    Random,
 }
 
 /// What a figure must not exceed.
@@ -81,6 +83,8 @@ enum Bar {
     Floor(f64),
     /// Times the figure of the same scenario with one flow.
     OneFlow(f64),
+    /// Times the floor, more than the same packets without the firewall.
+    Added(f64),
 }
 
 #[derive(Clone, Debug)]
@@ -90,6 +94,8 @@ struct Scenario {
     transport: Transport,
     mode: Mode,
     flows: Flows,
+    /// With a deny list of 100,000 prefixes.
+    firewall: bool,
     bar: Option<Bar>,
 }
 
@@ -103,6 +109,8 @@ struct Row {
 }
 
 const MANY: f64 = 1.8;
+/// Suffix of a scenario with a deny list.
+const FIREWALL: &str = "-firewall-100000-prefixes";
 
 fn scenarios() -> Vec<Scenario> {
     let mut all = Vec::new();
@@ -123,9 +131,10 @@ fn scenarios() -> Vec<Scenario> {
             Flows::One => "1-flow".to_owned(),
             Flows::Many(n) => format!("{n}-flows"),
             Flows::New => "new-flows".to_owned(),
+            Flows::Random => "random-sources".to_owned(),
         };
         let name = format!("{family}-{transport_name}-{mode_name}-{flows_name}");
-        all.push(Scenario { name, v6, transport, mode, flows, bar });
+        all.push(Scenario { name, v6, transport, mode, flows, firewall: false, bar });
     };
     let (one, many, new) = (Some(Bar::Floor(3.8)), Some(Bar::Floor(4.5)), Some(Bar::Floor(4.8)));
     for mode in [Mode::Dsr, Mode::Ipip, Mode::Gue] {
@@ -144,6 +153,14 @@ fn scenarios() -> Vec<Scenario> {
     }
     add(false, Transport::Tcp, Mode::Pass, Flows::One, Some(Bar::Floor(2.1)));
     add(true, Transport::Tcp, Mode::Pass, Flows::One, Some(Bar::Floor(2.1)));
+    add(false, Transport::Tcp, Mode::Dsr, Flows::Random, None);
+    let unguarded = all.last().cloned();
+    all.extend(unguarded.map(|scenario| Scenario {
+        name: format!("{}{FIREWALL}", scenario.name),
+        firewall: true,
+        bar: Some(Bar::Added(2.0)),
+        ..scenario
+    }));
     all
 }
 
@@ -222,6 +239,11 @@ fn print(scenarios: &[Scenario], rows: &[Row]) -> usize {
                 let one = rows.iter().find(|r| r.scenario == name)?;
                 Some((row.ns_per_packet / one.ns_per_packet, limit, "one flow"))
             }
+            Bar::Added(limit) => {
+                let name = scenario.name.strip_suffix(FIREWALL)?;
+                let without = rows.iter().find(|r| r.scenario == name)?;
+                Some(((row.ns_per_packet - without.ns_per_packet) / row.floor_ns, limit, "the floor added"))
+            }
         });
         let verdict = judged.map_or_else(String::new, |(ratio, limit, of)| {
             let pass = ratio <= limit;
@@ -293,6 +315,10 @@ mod tests {
             if let Some(Bar::OneFlow(_)) = scenario.bar {
                 let one = one_flow(&scenario.name).unwrap();
                 assert!(all.iter().any(|other| other.name == one), "{one}");
+            }
+            if let Some(Bar::Added(_)) = scenario.bar {
+                let without = scenario.name.strip_suffix(FIREWALL).unwrap();
+                assert!(all.iter().any(|other| other.name == without), "{without}");
             }
         }
     }
