@@ -1,11 +1,12 @@
 //! The XDP programs of lbd: thin shells around `lb_common::core`.
 //!
 //! All `unsafe` of the dataplane lives here: [`frame`] proves the bounds, [`maps`] holds every map,
-//! [`tables`] lends the maps to the core, [`emit`] counts and sends.
+//! [`tables`] lends the maps to the core, [`emit`] counts and sends, [`observe`] tells of what they did.
 #![no_std]
 
 pub mod emit;
 pub mod frame;
 pub mod maps;
+pub mod observe;
 pub mod outline;
 pub mod tables;

@@ -9,9 +9,11 @@ mod flow;
 mod inventory;
 mod slot;
 mod types;
+mod watch;
 
 pub use event::{EventHeader, ResolveEvent};
 pub use flow::{FlowEntry, FlowKey4, FlowKey6};
 pub use inventory::*;
 pub use slot::{Slot, SlotState};
 pub use types::*;
+pub use watch::{Note, TraceEvent, Watch, WatchMode};

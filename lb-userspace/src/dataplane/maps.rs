@@ -19,7 +19,7 @@ use std::{
 };
 
 /// An array map in our address space: words are read and written atomically, without a system call.
-struct Mapped {
+pub(super) struct Mapped {
     base: NonNull<AtomicU64>,
     bytes: usize,
     /// Words of 8 bytes a value takes.
@@ -34,7 +34,7 @@ unsafe impl Send for Mapped {}
 unsafe impl Sync for Mapped {}
 
 impl Mapped {
-    fn new(name: &'static str, map: MapData) -> Result<Self, DataplaneError> {
+    pub(super) fn new(name: &'static str, map: MapData) -> Result<Self, DataplaneError> {
         let info = map.info().map_err(DataplaneError::map(name))?;
         let stride = info.value_size().div_ceil(8) as usize;
         let len = info.max_entries();
@@ -56,7 +56,7 @@ impl Mapped {
         }
     }
 
-    fn word(&self, index: u32, word: usize) -> &AtomicU64 {
+    pub(super) fn word(&self, index: u32, word: usize) -> &AtomicU64 {
         assert!(index < self.len && word < self.stride, "index {index} of {}", self.len);
         // SAFETY: the assertion keeps the place inside the mapping, which lives as long as `self`.
         unsafe { &*self.base.as_ptr().add(index as usize * self.stride + word) }

@@ -15,9 +15,11 @@ mod elf;
 mod error;
 mod kernel;
 mod maps;
+mod observe;
 
 pub use attach::{Attached, Mode, XdpMode};
 pub use elf::{BENCH, DECAP, LB};
 pub use error::DataplaneError;
 pub use kernel::{Capacities, Kernel, abi_name};
 pub use maps::Maps;
+pub use observe::{LONGEST_FRAME, Observed, Ran};
