@@ -222,7 +222,8 @@ pub extern "C" fn observe_end(_: *mut xdp_md, verdict: u64) -> u64 {
     watch.event.service = note.service;
     watch.event.backend = note.backend;
     watch.event.slot = note.slot_index();
-    if !watch.bucket.take(now, RECORDS, BURST) || maps::EVENTS.output::<TraceEvent>(&watch.event, 0).is_err() {
+    if !watch.bucket.take(now, RECORDS, BURST) || maps::EVENTS.output::<TraceEvent>(&watch.event, 0).is_err()
+    {
         watch.lost += 1;
         return 0;
     }

@@ -13,9 +13,13 @@
 
 mod engine;
 mod error;
+mod events;
 mod explain;
 mod flows;
+mod headers;
+mod listing;
 mod run;
+mod trace;
 mod views;
 
 pub use engine::Engine;

@@ -243,7 +243,9 @@ impl Kernel {
         self.tracing.as_ref().map_or(Ok(0), Observed::lost)
     }
 
-    fn maps_dir(&self) -> PathBuf {
+    /// Where the maps are pinned.
+    #[must_use]
+    pub fn maps_dir(&self) -> PathBuf {
         self.pin_dir.join(abi_name())
     }
 
@@ -298,10 +300,7 @@ fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, DataplaneError> {
 }
 
 /// The program that belongs on the interfaces now.
-fn current<'a>(
-    ebpf: &'a mut Ebpf,
-    tracing: &'a mut Option<Observed>,
-) -> Result<&'a mut Xdp, DataplaneError> {
+fn current<'a>(ebpf: &'a mut Ebpf, tracing: &'a mut Option<Observed>) -> Result<&'a mut Xdp, DataplaneError> {
     match tracing {
         Some(tracing) => tracing.program(),
         None => program(ebpf),
