@@ -142,7 +142,6 @@ pub extern "C" fn observe_begin(ctx: *mut xdp_md) -> u64 {
     let frame = Frame::new(ctx);
     watch.event = TraceEvent {
         header: EventHeader { kind: EventHeader::TRACE, size: size_of::<TraceEvent>() as u32 },
-        ifindex: frame.ingress(),
         length: frame.len() as u32,
         ..TraceEvent::default()
     };
@@ -205,7 +204,7 @@ fn ports(event: &mut TraceEvent, ports: View<'_, 4>) {
 /// Writes the record of a packet for a VIP.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn observe_end(_: *mut xdp_md, verdict: u64) -> u64 {
+pub extern "C" fn observe_end(ctx: *mut xdp_md, verdict: u64) -> u64 {
     let Some(watch) = maps::NOTES.get_ptr_mut(0) else { return 0 };
     // SAFETY: as in `note`.
     let watch = unsafe { &mut *watch };
@@ -216,6 +215,7 @@ pub extern "C" fn observe_end(_: *mut xdp_md, verdict: u64) -> u64 {
     // SAFETY: a helper call without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     watch.event.time_ns = now;
+    watch.event.ifindex = Frame::new(ctx).ingress();
     watch.event.verdict = verdict as u32;
     watch.event.known = note.known;
     watch.event.reason = note.reason;

@@ -43,7 +43,7 @@ fn generator(world: &World) -> Generator {
         vips.extend([vip(n, false), vip(n, true)].repeat(6));
     }
     let ports = [&[80; 40], &[53, 81, 8000, 8099, 443, 0][..]].concat();
-    Generator::new(SEED, &vips, &ports, 2_000).with_clients(200)
+    Generator::new(SEED, &vips, &ports, 2_000).with_clients(60)
 }
 
 /// Slots in every state, and backends that are dead or live another life.
