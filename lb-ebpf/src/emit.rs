@@ -1,6 +1,6 @@
 //! Counting and sending: what becomes of a decision.
 
-use crate::{frame::Frame, maps, outline, tables::Maps};
+use crate::{frame::Frame, maps, observe, outline, tables::Maps};
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
     helpers::bpf_redirect,
@@ -14,23 +14,34 @@ use lb_common::{
 /// Decides about a frame, rewrites and counts it; the answer is the XDP verdict.
 #[inline(always)]
 pub fn handle(frame: &mut Frame) -> u32 {
-    match lb_common::core::decide(frame, &Maps::new(frame.ctx())) {
+    run::<false>(frame)
+}
+
+/// `OBSERVED` is a parameter of the whole path: what observing takes is not even tested for where it is off.
+#[inline(always)]
+pub(crate) fn run<const OBSERVED: bool>(frame: &mut Frame) -> u32 {
+    match lb_common::core::decide(frame, &Maps::<OBSERVED>::of(frame.ctx())) {
         Decision::Pass => XDP_PASS,
         Decision::Drop(refusal) => refuse(frame, refusal.reason),
-        Decision::Forward(to) => send(frame, &to),
+        Decision::Forward(to) => send::<OBSERVED>(frame, &to),
     }
 }
 
 #[inline(always)]
-fn send(frame: &mut Frame, to: &Forward<'_>) -> u32 {
+fn send<const OBSERVED: bool>(frame: &mut Frame, to: &Forward<'_>) -> u32 {
+    if OBSERVED {
+        observe::backend(to.backend_id);
+    }
     match forward::rewrite(frame, to) {
         Ok(()) => {}
         Err(DropReason::TooBig) => return tell_too_big(frame, to),
         Err(reason) => return refuse(frame, reason),
     }
     let bytes = u64::from(to.ip.total_len);
-    count(&maps::SERVICE_STATS, to.service, bytes);
-    count(&maps::BACKEND_STATS, to.backend_id, bytes);
+    if !OBSERVED || !observe::dry() {
+        count(&maps::SERVICE_STATS, to.service, bytes);
+        count(&maps::BACKEND_STATS, to.backend_id, bytes);
+    }
     if to.backend.ifindex == frame.ingress() {
         return XDP_TX;
     }
@@ -57,6 +68,12 @@ fn tell_too_big(frame: &mut Frame, to: &Forward<'_>) -> u32 {
 
 #[inline(always)]
 fn refuse(frame: &Frame, reason: DropReason) -> u32 {
+    if observe::watched() {
+        observe::reason(reason);
+    }
+    if observe::dry() {
+        return XDP_DROP;
+    }
     if matches!(reason, DropReason::Internal | DropReason::NoHeadroom) {
         outline::complain(frame.ctx(), reason as u64);
     }

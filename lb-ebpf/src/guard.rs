@@ -1,7 +1,7 @@
 //! The firewall's maps. The marks are read in line; what they leave open, allow lists and limits are functions of
 //! their own, like those in [`outline`](crate::outline).
 
-use crate::{frame::Frame, maps, outline::opaque, tables::Maps};
+use crate::{frame::Frame, maps, observe, outline::opaque, tables::Maps};
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
 use core::intrinsics::{AtomicOrdering, atomic_cxchg};
 use lb_common::{
@@ -79,6 +79,9 @@ impl Arrival for Time {
     #[inline(always)]
     fn replace(&self, seen: u64, new: u64) -> Result<(), u64> {
         const RELAXED: AtomicOrdering = AtomicOrdering::Relaxed;
+        if observe::dry() {
+            return Ok(());
+        }
         // SAFETY: as in `load`; every CPU changes it by this instruction only.
         let (found, done) = unsafe { atomic_cxchg::<u64, RELAXED, RELAXED>(self.0, seen, new) };
         if done { Ok(()) } else { Err(found) }
@@ -92,7 +95,7 @@ fn times(arrivals: *mut Arrivals) -> [Time; 2] {
     unsafe { [Time(&raw mut (*arrivals).packets), Time(&raw mut (*arrivals).connections)] }
 }
 
-impl Guard for Maps {
+impl<const OBSERVED: bool> Guard for Maps<OBSERVED> {
     #[inline(always)]
     fn marks4(&self, word: u32) -> u64 {
         // SAFETY: an array element of 8 bytes, 8-aligned; the daemon writes it with one atomic store.
@@ -143,7 +146,7 @@ impl Guard for Maps {
     #[inline(always)]
     fn source_arrivals(&self, key: &SourceKey, first: Arrivals) -> Option<[impl Arrival; 2]> {
         let found = maps::SOURCES.get_ptr_mut(key);
-        if found.is_none() {
+        if found.is_none() && !observe::dry() {
             // Lost against another CPU, or no element free on this one: the packet is one more than the limit.
             let _ = maps::SOURCES.insert(key, first, BPF_NOEXIST);
         }

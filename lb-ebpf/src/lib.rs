@@ -1,7 +1,7 @@
 //! The XDP programs of lbd: thin shells around `lb_common::core`.
 //!
 //! All `unsafe` of the dataplane lives here: [`frame`] proves the bounds, [`maps`] holds every map,
-//! [`tables`] and [`guard`] lend the maps to the core, [`emit`] counts and sends.
+//! [`tables`] and [`guard`] lend the maps to the core, [`emit`] counts and sends, [`observe`] tells of what they did.
 #![no_std]
 #![feature(core_intrinsics)]
 #![expect(internal_features, reason = "the compare-and-exchange of BPF is in no stable interface of `core`")]
@@ -10,5 +10,6 @@ pub mod emit;
 pub mod frame;
 pub mod guard;
 pub mod maps;
+pub mod observe;
 pub mod outline;
 pub mod tables;

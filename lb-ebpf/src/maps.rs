@@ -127,6 +127,10 @@ pub static CIDS: HashMap<CidKey, u32> = HashMap::with_max_entries(CID_CAPACITY, 
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_BYTES, 0);
 
+/// What the observed program met: its own, made anew with every load.
+#[map]
+pub static NOTES: PerCpuArray<Watch> = PerCpuArray::with_max_entries(1, 0);
+
 /// Who the ids are: for the next daemon, not for the program.
 #[map]
 pub static SERVICE_NAMES: Array<Identity> = Array::with_max_entries(MAX_SERVICES, 0);

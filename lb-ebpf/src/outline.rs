@@ -4,6 +4,7 @@
 
 use crate::{
     frame::Frame,
+    observe,
     tables::{Maps, token},
 };
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
@@ -75,7 +76,7 @@ fn too_big<const V6: bool>(ctx: *mut xdp_md, l3: u64, mtu: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn complain(ctx: *mut xdp_md, reason: u64) -> u64 {
-    if !token(LOG_BUCKET, 1, 1) {
+    if observe::dry() || !token(LOG_BUCKET, 1, 1) {
         return 0;
     }
     let ctx = XdpContext::new(ctx);

@@ -1,6 +1,6 @@
 //! The core's tables over the maps.
 
-use crate::{guard, maps, outline};
+use crate::{guard, maps, observe, outline};
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
 use lb_common::{
     abi::{
@@ -24,6 +24,10 @@ const ICMP_BURST: u64 = 100;
 #[inline(always)]
 pub(crate) fn token(bucket: u32, rate: u64, burst: u64) -> bool {
     let Some(bucket) = maps::BUCKETS.get_ptr_mut(bucket) else { return false };
+    if observe::dry() {
+        // SAFETY: as below; what is taken is taken from a copy.
+        return unsafe { { *bucket }.take(bpf_ktime_get_ns(), rate, burst) };
+    }
     // SAFETY: this CPU's own element, and XDP does not preempt itself.
     unsafe { (*bucket).take(bpf_ktime_get_ns(), rate, burst) }
 }
@@ -44,9 +48,21 @@ impl FlowCell for Cell {
 
     #[inline(always)]
     fn store(&self, entry: FlowEntry) {
-        // SAFETY: as in `load`.
-        unsafe { self.0.write_volatile(entry.0) };
+        if !observe::dry() {
+            // SAFETY: as in `load`.
+            unsafe { self.0.write_volatile(entry.0) };
+        }
     }
+}
+
+/// A flow that was looked up.
+#[inline(always)]
+fn found(cell: Option<*mut u64>) -> Option<Cell> {
+    let cell = Cell(cell?);
+    if observe::watched() {
+        observe::flow(cell.load());
+    }
+    Some(cell)
 }
 
 /// Counts an insertion. One that lost the race against another CPU found its flow recorded.
@@ -68,29 +84,45 @@ fn added(result: Result<(), i32>) -> bool {
 }
 
 /// The maps of this program, and the context that functions out of line need.
-pub struct Maps {
+pub struct Maps<const OBSERVED: bool> {
     ctx: *mut xdp_md,
 }
 
-impl Maps {
+impl Maps<false> {
     /// The maps, for this program run.
     #[inline(always)]
     pub fn new(ctx: *mut xdp_md) -> Self {
+        Self::of(ctx)
+    }
+}
+
+impl<const OBSERVED: bool> Maps<OBSERVED> {
+    /// The same; `OBSERVED` notes what the core asks for on its fast path. Rare paths ask [`observe::watched`].
+    #[inline(always)]
+    pub(crate) fn of(ctx: *mut xdp_md) -> Self {
         Self { ctx }
     }
 }
 
-impl Tables for Maps {
+impl<const OBSERVED: bool> Tables for Maps<OBSERVED> {
     #[inline(always)]
     fn vip4(&self, address: [u8; 4]) -> Option<&VipEntry> {
         // SAFETY: the value is plain data; the kernel frees it after a grace period this program is inside of.
-        unsafe { maps::VIPS4.get(&address) }
+        let vip = unsafe { maps::VIPS4.get(&address) };
+        if OBSERVED && vip.is_some() {
+            observe::vip();
+        }
+        vip
     }
 
     #[inline(always)]
     fn vip6(&self, address: &[u8; 16]) -> Option<&VipEntry> {
         // SAFETY: as in `vip4`.
-        unsafe { maps::VIPS6.get(address) }
+        let vip = unsafe { maps::VIPS6.get(address) };
+        if OBSERVED && vip.is_some() {
+            observe::vip();
+        }
+        vip
     }
 
     #[inline(always)]
@@ -110,7 +142,11 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn service(&self, id: u32) -> Option<&ServiceEntry> {
-        maps::SERVICES.get(id)
+        let service = maps::SERVICES.get(id);
+        if OBSERVED && let Some(entry) = service {
+            observe::service(id, entry.ring_base);
+        }
+        service
     }
 
     #[inline(always)]
@@ -118,7 +154,11 @@ impl Tables for Maps {
         let word = maps::RING.get_ptr(index)?;
         // SAFETY: an array element of 8 bytes, 8-aligned; the daemon writes it with one atomic store. BPF has
         // no atomic load: a volatile one is a single load instruction, never torn and never repeated.
-        Some(Slot(unsafe { word.read_volatile() }))
+        let slot = Slot(unsafe { word.read_volatile() });
+        if OBSERVED {
+            observe::slot(index, slot);
+        }
+        Some(slot)
     }
 
     #[inline(always)]
@@ -138,21 +178,27 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn flow4(&self, key: &FlowKey4) -> Option<impl FlowCell> {
-        maps::FLOWS4.get_ptr_mut(key).map(Cell)
+        found(maps::FLOWS4.get_ptr_mut(key))
     }
 
     #[inline(always)]
     fn flow6(&self, key: &FlowKey6) -> Option<impl FlowCell> {
-        maps::FLOWS6.get_ptr_mut(key).map(Cell)
+        found(maps::FLOWS6.get_ptr_mut(key))
     }
 
     #[inline(always)]
     fn add_flow4(&self, key: &FlowKey4, entry: FlowEntry) -> bool {
+        if observe::dry() {
+            return observe::recorded();
+        }
         added(maps::FLOWS4.insert(key, entry.0, BPF_NOEXIST))
     }
 
     #[inline(always)]
     fn add_flow6(&self, key: &FlowKey6, entry: FlowEntry) -> bool {
+        if observe::dry() {
+            return observe::recorded();
+        }
         added(maps::FLOWS6.insert(key, entry.0, BPF_NOEXIST))
     }
 

@@ -4,12 +4,16 @@
 //! unless a field says otherwise. The layout is part of the product: pinned maps outlive the program
 //! that made them, so a change here changes [`hash`], and with it the directory the pins lie under.
 
+mod event;
 mod flow;
 mod inventory;
 mod slot;
 mod types;
+mod watch;
 
+pub use event::{EventHeader, ResolveEvent};
 pub use flow::{FlowEntry, FlowKey4, FlowKey6};
 pub use inventory::*;
 pub use slot::{Slot, SlotState};
 pub use types::*;
+pub use watch::{Note, TraceEvent, Watch, WatchMode};

@@ -3,12 +3,19 @@
 #![no_main]
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};
-use lb_ebpf::{emit, frame::Frame};
+use lb_ebpf::{emit, frame::Frame, observe};
 
 /// Forwards what is for a VIP, passes everything else to the kernel.
 #[xdp]
 pub fn lb(ctx: XdpContext) -> u32 {
     emit::handle(&mut Frame::new(ctx.ctx))
+}
+
+/// The same, telling what it did: for `lbctl explain`, never attached, and attached in the place of `lb` while somebody
+/// traces.
+#[xdp]
+pub fn observed(ctx: XdpContext) -> u32 {
+    observe::run(ctx.ctx)
 }
 
 #[panic_handler]

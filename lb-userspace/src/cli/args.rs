@@ -100,7 +100,42 @@ Examples:
         /// Where it wants to go: 192.0.2.10:443 or [2001:db8::10]:443
         #[arg(value_name = "DEST:PORT", value_parser = parse::endpoint)]
         destination: SocketAddr,
+        /// TCP flags of the packet: syn, ack, fin, rst, psh, urg, none, several with commas between. Default: ack for a
+        /// flow that is recorded, else syn
+        #[arg(long, value_name = "FLAGS", value_parser = parse::flags)]
+        flags: Option<String>,
+        /// Bytes of its IP packet; default: the headers alone
+        #[arg(long, value_name = "N")]
+        length: Option<u16>,
     },
+    /// Flows that are tracked: those of slots that changed hands, of schedulers that track, of NAT
+    #[command(after_help = "\
+Examples:
+  lbctl flows --service www --backend web4     who still holds a backend that is drained?
+  lbctl flows --limit 20
+
+Slots that have not changed hands are plain: their flows need no entry and are not listed.")]
+    Flows {
+        /// Only of this service
+        #[arg(long, value_name = "NAME", value_parser = parse::service)]
+        service: Option<ServiceName>,
+        /// Only to this backend
+        #[arg(long, value_name = "NAME", value_parser = parse::backend)]
+        backend: Option<BackendName>,
+        /// Flows listed at most [default: 1000]; all are counted
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
+    },
+    /// Packets for virtual addresses and what becomes of them, as they come; ends with Ctrl-C
+    #[command(after_help = "\
+Examples:
+  lbctl trace --verdict drop                       what is refused, and why?
+  lbctl trace --service www --source 198.51.100.0/24 --count 20
+  lbctl trace --sample 1000 -o json                one packet in a thousand, a line of JSON each
+
+While somebody traces another program is attached, which costs more per packet; 5,000 records a second and CPU
+at most are written, what is lost is said.")]
+    Trace(TraceOptions),
     /// Packets dropped, by reason
     Drops {
         /// Also the reasons that have not occurred
@@ -171,6 +206,50 @@ Examples:
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
+}
+
+/// What `trace` shows.
+#[derive(Debug, clap::Args)]
+pub struct TraceOptions {
+    /// Only packets of this service
+    #[arg(long, value_name = "NAME", value_parser = parse::service)]
+    pub service: Option<ServiceName>,
+    /// Only packets from these addresses
+    #[arg(long, value_name = "PREFIX", value_parser = parse::prefix)]
+    pub source: Option<IpNet>,
+    /// Only packets to this address and port
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse::endpoint)]
+    pub dest: Option<SocketAddr>,
+    /// Only packets with this verdict
+    #[arg(long, value_enum, value_name = "VERDICT")]
+    pub verdict: Option<Verdict>,
+    /// One packet in so many, at random [default: every packet]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub sample: Option<u32>,
+    /// Ends after so many
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+}
+
+/// What becomes of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Verdict {
+    Drop,
+    Forward,
+    /// Left to the kernel
+    Pass,
+}
+
+impl Verdict {
+    /// As in the API.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Drop => "drop",
+            Self::Forward => "forward",
+            Self::Pass => "pass",
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]

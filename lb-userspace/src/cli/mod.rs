@@ -5,12 +5,14 @@
 pub mod args;
 pub mod decap;
 pub mod firewall;
+mod observe;
 pub mod parse;
 mod render;
 mod table;
 
 use crate::control::api::ChangeView;
 use crate::control::client::{Client, ClientError};
+use crate::control::observe::{AskFlows, AskTrace};
 use crate::control::request::{NewBackend, same_family};
 use crate::model::{Admin, ServiceName, Verdict};
 use args::{BackendCommand, Cli, Command, ConfigCommand, Output, ServiceCommand};
@@ -69,7 +71,11 @@ pub fn run(
             return status;
         }
     };
-    let (status, trouble) = match execute(&cli, decap) {
+    let executed = match &cli.command {
+        Command::Trace(options) => trace(&cli, options, out).map(|()| String::new()),
+        _ => execute(&cli, decap),
+    };
+    let (status, trouble) = match executed {
         Ok(text) => match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
             Ok(()) => (0, None),
             // The reader has seen enough, as in `lbctl service list | head -1`.
@@ -97,9 +103,19 @@ fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
             print(output, &wait(client.service(name))?, render::service)
         }
         Command::Backend { command } => print(output, &wait(backend(&client, command))?, render::change),
-        Command::Explain { protocol, source, destination } => {
+        Command::Trace(_) => unreachable!("it prints as it goes"),
+        Command::Flows { service, backend, limit } => {
+            let name = |name: &dyn ToString| name.to_string();
+            let ask = AskFlows {
+                service: service.as_ref().map(|s| name(s)),
+                backend: backend.as_ref().map(|b| name(b)),
+                limit: *limit,
+            };
+            print(output, &wait(client.flows(&ask))?, observe::flows)
+        }
+        Command::Explain { protocol, source, destination, flags, length } => {
             same_family(*source, *destination).map_err(|e| Failure::Usage(e.to_string()))?;
-            let answer = wait(client.explain(*protocol, *source, *destination))?;
+            let answer = wait(client.explain(*protocol, *source, *destination, flags.as_deref(), *length))?;
             print(output, &answer, |view| render::explain(*protocol, *source, *destination, view))
         }
         Command::Drops { all } => print(output, &wait(client.drops())?, |drops| render::drops(drops, *all)),
@@ -148,6 +164,39 @@ fn list(client: &Client, output: Output, list: Verdict, command: &ListCommand) -
         ListCommand::Remove { prefixes } => (false, prefixes.read()?),
     };
     print(output, &wait(client.change_prefixes(list, add, prefixes))?, render::change)
+}
+
+/// Prints every line as it comes.
+fn trace(cli: &Cli, options: &args::TraceOptions, out: &mut dyn Write) -> Result<(), Failure> {
+    let ask = AskTrace {
+        service: options.service.as_ref().map(ToString::to_string),
+        source: options.source,
+        dest: options.dest,
+        verdict: options.verdict.map(|v| v.name().to_owned()),
+        sample: options.sample,
+    };
+    let (mut left, mut trouble) = (options.count.unwrap_or(u64::MAX), None);
+    wait(Client::new(cli.socket()).trace(&ask, |line| {
+        let text = match cli.output {
+            Output::Table => Ok(observe::trace(&line)),
+            Output::Json => serde_json::to_string(&line).map(|text| text + "\n"),
+        };
+        if matches!(line, crate::control::observe::TraceLine::Packet(_)) {
+            left -= 1;
+        }
+        let written =
+            text.map_err(Failure::from).map(|text| out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+        match written {
+            Ok(Ok(())) if left > 0 => std::ops::ControlFlow::Continue(()),
+            // The reader has seen enough.
+            Ok(_) => std::ops::ControlFlow::Break(()),
+            Err(error) => {
+                trouble = Some(error);
+                std::ops::ControlFlow::Break(())
+            }
+        }
+    }))?;
+    trouble.map_or(Ok(()), Err)
 }
 
 fn wait<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, Failure> {

@@ -53,6 +53,11 @@ pub fn endpoint(text: &str) -> Result<SocketAddr, request::FlowError> {
     request::parse_endpoint(text)
 }
 
+/// TCP flags, kept as they were given.
+pub fn flags(text: &str) -> Result<String, request::FlowError> {
+    request::parse_flags(text).map(|_| text.to_owned())
+}
+
 /// An address, in brackets if it is IPv6 with a port. `2001:db8::1:80` is an address without a port.
 pub fn target(text: &str) -> Result<Target, ArgError> {
     let error = |why| ArgError::Target { why };

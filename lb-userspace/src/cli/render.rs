@@ -212,6 +212,16 @@ pub fn explain(
     if let Some(egress) = &view.egress {
         let _ = writeln!(text, "  egress  {}", printable(egress));
     }
+    if let Some(flow) = &view.flow {
+        let _ = writeln!(text, "  flow    recorded, {}", printable(flow));
+    }
+    if let Some(headers) = &view.headers {
+        super::observe::headers(&mut text, headers);
+    }
+    // Worth a word only where it is not as it should be.
+    if let Some(by) = view.by.as_ref().filter(|by| by.starts_with("the daemon")) {
+        let _ = writeln!(text, "  by      {}", printable(by));
+    }
     text
 }
 
@@ -285,9 +295,7 @@ mod tests {
             service: None,
             backend: None,
             reason: "ping of a virtual address".to_owned(),
-            slot: None,
-            slot_state: None,
-            egress: None,
+            ..ExplainView::default()
         };
         let (from, to) = ("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap());
         assert!(explain(Protocol::Udp, from, to, &view).contains("gets the verdict answer."));

@@ -114,7 +114,7 @@ pub struct DropView {
 }
 
 /// `explain`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ExplainView {
     /// `forward`, `drop` or `pass` (left to the kernel).
     pub verdict: String,
@@ -130,6 +130,20 @@ pub struct ExplainView {
     /// "tx" or "redirect to eth1", with the MAC addresses and the outer header.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<String>,
+    /// Of a slot that changed hands: who takes new flows, and who has those that are not recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot_owner: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot_home: Option<String>,
+    /// The flow is recorded: `half-open`, `confirmed` or `closing`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow: Option<String>,
+    /// The packet as it would leave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headers: Option<super::observe::HeadersView>,
+    /// Who decided: the program in the kernel, or the daemon in its place and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
 }
 
 /// Answer to a change: what it did.

@@ -1,6 +1,7 @@
 //! The client of the control API. One connection per request.
 
 use super::api::*;
+use super::observe::{AskFlows, AskTrace, FlowsView, TraceLine};
 use super::request;
 use crate::model::{Admin, BackendName, Protocol, ServiceName};
 use bytes::Bytes;
@@ -114,11 +115,87 @@ impl Client {
         protocol: Protocol,
         source: SocketAddr,
         destination: SocketAddr,
+        flags: Option<&str>,
+        length: Option<u16>,
     ) -> Result<ExplainView> {
         // Brackets are not allowed in a query (RFC 3986 section 3.4).
         let encode = |endpoint: SocketAddr| endpoint.to_string().replace('[', "%5B").replace(']', "%5D");
         let (source, destination) = (encode(source), encode(destination));
-        self.get(&format!("/v1/explain?protocol={protocol}&source={source}&destination={destination}")).await
+        let mut path = format!("/v1/explain?protocol={protocol}&source={source}&destination={destination}");
+        for (key, value) in [("flags", flags.map(str::to_owned)), ("length", length.map(|l| l.to_string()))] {
+            if let Some(value) = value {
+                path += &format!("&{key}={value}");
+            }
+        }
+        self.get(&path).await
+    }
+
+    pub async fn flows(&self, ask: &AskFlows) -> Result<FlowsView> {
+        self.get(&self.query("/v1/flows", ask)?).await
+    }
+
+    /// Gives every line to `take` until that has enough or the daemon ends.
+    pub async fn trace(
+        &self,
+        ask: &AskTrace,
+        mut take: impl FnMut(TraceLine) -> std::ops::ControlFlow<()>,
+    ) -> Result<()> {
+        let path = self.query("/v1/trace", ask)?;
+        let broken = |e: hyper::Error| ClientError::Broken { path: self.path.clone(), detail: e.to_string() };
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(self.connect().await?))
+                .await
+                .map_err(broken)?;
+        let moving = tokio::spawn(connection);
+        let request = Request::builder()
+            .uri(path)
+            .header(http::header::HOST, "lbd")
+            .body(Full::<Bytes>::default())
+            .map_err(|e| self.protocol(&e))?;
+        let response = timeout(self.answer_time, sender.send_request(request))
+            .await
+            .map_err(|_| ClientError::Timeout {
+                what: "answer",
+                path: self.path.clone(),
+                after: self.answer_time,
+            })?
+            .map_err(broken)?;
+        let status = response.status();
+        let mut body = response.into_body();
+        if !status.is_success() {
+            let body = body.collect().await.map_err(broken)?.to_bytes();
+            return Err(match serde_json::from_slice(&body) {
+                Ok(view) => ClientError::Answer { status, view },
+                Err(_) => self.protocol(&format_args!("HTTP status {status} without an explanation")),
+            });
+        }
+        let mut text = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
+            text.extend_from_slice(&data);
+            while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = text.drain(..=end).collect();
+                if line.len() > 1
+                    && take(serde_json::from_slice(&line).map_err(|e| self.protocol(&e))?).is_break()
+                {
+                    moving.abort();
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A path with a query of the fields that are there.
+    fn query(&self, path: &str, ask: &impl Serialize) -> Result<String> {
+        let fields = serde_json::to_value(ask).map_err(|e| self.protocol(&e))?;
+        let mut path = path.to_owned();
+        for (n, (key, value)) in fields.as_object().into_iter().flatten().enumerate() {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            path += if n == 0 { "?" } else { "&" };
+            path += &format!("{key}={}", value.replace('[', "%5B").replace(']', "%5D"));
+        }
+        Ok(path)
     }
 
     pub async fn backend_add(

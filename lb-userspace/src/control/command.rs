@@ -1,5 +1,6 @@
 //! What the server asks of the daemon: one message per request, with a way back.
 
+use super::observe::{AskFlows, AskTrace, FlowsView, TraceLine};
 use super::{api::*, firewall::FirewallCommand};
 use crate::model::{BackendName, ServiceName};
 use std::net::{IpAddr, SocketAddr};
@@ -25,6 +26,15 @@ pub enum CommandError {
     /// It could not be carried out.
     #[error("{0}")]
     Failed(String),
+}
+
+/// What is not usual about the packet of `explain`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ExplainPacket {
+    /// TCP flags, as in the header.
+    pub flags: Option<u8>,
+    /// Bytes of the IP packet.
+    pub length: Option<u16>,
 }
 
 /// One request. The asker may have gone by the time it is answered: a reply that cannot be delivered is
@@ -83,10 +93,20 @@ pub enum Command {
         protocol: crate::model::Protocol,
         source: SocketAddr,
         destination: SocketAddr,
+        packet: ExplainPacket,
         reply: Reply<ExplainView>,
     },
     /// About lists and limits.
     Firewall(FirewallCommand),
+    Flows {
+        ask: AskFlows,
+        reply: Reply<FlowsView>,
+    },
+    /// Answered by the lines that are to come; dropping their receiver ends the trace.
+    Trace {
+        ask: AskTrace,
+        reply: Reply<mpsc::Receiver<TraceLine>>,
+    },
     /// Removes the programs, links and maps from the kernel and ends the daemon.
     Detach {
         /// Who asks, e.g. "uid 0 (root)".

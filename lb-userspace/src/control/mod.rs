@@ -8,9 +8,11 @@ pub mod client;
 pub mod command;
 mod extract;
 pub mod firewall;
+pub mod observe;
 pub mod request;
 pub mod server;
 pub mod socket;
+mod stream;
 
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/lbd/lbd.sock";

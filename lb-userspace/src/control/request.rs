@@ -64,6 +64,12 @@ pub struct Explain {
     /// `192.0.2.1:1024` or `[2001:db8::1]:1024`.
     pub source: String,
     pub destination: String,
+    /// TCP flags: `syn`, `ack`, `syn,ack`, ...
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flags: Option<String>,
+    /// Bytes of the IP packet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<u16>,
 }
 
 impl Example for NewBackend {
@@ -85,6 +91,10 @@ impl Example for Nothing {
 /// Why the packet asked about by `explain` is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FlowError {
+    #[error(
+        "'{0}' is no TCP flag; expected fin, syn, rst, psh, ack, urg or none, or several with commas between"
+    )]
+    Flags(String),
     #[error("'{0}' is not a protocol; expected tcp or udp")]
     Protocol(String),
     #[error("'{found}' is not an address with a port: {why}; expected 192.0.2.1:1024 or [2001:db8::1]:1024")]
@@ -93,6 +103,20 @@ pub enum FlowError {
         "source {from} and destination {to} are of different families; a packet has two IPv4 or two IPv6 addresses"
     )]
     Families { from: IpAddr, to: IpAddr },
+}
+
+/// Reads TCP flags, separated by commas.
+pub fn parse_flags(text: &str) -> Result<u8, FlowError> {
+    text.split([',', '|']).try_fold(0, |flags, name| match name {
+        "fin" => Ok(flags | 1),
+        "syn" => Ok(flags | 2),
+        "rst" => Ok(flags | 4),
+        "psh" => Ok(flags | 8),
+        "ack" => Ok(flags | 16),
+        "urg" => Ok(flags | 32),
+        "none" => Ok(flags),
+        _ => Err(FlowError::Flags(shorten(name))),
+    })
 }
 
 /// Reads the protocol of `explain`.

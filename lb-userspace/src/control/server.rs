@@ -5,11 +5,15 @@
 //! it out and its answer goes nowhere, so both are safe.
 
 use super::api::*;
-use super::command::{Command, Commands, Reply};
+use super::command::{Command, Commands, ExplainPacket, Reply};
 use super::extract::{Asked, Body, Caller, Failure, OfBackend, OfService, Peer};
-use super::request::{self, parse_endpoint, parse_protocol, same_family, shorten};
+use super::observe::{AskFlows, AskTrace, FlowsView};
+use super::request::{self, parse_endpoint, parse_flags, parse_protocol, same_family, shorten};
 use super::socket::ControlSocket;
+use super::stream::Lines;
+use axum::body::Body as AnyBody;
 use axum::extract::State as Shared;
+use axum::response::Response;
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
 use http::{Method, StatusCode, Uri};
@@ -18,6 +22,7 @@ use hyper::service::Service as _;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -118,7 +123,12 @@ pub async fn serve_with(
 async fn connection(stream: UnixStream, app: Router, limits: Limits, mut stopped: watch::Receiver<()>) {
     let peer = Peer(stream.peer_cred().ok().map(|peer| peer.uid()));
     let app = TowerToHyperService::new(app);
+    let streams = Arc::new(AtomicBool::new(false));
+    let streaming = streams.clone();
     let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
+        if request.uri().path() == TRACE {
+            streaming.store(true, Ordering::Relaxed);
+        }
         request.extensions_mut().insert(peer);
         app.call(request)
     });
@@ -128,6 +138,13 @@ async fn connection(stream: UnixStream, app: Router, limits: Limits, mut stopped
         .max_buf_size(limits.head_bytes)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
+    let long = async {
+        sleep(limits.connection_time).await;
+        // A trace lasts as long as its reader likes.
+        if streams.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
     tokio::select! {
         result = connection.as_mut() => {
             if let Err(error) = result {
@@ -137,12 +154,14 @@ async fn connection(stream: UnixStream, app: Router, limits: Limits, mut stopped
         }
         // The sender is dropped, never used.
         _ = stopped.changed() => {}
-        () = sleep(limits.connection_time) => {}
+        () = long => {}
     }
     connection.as_mut().graceful_shutdown();
     let last = limits.answer_time * 2 + limits.request_time;
     let _ = timeout(last, connection).await;
 }
+
+const TRACE: &str = "/v1/trace";
 
 fn router(state: State) -> Router {
     Router::new()
@@ -156,6 +175,8 @@ fn router(state: State) -> Router {
         .route("/v1/drops", get(drops))
         .route("/v1/config", get(config))
         .route("/v1/explain", get(explain))
+        .route("/v1/flows", get(flows))
+        .route(TRACE, get(trace))
         .route("/v1/reload", post(reload))
         .route("/v1/reset", post(reset))
         .route("/v1/detach", post(detach))
@@ -226,7 +247,24 @@ async fn explain(
     let source = parse_endpoint(&flow.source).map_err(invalid)?;
     let destination = parse_endpoint(&flow.destination).map_err(invalid)?;
     same_family(source, destination).map_err(invalid)?;
-    state.ask(|reply| Command::Explain { protocol, source, destination, reply }).await
+    let flags = flow.flags.as_deref().map(parse_flags).transpose().map_err(invalid)?;
+    let packet = ExplainPacket { flags, length: flow.length };
+    state.ask(|reply| Command::Explain { protocol, source, destination, packet, reply }).await
+}
+
+async fn flows(Shared(state): Shared<State>, Asked(ask): Asked<AskFlows>) -> Answered<FlowsView> {
+    state.ask(|reply| Command::Flows { ask, reply }).await
+}
+
+async fn trace(Shared(state): Shared<State>, Asked(ask): Asked<AskTrace>) -> Result<Response, Failure> {
+    if let Some(verdict) = &ask.verdict
+        && !["drop", "forward", "pass"].contains(&verdict.as_str())
+    {
+        let error = format!("'{}' is no verdict; expected drop, forward or pass", shorten(verdict));
+        return Err(Failure::request(StatusCode::BAD_REQUEST, error));
+    }
+    let Json(lines) = state.ask(|reply| Command::Trace { ask, reply }).await?;
+    Ok(Response::new(AnyBody::new(Lines::new(lines))))
 }
 
 async fn backend_add(

@@ -1,6 +1,6 @@
 //! The state of the daemon and what changes it.
 
-use super::{error::EngineError, flows::Rounds};
+use super::{error::EngineError, flows::Rounds, trace::Tracers};
 use crate::{
     config::{self, Config},
     control::api::ChangeView,
@@ -49,6 +49,7 @@ pub struct Engine {
     pub(super) hops: BTreeMap<IpAddr, Result<NextHopEntry, Unresolved>>,
     pub(super) tracking: Tracking,
     pub(super) rounds: Rounds,
+    pub(super) tracers: Tracers,
     rings: maglev::Cache,
     /// Health as an earlier daemon left it in the maps, until the checks of this one have spoken.
     remembered: BTreeMap<TargetKey, (IpAddr, Health)>,
@@ -87,6 +88,7 @@ impl Engine {
             hops: BTreeMap::new(),
             tracking: Tracking::new(Instant::now()),
             rounds: Rounds::default(),
+            tracers: Tracers::default(),
             rings: maglev::Cache::default(),
             remembered: remembered(&image),
             started: Instant::now(),

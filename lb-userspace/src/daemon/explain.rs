@@ -1,95 +1,174 @@
-//! `lbctl explain`: what the program would do with a packet, by the program's own code over the
-//! daemon's copy of the maps.
+//! `lbctl explain`: what the program would do with a packet, asked of the program itself.
 
-use super::engine::Engine;
+use super::{engine::Engine, headers};
 use crate::{
-    control::api::ExplainView,
+    control::{
+        api::ExplainView,
+        command::ExplainPacket,
+        observe::{HeaderView, HeadersView},
+    },
+    dataplane::{LONGEST_FRAME, Ran},
     model::Protocol,
     plan::{self, Flow, Memory, MemoryOfFlow},
 };
 use lb_common::{
-    abi::{BackendEntry, FlowKey4, FlowKey6, ForwardKind, SlotState},
-    core::{Decision, Forward, decide, forward},
+    abi::{FlowEntry, FlowKey4, FlowKey6, ForwardKind, Note, Slot, SlotState},
+    core::{Decision, DropReason, decide, forward},
     packet::Buffer,
-    wire::tcp,
+    wire::{ipv4, ipv6, tcp},
 };
 use std::{
     fmt::Write as _,
     net::{IpAddr, SocketAddr},
 };
 
+/// What became of the packet, whoever found it out.
+#[derive(Default)]
+struct Found {
+    passed: bool,
+    reason: Option<DropReason>,
+    service: Option<u32>,
+    backend: Option<u32>,
+    /// Index in the ring, and the slot.
+    slot: Option<(u32, Slot)>,
+    /// The entry that decided.
+    flow: Option<FlowEntry>,
+    frame: Vec<u8>,
+}
+
+impl From<Ran> for Found {
+    fn from(ran: Ran) -> Self {
+        const XDP_PASS: u32 = 2;
+        let Ran { verdict, note, frame } = ran;
+        Self {
+            passed: verdict == XDP_PASS,
+            reason: note
+                .has(Note::REASON)
+                .then(|| DropReason::ALL.get(note.reason as usize).copied())
+                .flatten(),
+            service: note.has(Note::SERVICE).then_some(note.service),
+            backend: note.has(Note::BACKEND).then_some(note.backend),
+            slot: note.has(Note::SLOT).then_some((note.slot_index(), Slot(note.slot))),
+            flow: note.has(Note::FLOW).then_some(FlowEntry(note.flow)),
+            frame,
+        }
+    }
+}
+
 impl Engine {
-    /// Decides about the next packet from `source` to `destination`: one of the flow that is recorded in the flow
-    /// table, else, for TCP, the SYN of a new connection.
+    /// Decides about a packet from `source` to `destination`: by the program in the kernel on the live maps; where that
+    /// cannot be, by the same code over the daemon's copy of them, and says so.
+    ///
+    /// Where no flags are given it is the next packet of the flow that is recorded in the flow table, else, for TCP,
+    /// the SYN of a new connection.
     pub(super) fn explain(
-        &self,
+        &mut self,
         protocol: Protocol,
         source: SocketAddr,
         destination: SocketAddr,
+        packet: ExplainPacket,
     ) -> ExplainView {
         let entry = flow_key(protocol, source, destination).and_then(|key| self.kernel.maps().flow(&key));
+        let flags = packet.flags.unwrap_or(if entry.is_none() { tcp::SYN } else { tcp::ACK });
+        let frame = frame(protocol, source, destination, flags, packet.length);
+        let asked = if frame.len() > LONGEST_FRAME {
+            Err(format!("a test run takes no frame of more than {LONGEST_FRAME} bytes"))
+        } else {
+            self.kernel.ask(&frame).map_err(|error| error.to_string())
+        };
+        let (found, by) = match asked {
+            Ok(ran) => (Found::from(ran), "the program in the kernel, on the live maps".to_owned()),
+            Err(why) => {
+                (self.on_the_host(&frame, entry), format!("the daemon, on its copy of the maps: {why}"))
+            }
+        };
+        ExplainView { by: Some(by), ..self.describe(protocol, destination, &found) }
+    }
+
+    fn on_the_host(&self, frame: &[u8], entry: Option<FlowEntry>) -> Found {
         let tables = MemoryOfFlow { image: Memory(&self.image), entry };
-        let mut packet = Buffer::new(&frame(protocol, source, destination, entry.is_none()));
+        let mut packet = Buffer::new(frame);
         match decide(&packet, &tables) {
-            Decision::Pass => ExplainView {
-                verdict: "pass".to_owned(),
-                service: None,
-                backend: None,
-                reason: self.why_pass(protocol, destination),
-                slot: None,
-                slot_state: None,
-                egress: None,
-            },
-            Decision::Drop(refusal) => ExplainView {
-                verdict: "drop".to_owned(),
-                service: self.service_at(protocol, destination),
-                backend: None,
-                reason: format!("{}: {}", refusal.reason.name(), refusal.reason.help()),
-                slot: None,
-                slot_state: None,
-                egress: None,
-            },
+            Decision::Pass => Found { passed: true, ..Found::default() },
+            Decision::Drop(refusal) => Found { reason: Some(refusal.reason), ..Found::default() },
             Decision::Forward(to) => {
-                let blocked = forward::rewrite(&mut packet, &to).err();
-                let service = self.image.services.get(&to.service);
-                let slot =
-                    service.and_then(|_| self.image.rings.get(&to.service)?.get(to.slot as usize).copied());
-                let state = slot.map(|slot| match slot.state() {
-                    SlotState::Plain => "plain",
-                    SlotState::Moving => "moving",
-                    SlotState::Tracked => "tracked",
-                });
-                let backend = self.backend_name(to.backend_id);
-                let mut reason = format!("the flow hashes to slot {} and goes to {backend}", to.slot);
-                if let Some(SlotState::Moving) = slot.map(|s| s.state()) {
-                    let _ = write!(
-                        reason,
-                        "; the slot is moving: new flows go to {}, established ones stay with {}",
-                        self.backend_name(slot.unwrap_or_default().owner()),
-                        self.backend_name(slot.unwrap_or_default().home())
-                    );
-                }
-                if entry.is_some() && slot.is_some_and(|slot| !slot.is_plain()) {
-                    reason.push_str("; this flow is recorded in the flow table");
-                }
-                if let Some(blocked) = blocked {
-                    reason = format!("{}: {} ({reason})", blocked.name(), blocked.help());
-                }
-                ExplainView {
-                    verdict: if blocked.is_some() { "drop" } else { "forward" }.to_owned(),
-                    service: service.map(|s| plan::name_of(&s.identity).to_owned()),
-                    backend: self
-                        .image
-                        .backends
-                        .get(&to.backend_id)
-                        .map(|b| plan::name_of(&b.identity).to_owned()),
+                let reason = forward::rewrite(&mut packet, &to).err();
+                let slot = self.image.rings.get(&to.service).and_then(|ring| ring.get(to.slot as usize));
+                Found {
+                    passed: false,
                     reason,
-                    slot: Some(to.slot),
-                    slot_state: state.map(str::to_owned),
-                    egress: blocked.is_none().then(|| egress(&to)),
+                    service: Some(to.service),
+                    backend: Some(to.backend_id),
+                    slot: slot.map(|slot| (to.slot, *slot)),
+                    flow: entry.filter(|_| slot.is_some_and(|slot| !slot.is_plain())),
+                    frame: packet.frame().to_vec(),
                 }
             }
         }
+    }
+
+    fn describe(&self, protocol: Protocol, destination: SocketAddr, found: &Found) -> ExplainView {
+        if found.passed {
+            return ExplainView {
+                verdict: "pass".to_owned(),
+                reason: self.why_pass(protocol, destination),
+                ..ExplainView::default()
+            };
+        }
+        let why = found.reason.map(|reason| format!("{}: {}", reason.name(), reason.help()));
+        let name = |id: u32| self.image.backends.get(&id).map(|b| plan::name_of(&b.identity).to_owned());
+        let moving = found.slot.filter(|(_, slot)| !slot.is_plain());
+        let mut view = ExplainView {
+            verdict: if why.is_some() { "drop" } else { "forward" }.to_owned(),
+            service: match found.service.and_then(|id| self.image.services.get(&id)) {
+                Some(service) => Some(plan::name_of(&service.identity).to_owned()),
+                None => self.service_at(protocol, destination),
+            },
+            backend: found.backend.and_then(name),
+            slot: found.slot.map(|(index, _)| index),
+            slot_state: found.slot.map(|(_, slot)| {
+                match slot.state() {
+                    SlotState::Plain => "plain",
+                    SlotState::Moving => "moving",
+                    SlotState::Tracked => "tracked",
+                }
+                .to_owned()
+            }),
+            slot_owner: moving.and_then(|(_, slot)| name(slot.owner())),
+            slot_home: moving.and_then(|(_, slot)| name(slot.home())),
+            flow: found.flow.map(|flow| flow_state(flow).to_owned()),
+            ..ExplainView::default()
+        };
+        let Some((index, slot)) = found.slot else {
+            view.reason = why.unwrap_or_default();
+            return view;
+        };
+        let to = found.backend.map_or_else(|| "nobody".to_owned(), |id| self.backend_name(id));
+        let mut reason = format!("the flow hashes to slot {index} and goes to {to}");
+        if slot.state() == SlotState::Moving {
+            let _ = write!(
+                reason,
+                "; the slot is moving: new flows go to {}, established ones stay with {}",
+                self.backend_name(slot.owner()),
+                self.backend_name(slot.home())
+            );
+        }
+        if found.flow.is_some() {
+            reason.push_str("; this flow is recorded in the flow table");
+        }
+        view.reason = match why {
+            Some(why) => format!("{why} ({reason})"),
+            None => reason,
+        };
+        if let (Some(backend), None) =
+            (found.backend.and_then(|id| self.image.backends.get(&id)), found.reason)
+        {
+            let kind = ForwardKind::from_u8(backend.entry.kind);
+            let tunnel = matches!(kind, Some(ForwardKind::Ipip | ForwardKind::Gue));
+            view.headers = headers::read(&found.frame, tunnel);
+            view.egress = view.headers.as_ref().map(|h| egress(backend.entry.ifindex, h));
+        }
+        view
     }
 
     fn why_pass(&self, protocol: Protocol, destination: SocketAddr) -> String {
@@ -122,48 +201,37 @@ impl Engine {
 }
 
 /// How the packet leaves, in words.
-fn egress(to: &Forward<'_>) -> String {
-    let backend = to.backend;
-    let name = nix::net::if_::if_indextoname(backend.ifindex)
-        .map_or_else(|_| format!("interface {}", backend.ifindex), |n| n.to_string_lossy().into_owned());
-    let mac = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":");
-    let mut text = format!("{name}, {} -> {}", mac(&backend.l2[6..]), mac(&backend.l2[..6]));
-    if backend.vlan != 0 {
-        let _ = write!(text, ", VLAN {}", backend.vlan);
+fn egress(ifindex: u32, headers: &HeadersView) -> String {
+    let HeadersView { destination_mac, source_mac, vlan, outer, .. } = headers;
+    let mut text = format!("{}, {source_mac} -> {destination_mac}", interface(ifindex));
+    if let Some(vlan) = vlan {
+        let _ = write!(text, ", VLAN {vlan}");
     }
-    let outer = |address: &[u8; 16]| match backend.family {
-        6 => IpAddr::from(*address),
-        _ => IpAddr::from([address[0], address[1], address[2], address[3]]),
-    };
-    match ForwardKind::from_u8(backend.kind) {
-        Some(ForwardKind::Ipip) => {
-            let _ = write!(text, ", IP in IP {} -> {}", outer(&varied(to)), outer(&backend.outer_dst));
+    match outer {
+        Some(HeaderView { source, destination, destination_port: Some(port), .. }) => {
+            let _ = write!(text, ", GUE {source} -> {destination} port {port}");
         }
-        Some(ForwardKind::Gue) => {
-            let _ = write!(
-                text,
-                ", GUE {} -> {} port {}",
-                outer(&backend.outer_src),
-                outer(&backend.outer_dst),
-                backend.port
-            );
+        Some(HeaderView { source, destination, .. }) => {
+            let _ = write!(text, ", IP in IP {source} -> {destination}");
         }
-        Some(ForwardKind::Dsr | ForwardKind::Nat | ForwardKind::Snat) | None => {}
+        None => {}
     }
     text
 }
 
-/// The outer source with this flow's bits in it.
-fn varied(to: &Forward<'_>) -> [u8; 16] {
-    let backend: &BackendEntry = to.backend;
-    let mut source = backend.outer_src;
-    let mask = 1u64.checked_shl(backend.entropy_bits.into()).map_or(u32::MAX, |bit| (bit - 1) as u32);
-    let bits = (lb_common::hash::entropy(to.hash) & mask).to_be_bytes();
-    let at = if backend.family == 6 { 12 } else { 0 };
-    for (byte, bit) in source[at..at + 4].iter_mut().zip(bits) {
-        *byte |= bit;
+/// Name of an interface, or its index where it is gone.
+pub(super) fn interface(ifindex: u32) -> String {
+    nix::net::if_::if_indextoname(ifindex)
+        .map_or_else(|_| format!("interface {ifindex}"), |n| n.to_string_lossy().into_owned())
+}
+
+/// State of a tracked flow, in one word.
+pub(super) fn flow_state(flow: FlowEntry) -> &'static str {
+    match (flow.is_half_open(), flow.is_closing()) {
+        (true, _) => "half-open",
+        (false, true) => "closing",
+        (false, false) => "confirmed",
     }
-    source
 }
 
 /// The key of the flow table; `None` for addresses of two families.
@@ -183,18 +251,30 @@ fn flow_key(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> 
     }
 }
 
-/// A frame with these addresses and ports, `first` of its TCP connection or one in the middle; addresses of two
-/// families give one that is for nobody.
-fn frame(protocol: Protocol, source: SocketAddr, destination: SocketAddr, first: bool) -> Vec<u8> {
-    let transport = match protocol {
+/// A frame with these addresses, ports and (TCP) flags, its IP packet of `length` bytes where that holds the headers;
+/// addresses of two families give one that is for nobody.
+fn frame(
+    protocol: Protocol,
+    source: SocketAddr,
+    destination: SocketAddr,
+    flags: u8,
+    length: Option<u16>,
+) -> Vec<u8> {
+    let mut transport = match protocol {
         Protocol::Tcp => {
             let mut header = vec![0; 20];
             header[12] = 0x50;
-            header[13] = if first { tcp::SYN } else { tcp::ACK };
+            header[13] = flags;
             header
         }
         Protocol::Udp => vec![0, 0, 0, 0, 0, 8, 0, 0],
     };
+    let ip = if source.is_ipv4() { ipv4::LEN } else { ipv6::LEN };
+    let size = usize::from(length.unwrap_or(0)).saturating_sub(ip).max(transport.len());
+    transport.resize(size, 0);
+    if protocol == Protocol::Udp {
+        transport[4..6].copy_from_slice(&(size as u16).to_be_bytes());
+    }
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
     match (source.ip(), destination.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {

@@ -13,10 +13,14 @@
 
 mod engine;
 mod error;
+mod events;
 mod explain;
 mod firewall;
 mod flows;
+mod headers;
+mod listing;
 mod run;
+mod trace;
 mod views;
 
 pub use engine::Engine;

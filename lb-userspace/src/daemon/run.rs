@@ -1,6 +1,6 @@
 //! Starting, the loop, stopping.
 
-use super::{Engine, StartError, engine::Parts, error::EngineError};
+use super::{Engine, StartError, engine::Parts, error::EngineError, events::Events, trace};
 use crate::{
     config::{self, Config},
     control::{
@@ -130,14 +130,18 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(io)?;
     let program_log = engine.program_log();
+    let mut events = engine.kernel.events().and_then(Events::new).map_err(EngineError::from)?;
     engine.log_ready();
     let mut tend = tokio::time::interval(TEND_INTERVAL);
     tend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut prune = tokio::time::interval(trace::PRUNE);
+    prune.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
 
     loop {
         tokio::select! {
             command = command_rx.recv() => match command {
                 Some(Command::Detach { by, reply }) => {
+                    engine.end_traces();
                     tracing::warn!(by, "detaching: nothing is forwarded any more");
                     drop(engine);
                     let result = Kernel::detach(&pin_dir).map_err(|e| CommandError::Failed(e.to_string()));
@@ -149,7 +153,10 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                     break;
                 }
                 Some(command) => engine.answer(command),
-                None => break,
+                None => {
+                    engine.end_traces();
+                    break;
+                }
             },
             event = health_rx.recv() => if let Some(event) = event {
                 let mut events = vec![event];
@@ -164,16 +171,20 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             events = link_rx.recv() => if events.is_some() {
                 engine.links_changed();
             },
+            records = events.next() => engine.take_events(&records),
+            _ = prune.tick(), if engine.tracers.any() => engine.prune_tracers(),
             _ = tend.tick() => engine.tend_flows(std::time::Instant::now()),
             _ = hangup.recv() => {
                 // The outcome is logged and counted.
                 let _ = engine.reload(false, "SIGHUP");
             }
             _ = terminate.recv() => {
+                engine.end_traces();
                 tracing::info!("SIGTERM: the daemon ends, forwarding goes on (lbd --detach removes it)");
                 break;
             }
             _ = interrupt.recv() => {
+                engine.end_traces();
                 tracing::info!("SIGINT: the daemon ends, forwarding goes on (lbd --detach removes it)");
                 break;
             }
@@ -296,10 +307,12 @@ impl Engine {
             }
             Command::Reload { plan, by, reply } => send(reply, self.reload(plan, &by)),
             Command::Reset { by, reply } => send(reply, self.reset(&by)),
-            Command::Explain { protocol, source, destination, reply } => {
-                send(reply, Ok::<_, CommandError>(self.explain(protocol, source, destination)));
+            Command::Explain { protocol, source, destination, packet, reply } => {
+                send(reply, Ok::<_, CommandError>(self.explain(protocol, source, destination, packet)));
             }
             Command::Firewall(command) => self.answer_firewall(command),
+            Command::Flows { ask, reply } => self.list_flows(ask, reply),
+            Command::Trace { ask, reply } => self.start_trace(ask, reply),
             Command::Detach { .. } => unreachable!("the loop takes it"),
         }
     }

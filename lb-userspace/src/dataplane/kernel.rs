@@ -1,14 +1,14 @@
 //! The loaded program with its maps: adopted from an earlier daemon where there are pins, made where not.
 
-use super::{Attached, DataplaneError, Maps, XdpMode, attach, elf};
+use super::{Attached, DataplaneError, Maps, Observed, Ran, XdpMode, attach, elf, observe};
 use crate::plan::{Action, Flow, Image};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::MapData,
+    maps::{MapData, RingBuf},
     programs::{ProgramInfo, Xdp},
 };
 use aya_log::EbpfLogger;
-use lb_common::abi::{self, FlowEntry, MapInfo};
+use lb_common::abi::{self, FlowEntry, MapInfo, WatchMode};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -54,6 +54,10 @@ pub struct Kernel {
     maps: Maps,
     pin_dir: PathBuf,
     links: attach::Links,
+    /// The program that is asked, once somebody has.
+    asked: Option<Observed>,
+    /// The program that is attached in the place of the balancer's while somebody traces.
+    tracing: Option<Observed>,
 }
 
 /// Name of the directory that holds the maps of this layout.
@@ -74,7 +78,9 @@ impl Kernel {
             check_pin(&maps_dir.join(map.name), map)?;
         }
         let (ebpf, maps) = load(&maps_dir, capacities, |_| false)?;
-        Ok(Self { ebpf, maps, pin_dir: pin_dir.to_owned(), links })
+        // Of a daemon that died while somebody traced.
+        observe::sample(&maps_dir, 0)?;
+        Ok(Self { ebpf, maps, pin_dir: pin_dir.to_owned(), links, asked: None, tracing: None })
     }
 
     /// The maps.
@@ -127,6 +133,7 @@ impl Kernel {
         let names: Vec<_> = abi::INVENTORY.iter().filter(|map| grown(map)).map(|map| map.name).collect();
         let next: Vec<_> = names.iter().map(|name| maps_dir.join(format!("{name}{NEXT}"))).collect();
         next.iter().try_for_each(|path| remove_if_there(path))?;
+        let traced = self.tracing.is_some();
         match self.switch_to(&maps_dir, capacities, grown) {
             Ok(new) => *self = new,
             Err(error) => {
@@ -140,7 +147,8 @@ impl Kernel {
         }
         let marker = maps_dir.join(GROWN);
         fs::create_dir(&marker).map_err(DataplaneError::pin(&marker))?;
-        finish_growth(&maps_dir)
+        finish_growth(&maps_dir)?;
+        if traced { self.attach_tracing() } else { Ok(()) }
     }
 
     /// A program over larger maps with the same contents, on every interface in the place of this one. Should that
@@ -154,7 +162,8 @@ impl Kernel {
         let (ebpf, mut maps) = load(maps_dir, capacities, grown)?;
         maps.copy_from(&self.maps)?;
         let links = attach::Links::open(&self.pin_dir)?;
-        let mut new = Self { ebpf, maps, pin_dir: self.pin_dir.clone(), links };
+        let pin_dir = self.pin_dir.clone();
+        let mut new = Self { ebpf, maps, pin_dir, links, asked: None, tracing: None };
         if let Err(error) = new.replace_attached() {
             if let Err(second) = self.replace_attached() {
                 tracing::error!(%second, "could not put the program back; restart lbd");
@@ -172,7 +181,7 @@ impl Kernel {
     fn replace_attached(&mut self) -> Result<(), DataplaneError> {
         let mut links = std::mem::take(&mut self.links);
         links.shared = pinned_ids(&self.pin_dir.join(abi_name()));
-        let program = program(&mut self.ebpf)?;
+        let program = current(&mut self.ebpf, &mut self.tracing)?;
         let result = links.replace_all(program);
         self.links = attach::Links::open(&self.pin_dir)?;
         result
@@ -183,10 +192,66 @@ impl Kernel {
     pub fn attach(&mut self, interfaces: &[String], mode: XdpMode) -> Result<Vec<Attached>, DataplaneError> {
         let mut links = std::mem::take(&mut self.links);
         links.shared = pinned_ids(&self.pin_dir.join(abi_name()));
-        let program = program(&mut self.ebpf)?;
+        let program = current(&mut self.ebpf, &mut self.tracing)?;
         let attached = links.attach(program, interfaces, mode);
         self.links = links;
         attached
+    }
+
+    /// What would be done with a frame, by the program itself on the live maps; nothing is changed.
+    pub fn ask(&mut self, frame: &[u8]) -> Result<Ran, DataplaneError> {
+        let asked = match self.asked.take() {
+            Some(asked) => asked,
+            None => Observed::load(&self.maps_dir(), WatchMode::Explain)?,
+        };
+        self.asked.insert(asked).run(frame)
+    }
+
+    /// The records the programs write. To be called once.
+    pub fn events(&self) -> Result<RingBuf<MapData>, DataplaneError> {
+        observe::events(&self.maps_dir())
+    }
+
+    /// Traces one packet in so many, 0 = none. While it traces another program is attached, which says what it does;
+    /// the balancer's own never asks whether it should.
+    pub fn trace(&mut self, one_in: u32) -> Result<(), DataplaneError> {
+        observe::sample(&self.maps_dir(), one_in)?;
+        match (one_in, self.tracing.is_some()) {
+            (0, true) => {
+                // Detached below, when it has been replaced everywhere.
+                let traced = self.tracing.take();
+                let result = self.replace_attached();
+                if result.is_err() {
+                    self.tracing = traced;
+                }
+                result
+            }
+            (1.., false) => self.attach_tracing(),
+            _ => Ok(()),
+        }
+    }
+
+    fn attach_tracing(&mut self) -> Result<(), DataplaneError> {
+        self.tracing = Some(Observed::load(&self.maps_dir(), WatchMode::Trace)?);
+        let attached = self.replace_attached();
+        if attached.is_err() {
+            self.tracing = None;
+            if let Err(second) = self.replace_attached() {
+                tracing::error!(%second, "could not put the program back; restart lbd");
+            }
+        }
+        attached
+    }
+
+    /// Records of the trace that were not written.
+    pub fn trace_lost(&self) -> Result<u64, DataplaneError> {
+        self.tracing.as_ref().map_or(Ok(0), Observed::lost)
+    }
+
+    /// Where the maps are pinned.
+    #[must_use]
+    pub fn maps_dir(&self) -> PathBuf {
+        self.pin_dir.join(abi_name())
     }
 
     /// What the program says of rare faults of its own: to be called once, before anything is grown.
@@ -236,10 +301,25 @@ impl Kernel {
 }
 
 fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, DataplaneError> {
-    ebpf.program_mut(PROGRAM)
-        .unwrap_or_else(|| panic!("the ELF has no program {PROGRAM}"))
+    program_named(ebpf, PROGRAM)
+}
+
+/// The program that belongs on the interfaces now.
+fn current<'a>(ebpf: &'a mut Ebpf, tracing: &'a mut Option<Observed>) -> Result<&'a mut Xdp, DataplaneError> {
+    match tracing {
+        Some(tracing) => tracing.program(),
+        None => program(ebpf),
+    }
+}
+
+pub(super) fn program_named<'a>(
+    ebpf: &'a mut Ebpf,
+    program: &'static str,
+) -> Result<&'a mut Xdp, DataplaneError> {
+    ebpf.program_mut(program)
+        .unwrap_or_else(|| panic!("the ELF has no program {program}"))
         .try_into()
-        .map_err(|source| DataplaneError::Program { program: PROGRAM, source: Box::new(source) })
+        .map_err(|source| DataplaneError::Program { program, source: Box::new(source) })
 }
 
 fn info(program: &Xdp) -> Result<ProgramInfo, DataplaneError> {
@@ -252,6 +332,22 @@ fn load(
     capacities: Capacities,
     next: impl Fn(&MapInfo) -> bool,
 ) -> Result<(Ebpf, Maps), DataplaneError> {
+    let mut ebpf = loader(maps_dir, capacities, next)?
+        .load(elf::LB)
+        .map_err(|source| DataplaneError::Load(Box::new(source)))?;
+    program(&mut ebpf)?
+        .load()
+        .map_err(|source| DataplaneError::Program { program: PROGRAM, source: Box::new(source) })?;
+    let maps = Maps::take(&mut ebpf)?;
+    Ok((ebpf, maps))
+}
+
+/// A loader that takes every map from its pin, and makes those that are not there.
+pub(super) fn loader(
+    maps_dir: &Path,
+    capacities: Capacities,
+    next: impl Fn(&MapInfo) -> bool,
+) -> Result<EbpfLoader<'static>, DataplaneError> {
     let mut loader = EbpfLoader::new();
     for map in abi::INVENTORY {
         let suffix = if next(map) { NEXT } else { "" };
@@ -261,12 +357,7 @@ fn load(
         loader.map_max_entries(map.name, capacity).map_pin_path(map.name, pin);
     }
     loader.map_pin_path(LOGS, maps_dir.join(LOGS));
-    let mut ebpf = loader.load(elf::LB).map_err(|source| DataplaneError::Load(Box::new(source)))?;
-    program(&mut ebpf)?
-        .load()
-        .map_err(|source| DataplaneError::Program { program: PROGRAM, source: Box::new(source) })?;
-    let maps = Maps::take(&mut ebpf)?;
-    Ok((ebpf, maps))
+    Ok(loader)
 }
 
 /// Entries of a map that is pinned already.

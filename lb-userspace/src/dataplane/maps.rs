@@ -34,7 +34,7 @@ unsafe impl Send for Mapped {}
 unsafe impl Sync for Mapped {}
 
 impl Mapped {
-    fn new(name: &'static str, map: MapData) -> Result<Self, DataplaneError> {
+    pub(super) fn new(name: &'static str, map: MapData) -> Result<Self, DataplaneError> {
         let info = map.info().map_err(DataplaneError::map(name))?;
         let stride = info.value_size().div_ceil(8) as usize;
         let len = info.max_entries();

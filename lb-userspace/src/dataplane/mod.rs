@@ -14,11 +14,15 @@ pub mod decap;
 mod elf;
 mod error;
 mod kernel;
+mod listing;
 mod lists;
 mod maps;
+mod observe;
 
 pub use attach::{Attached, Mode, XdpMode};
 pub use elf::{BENCH, DECAP, LB};
 pub use error::DataplaneError;
 pub use kernel::{Capacities, Kernel, abi_name};
+pub use listing::tracked_flows;
 pub use maps::Maps;
+pub use observe::{LONGEST_FRAME, Observed, Ran};

@@ -36,7 +36,7 @@ fn every_call() {
         assert_eq!(client.drops().await.unwrap().len(), 3);
         assert_eq!(client.config().await.unwrap().settings.len(), 4);
         let (from, to) = ("[2001:db8::7]:1".parse().unwrap(), "[2001:db8::10]:2".parse().unwrap());
-        let explained = client.explain(Protocol::Udp, from, to).await.unwrap();
+        let explained = client.explain(Protocol::Udp, from, to, None, None).await.unwrap();
         assert_eq!(explained.reason, "2001:db8::10 is no virtual address");
         assert!(client.reload(true).await.unwrap().planned_only);
         assert!(client.reload(false).await.unwrap_err().is_usage());

@@ -69,6 +69,11 @@ fn tables() {
         ("explain_drop", "explain udp 198.51.100.7:4000 192.0.2.10:443"),
         ("explain_pass", "explain tcp [2001:db8:1::7]:4000 [2001:db8::10]:443"),
         ("reload_plan", "reload --plan"),
+        ("flows", "flows"),
+        ("flows_limited", "flows --service www --limit 1"),
+        ("trace", "trace"),
+        ("trace_drops", "trace --verdict drop --source 198.51.100.0/24 --dest 192.0.2.10:443 --sample 3"),
+        ("trace_one", "trace --count 1"),
     ] {
         let found = ok(&daemon.socket, line);
         assert!(!found.contains('\u{1b}'), "{line}: an escape sequence came through");
@@ -95,6 +100,8 @@ fn json_is_the_answer_of_the_api() {
         "explain tcp 198.51.100.7:4000 192.0.2.10:443",
         "/v1/explain?protocol=tcp&source=198.51.100.7:4000&destination=192.0.2.10:443",
     );
+    golden("trace.json", &ok(&daemon.socket, "trace -o json"));
+    golden("flows.json", &ok(&daemon.socket, "flows -o json"));
     golden("service_list.json", &ok(&daemon.socket, "service list --output=json"));
     golden("reload_plan.json", &ok(&daemon.socket, "reload --plan -o json"));
 }

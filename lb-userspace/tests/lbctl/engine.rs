@@ -3,6 +3,7 @@
 use lb_userspace::control::api::*;
 use lb_userspace::control::command::{Answer, Command, CommandError, Reply};
 use lb_userspace::control::firewall::{FirewallCommand, LimitsView, PrefixView};
+use lb_userspace::control::observe::*;
 use lb_userspace::control::server::{Limits, serve_with};
 use lb_userspace::control::socket::ControlSocket;
 use lb_userspace::model::{Admin, Forward, Health, LimitSpec, Protocol, Scheduler, Verdict};
@@ -258,8 +259,17 @@ fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<Vec<
             answer(reply, Ok(changed("removed from eth0 and eth1".to_owned())));
         }
         Command::Firewall(command) => obey_firewall(command, note),
-        Command::Explain { protocol, source, destination, reply } => {
+        Command::Explain { protocol, source, destination, packet: _, reply } => {
             answer(reply, Ok(explain(protocol, source, destination)));
+        }
+        Command::Flows { ask, reply } => answer(reply, Ok(flows(ask.limit))),
+        Command::Trace { ask, reply } => {
+            // A trace that ends by itself: three packets, some lost, and the daemon is gone.
+            let (lines, receiver) = mpsc::channel(8);
+            for line in trace(ask.verdict.as_deref()) {
+                lines.try_send(line).unwrap();
+            }
+            answer(reply, Ok(receiver));
         }
     }
 }
@@ -438,18 +448,14 @@ fn explain(
             service: None,
             backend: None,
             reason: format!("{} is no virtual address", destination.ip()),
-            slot: None,
-            slot_state: None,
-            egress: None,
+            ..ExplainView::default()
         },
         (true, _, 0) | (true, Protocol::Udp, _) => ExplainView {
             verdict: "drop".to_owned(),
             service: None,
             backend: None,
             reason: format!("no service takes {protocol} port {}", destination.port()),
-            slot: None,
-            slot_state: None,
-            egress: None,
+            ..ExplainView::default()
         },
         (true, Protocol::Tcp, _) => ExplainView {
             verdict: "forward".to_owned(),
@@ -459,6 +465,67 @@ fn explain(
             slot: Some(17),
             slot_state: Some("plain".to_owned()),
             egress: Some("redirect to eth1, to 02:00:00:00:00:11".to_owned()),
+            headers: Some(HeadersView {
+                destination_mac: "02:00:00:00:00:11".to_owned(),
+                source_mac: "02:00:00:00:00:01".to_owned(),
+                vlan: Some(7),
+                outer: Some(header([10, 0, 0, 2], [10, 0, 0, 11], "ipip", None, 64)),
+                packet: header([198, 51, 100, 7], [192, 0, 2, 10], "tcp", Some((4000, 443)), 63),
+                length: 78,
+            }),
+            by: Some("the program in the kernel, on the live maps".to_owned()),
+            ..ExplainView::default()
         },
     }
+}
+
+fn header(from: [u8; 4], to: [u8; 4], protocol: &str, ports: Option<(u16, u16)>, ttl: u8) -> HeaderView {
+    HeaderView {
+        source: from.into(),
+        destination: to.into(),
+        protocol: protocol.to_owned(),
+        source_port: ports.map(|p| p.0),
+        destination_port: ports.map(|p| p.1),
+        ttl,
+    }
+}
+
+fn flows(limit: Option<usize>) -> FlowsView {
+    let flow = |n: u8, state: &str, backend: Option<&str>| FlowView {
+        protocol: "tcp".to_owned(),
+        client: ([198, 51, 100, n], 4000).into(),
+        vip: ([192, 0, 2, 10], 443).into(),
+        service: backend.map(|_| "www".to_owned()),
+        backend: backend.map(str::to_owned),
+        state: state.to_owned(),
+        idle_seconds: n.into(),
+        translated: (n == 9).then(|| ([10, 0, 0, 2], 20_000).into()),
+    };
+    let mut flows = vec![
+        flow(7, "half-open", Some("web1")),
+        flow(8, "confirmed", None),
+        flow(9, "closing", Some("web1")),
+    ];
+    flows.truncate(limit.unwrap_or(AskFlows::LIMIT));
+    FlowsView { total: 3, half_open: 1, confirmed: 1, closing: 1, flows }
+}
+
+fn trace(verdict: Option<&str>) -> Vec<TraceLine> {
+    let packet = |n: u8, verdict: &str, reason: Option<&str>| TraceView {
+        time: 1_700_000_000.5 + f64::from(n),
+        verdict: verdict.to_owned(),
+        reason: reason.map(str::to_owned),
+        service: Some("www".to_owned()),
+        backend: reason.is_none().then(|| "web1".to_owned()),
+        slot: Some(17),
+        protocol: "tcp".to_owned(),
+        source: ([198, 51, 100, n], 4000).into(),
+        destination: ([192, 0, 2, 10], 443).into(),
+        length: 74,
+        interface: "eth0".to_owned(),
+    };
+    let all =
+        [packet(7, "forward", None), packet(8, "drop", Some("no_next_hop")), packet(9, "forward", None)];
+    let fits = all.into_iter().filter(|p| verdict.is_none_or(|v| v == p.verdict)).map(TraceLine::Packet);
+    fits.chain([TraceLine::Lost { lost: 5 }]).collect()
 }

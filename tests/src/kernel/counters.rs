@@ -45,6 +45,12 @@ impl Counters {
         }
     }
 
+    /// Packets of one counter.
+    #[must_use]
+    pub fn of(&self, counter: Counter) -> u64 {
+        self.0.get(&counter).map_or(0, |stats| stats.0)
+    }
+
     /// Both together.
     #[must_use]
     pub fn and(mut self, other: &Self) -> Self {

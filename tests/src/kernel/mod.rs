@@ -23,6 +23,7 @@ use lb_userspace::{
     dataplane::{self, Maps},
     plan::{self, Action, Flow, Image},
 };
+use std::path::Path;
 
 /// What a program answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +64,23 @@ impl Program {
     /// that cannot load the program has not tested it, so this panics.
     #[must_use]
     pub fn load(elf: &[u8], name: &'static str, capacities: &[(&'static str, u32)]) -> Self {
+        Self::load_pinned(elf, name, capacities, None)
+    }
+
+    /// The same, with the balancer's maps pinned in a directory, where another program finds them.
+    #[must_use]
+    pub fn load_pinned(
+        elf: &[u8],
+        name: &'static str,
+        capacities: &[(&'static str, u32)],
+        pins: Option<&Path>,
+    ) -> Self {
         let mut loader = EbpfLoader::new();
+        for map in lb_common::abi::INVENTORY.iter().map(|map| map.name).chain(["AYA_LOGS"]) {
+            if let Some(dir) = pins {
+                loader.map_pin_path(map, dir.join(map));
+            }
+        }
         for (map, entries) in capacities {
             loader.map_max_entries(map, *entries);
         }
@@ -150,6 +167,16 @@ impl Balancer {
     /// The same with room for so many tracked flows of either family.
     #[must_use]
     pub fn with_room(image: &Image, flows: u32) -> Self {
+        Self::load(image, flows, None)
+    }
+
+    /// The same with its maps pinned in a directory.
+    #[must_use]
+    pub fn pinned(image: &Image, pins: &Path) -> Self {
+        Self::load(image, FLOW_CAPACITY, Some(pins))
+    }
+
+    fn load(image: &Image, flows: u32, pins: Option<&Path>) -> Self {
         let capacities = [
             ("FLOWS4", flows),
             ("FLOWS6", flows),
@@ -158,7 +185,7 @@ impl Balancer {
             ("BACKEND_STATS", image.backend_capacity),
             ("BACKEND_NAMES", image.backend_capacity),
         ];
-        let mut program = Program::load(dataplane::LB, "lb", &capacities);
+        let mut program = Program::load_pinned(dataplane::LB, "lb", &capacities, pins);
         let mut balancer = Self {
             service_stats: program.per_cpu("SERVICE_STATS"),
             backend_stats: program.per_cpu("BACKEND_STATS"),
