@@ -112,6 +112,12 @@ fn a_user_with_four_capabilities_runs_everything() -> Result<()> {
     assert_eq!((socket.permissions().mode() & 0o7777, socket.uid()), (0o660, USER));
     Requests::to_all(vips).timeout(PATIENCE).run(&topology.client.ns, 200).assert_all_answered();
 
+    let explained = balancer.explain("tcp", "10.1.0.2:4000", &vips[0].to_string());
+    assert!(
+        explained.by.as_deref().is_some_and(|by| by.starts_with("the program in the kernel")),
+        "{explained:?}"
+    );
+
     let load = Requests::to_all(vips).concurrency(2).timeout(PATIENCE).start(&topology.client.ns);
     balancer.lbctl(&["backend", "weight", "www", "web1", "50"]);
     balancer.kill();
