@@ -104,8 +104,8 @@ fn lists_of_the_configuration() -> Result<()> {
     let vip = topology.vip4();
     let (client, router) = (&topology.client, &topology.router);
     let own = |port| Service::www([vip]).port(port).name(&format!("www{port}")).nodes(&topology.backends);
-    let mut settings = Settings::of([own(80).extra(&format!("allow = [\"{}/32\"]", client.v4))]);
-    let mut balancer = Balancer::prepare(&topology, settings.clone())?;
+    let settings = Settings::of([own(80).extra(&format!("allow = [\"{}/32\"]", client.v4))]);
+    let mut balancer = Balancer::prepare(&topology, settings)?;
     balancer.restart()?;
     served(client, vip);
     not_served(&balancer, router, vip, "not_allowed");
@@ -117,10 +117,11 @@ fn lists_of_the_configuration() -> Result<()> {
         let _ = writeln!(list, "{}/32", std::net::Ipv4Addr::from(0x6440_0000 + n * 37));
     }
     std::fs::write(&file, format!("{list}{} # the client\n", client.v4)).expect("written");
-    settings.services[0] = own(80);
-    settings.node =
-        format!("[firewall]\ndeny = [\"198.51.100.0/24\"]\ndeny_files = [\"{}\"]", file.display());
-    balancer.configure(|now| *now = settings.clone())?;
+    let firewall = format!("[firewall]\ndeny = [\"198.51.100.0/24\"]\ndeny_files = [\"{}\"]", file.display());
+    balancer.configure(|now| {
+        now.services[0] = own(80);
+        now.node = firewall;
+    })?;
     balancer.reload();
     not_served(&balancer, client, vip, "denied");
     served(router, vip);

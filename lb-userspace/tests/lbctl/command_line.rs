@@ -286,7 +286,7 @@ fn lists_and_limits() {
     );
     assert!(fails(socket, "limit show wwww", 1).contains("no service 'wwww'"));
     let set = ok(socket, "limit set www packets_per_second=100 burst=2s");
-    assert_eq!(set, "www: {\"packets_per_second\":100,\"burst_ms\":2000}\n");
+    assert_eq!(set, "www: {\"burst_ms\":2000,\"packets_per_second\":100}\n");
     assert!(fails(socket, "limit set www packets=1", 2).contains("there is no limit 'packets'"));
     fails(socket, "limit set www packets_per_second=-1", 2);
     fails(socket, "limit set www", 2);

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use lb_common::core::DropReason;
 use lb_tests::{
     kernel::{Verdict as Action, client_address},
-    packets::{Packet, SYN, generate::Rng},
+    packets::{Packet, Rng, SYN},
 };
 use lb_userspace::{
     model::{Prefixes, Verdict},
