@@ -38,15 +38,7 @@ pub extern "C" fn extensions(ctx: *mut xdp_md, l3: u64, first: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn choose(ctx: *mut xdp_md, place: u64, slot: u64, hash: u64, isn: u64) -> u64 {
-    choose_flow(
-        &Frame::new(ctx),
-        &Maps::new(ctx),
-        Place(opaque(place)),
-        Slot(slot),
-        hash,
-        isn as u32,
-    )
-    .into()
+    choose_flow(&Frame::new(ctx), &Maps::new(ctx), Place(opaque(place)), Slot(slot), hash, isn as u32).into()
 }
 
 /// See [`schedule::pick`].
