@@ -6,6 +6,7 @@
 #![feature(core_intrinsics)]
 #![expect(internal_features, reason = "the compare-and-exchange of BPF is in no stable interface of `core`")]
 
+mod atomic;
 pub mod emit;
 pub mod frame;
 pub mod guard;

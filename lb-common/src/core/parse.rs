@@ -240,7 +240,7 @@ fn transport<'t, P: Packet, T: Tables>(
     vip: &VipEntry,
     ip: Ip,
     ttl: u8,
-    flow: impl FnOnce(u64, u32) -> u64,
+    flow: impl Fn(u64, u32) -> u64,
 ) -> Decision<'t> {
     if !forwarded(ip.proto) {
         return Decision::Pass;
@@ -286,5 +286,11 @@ fn transport<'t, P: Packet, T: Tables>(
     {
         return refuse(reason);
     }
-    select::select(packet, tables, id, entry, flow(entry.seed, l4.ports), step, ip)
+    let hash = flow(entry.seed, l4.ports);
+    let index = if entry.flags & ServiceEntry::SOURCE_IP == 0 {
+        hash::slot(hash, entry.ring_size)
+    } else {
+        hash::slot(flow(entry.seed, 0), entry.ring_size)
+    };
+    select::select(packet, tables, id, entry, (hash, index), step, ip)
 }

@@ -24,8 +24,8 @@ impl Schema {
             "[defaults]" => &[&DEFAULTS_HEALTH, &NODE],
             "[defaults.health]" => &[&DEFAULTS],
             "[service.limits]" => &[&SERVICE],
-            "the file" => &[&NODE, &METRICS, &TUNNEL, &SERVICE, &SERVICE_HEALTH, &BACKEND],
-            _ => &[&NODE, &METRICS, &TUNNEL],
+            "the file" => &[&NODE, &METRICS, &TUNNEL, &FLOWS, &SERVICE, &SERVICE_HEALTH, &BACKEND],
+            _ => &[&NODE, &METRICS, &TUNNEL, &FLOWS],
         };
         near.iter().find(|schema| schema.keys.contains(&key)).copied()
     }
@@ -36,7 +36,7 @@ const NO_DEFAULT: &str = "it has no default: set it in each [[service]]";
 
 pub(super) static ROOT: Schema = Schema {
     header: "the file",
-    keys: &["node", "metrics", "tunnel", "firewall", "defaults", "service"],
+    keys: &["node", "metrics", "tunnel", "flows", "firewall", "defaults", "service"],
     refused: &[("vrrp", LATER), ("sync", LATER), ("bgp", LATER)],
 };
 
@@ -70,6 +70,8 @@ pub(super) static SERVICE_LIMITS: Schema =
 
 pub(super) static DEFAULTS_LIMITS: Schema =
     Schema { header: "[defaults.limits]", keys: LIMIT_KEYS, refused: &[] };
+pub(super) static FLOWS: Schema =
+    Schema { header: "[flows]", keys: &["max_flows", "max_half_open"], refused: &[] };
 
 pub(super) static DEFAULTS: Schema = Schema {
     header: "[defaults]",
@@ -81,6 +83,8 @@ pub(super) static DEFAULTS: Schema = Schema {
         "ring_size",
         "seed",
         "idle_timeout",
+        "idle_timeout_tcp",
+        "idle_timeout_udp",
         "gue_port",
         "allow",
         "limits",

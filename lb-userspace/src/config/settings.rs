@@ -193,6 +193,8 @@ impl Config {
         if !firewall.deny_files.is_empty() {
             push("firewall", "deny_files", json!(firewall.deny_files));
         }
+        push("flows", "max_flows", json!(self.flows.max_flows));
+        push("flows", "max_half_open", json!(self.flows.max_half_open));
         entries
     }
 

@@ -33,6 +33,12 @@ pub struct StatusView {
     /// Prefixes of the firewall.
     #[serde(default)]
     pub firewall: FirewallView,
+    /// Handshakes in the flow tables, as of then.
+    #[serde(default)]
+    pub half_open_flows: usize,
+    /// Flows and handshakes that found no room in the flow tables since the maps were made.
+    #[serde(default)]
+    pub refused_flows: u64,
 }
 
 /// Prefixes in force.

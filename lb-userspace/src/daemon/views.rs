@@ -58,6 +58,8 @@ impl Engine {
             map_bytes: self.kernel.map_bytes(),
             tracked_flows: self.tracking.flows(),
             firewall: self.firewall.view(),
+            half_open_flows: self.tracking.half_open(),
+            refused_flows: self.kernel.maps().flow_stats().map_err(failed)?.refused,
         })
     }
 

@@ -1,6 +1,6 @@
 //! The maps: reading them back, and the only place where they are written.
 
-use super::{DataplaneError, batch, lists::Lists};
+use super::{DataplaneError, batch, flow_tables::FlowTables, lists::Lists};
 use crate::plan::{Action, BackendRecord, Flow, Image, ServiceRecord};
 use aya::{
     Ebpf, Pod,
@@ -24,7 +24,7 @@ pub(super) struct Mapped {
     bytes: usize,
     /// Words of 8 bytes a value takes.
     stride: usize,
-    len: u32,
+    pub(super) len: u32,
     _map: MapData,
 }
 
@@ -103,23 +103,24 @@ pub struct Maps {
     vips6: HashMap<MapData, [u8; 16], VipEntry>,
     ports: HashMap<MapData, PortKey, u32>,
     port_ranges: LpmTrie<MapData, [u8; 8], u32>,
-    services: Mapped,
+    pub(super) services: Mapped,
     ring: Mapped,
-    backends: Mapped,
+    pub(super) backends: Mapped,
     service_stats: PerCpuArray<MapData, Stats>,
     backend_stats: PerCpuArray<MapData, Stats>,
     drops: PerCpuArray<MapData, u64>,
-    flows4: HashMap<MapData, FlowKey4, u64>,
-    flows6: HashMap<MapData, FlowKey6, u64>,
+    pub(super) flows4: HashMap<MapData, FlowKey4, u64>,
+    pub(super) flows6: HashMap<MapData, FlowKey6, u64>,
     flow_stats: PerCpuArray<MapData, FlowStats>,
     /// Descriptors of FLOWS4 and FLOWS6, which aya's handles do not give out.
-    flow_fds: [OwnedFd; 2],
+    pub(super) flow_fds: [OwnedFd; 2],
+    pub(super) tables: FlowTables,
     service_names: Array<MapData, Identity>,
     backend_names: Array<MapData, Identity>,
     lists: Lists,
 }
 
-fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
+pub(super) fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
 where
     T: TryFrom<Map, Error = aya::maps::MapError>,
 {
@@ -130,7 +131,7 @@ where
 }
 
 /// A second descriptor of a hash map.
-fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, DataplaneError> {
+pub(super) fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, DataplaneError> {
     match ebpf.map(name) {
         Some(Map::HashMap(data)) => data
             .fd()
@@ -163,6 +164,7 @@ impl Maps {
             backend_stats: take(ebpf, "BACKEND_STATS")?,
             drops: take(ebpf, "DROPS")?,
             flow_fds: [descriptor(ebpf, "FLOWS4")?, descriptor(ebpf, "FLOWS6")?],
+            tables: FlowTables::take(ebpf)?,
             flows4: take(ebpf, "FLOWS4")?,
             flows6: take(ebpf, "FLOWS6")?,
             flow_stats: take(ebpf, "FLOW_STATS")?,
@@ -217,6 +219,7 @@ impl Maps {
             image.backends.insert(id, BackendRecord { entry, identity });
         }
         self.lists.observe(&mut image)?;
+        self.tables.observe(&mut image);
         Ok(image)
     }
 
@@ -238,6 +241,10 @@ impl Maps {
                 for (index, _, new) in words {
                     self.ring.word(*index, 0).store(new.0, Ordering::Release);
                 }
+                Ok(())
+            }
+            Action::Schedule { id, new, .. } => {
+                self.tables.set_schedule(*id, new.as_ref());
                 Ok(())
             }
             Action::Service { id, old, new } => self.set_service(*id, old.as_ref(), new.as_ref()),
@@ -285,6 +292,7 @@ impl Maps {
         const IFINDEX_WORD: usize = 1;
         if old.is_none() {
             clear_stats(&mut self.backend_stats, "BACKEND_STATS", id)?;
+            self.tables.clear_active(id);
         }
         if let Some(record) = new {
             if old.is_none_or(|old| old.identity != record.identity) {
@@ -368,17 +376,6 @@ impl Maps {
         word.ok().map(FlowEntry)
     }
 
-    /// Forgets a flow, unless a packet of it came since `seen` was read.
-    pub fn forget(&mut self, flow: &Flow, seen: FlowEntry) -> Result<(), DataplaneError> {
-        if self.flow(flow) != Some(seen) {
-            return Ok(());
-        }
-        match flow {
-            Flow::V4(key) => gone_is_fine(self.flows4.remove(key)).map_err(DataplaneError::map("FLOWS4")),
-            Flow::V6(key) => gone_is_fine(self.flows6.remove(key)).map_err(DataplaneError::map("FLOWS6")),
-        }
-    }
-
     /// How many flows were recorded and how many found no room, since the maps were made.
     pub fn flow_stats(&self) -> Result<FlowStats, DataplaneError> {
         let values = self.flow_stats.get(&0, 0).map_err(DataplaneError::map("FLOW_STATS"))?;
@@ -393,6 +390,7 @@ impl Maps {
         for index in 0..old.ring.len.min(self.ring.len) {
             self.ring.word(index, 0).store(old.slot(index).0, Ordering::Release);
         }
+        self.tables.copy_active(&old.tables);
         for id in 0..old.backends.len.min(self.backends.len) {
             let entry: BackendEntry = old.backends.load(id);
             if entry.kind == 0 {

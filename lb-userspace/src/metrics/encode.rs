@@ -112,6 +112,8 @@ impl Scrape {
         gauges(encoder, &families::INTERFACE_ATTACHED, interfaces)?;
         gauge(encoder, &families::MAP_MEMORY, &status.map_bytes)?;
         gauge(encoder, &families::FLOWS, &status.tracked_flows)?;
+        gauge(encoder, &families::HALF_OPEN_FLOWS, &status.half_open_flows)?;
+        counters(encoder, &families::REFUSED_FLOWS, [([], status.refused_flows)])?;
         let lists = [("deny", status.firewall.denied), ("allow", status.firewall.allowed)];
         gauges(encoder, &families::FIREWALL_PREFIXES, lists.map(|(list, count)| ([list], count as u64)))
     }

@@ -72,6 +72,8 @@ pub(super) fn snapshot() -> Snapshot {
             map_bytes: 123_456_789,
             tracked_flows: 42,
             firewall: FirewallView { denied: 3, allowed: 1 },
+            half_open_flows: 17,
+            refused_flows: 5,
         },
         services: vec![
             service("www", vec![backend("web1", Admin::Enabled, Health::Up), web2]),

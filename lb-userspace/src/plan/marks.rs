@@ -216,7 +216,7 @@ mod tests {
             (net("2001:db8:bad::/48"), Verdict::Deny),
         ]);
         let maps = Maps::new(&prefixes);
-        let mut probe = |text: &str| (maps.denies(text.parse().unwrap()), maps.asked.get());
+        let probe = |text: &str| (maps.denies(text.parse().unwrap()), maps.asked.get());
         assert_eq!(probe("203.0.112.1"), (true, false));
         assert_eq!(probe("203.0.113.1"), (false, false));
         assert_eq!(probe("203.0.114.200"), (true, false), "denied by the shorter prefix as well");

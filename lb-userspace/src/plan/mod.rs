@@ -10,6 +10,7 @@ mod lists;
 mod marks;
 mod memory;
 mod ports;
+mod schedule;
 mod tend;
 
 pub use action::{Action, diff};
@@ -19,6 +20,7 @@ pub use lists::{ListAction, install};
 pub(crate) use lists::{added as list_added, removed as list_removed};
 pub use marks::{marks4, marks6};
 pub use memory::{Memory, MemoryOfFlow};
+pub use schedule::{ScheduleRecord, flags as scheduler_flags};
 pub use tend::{CLOSING_LIFE, Flow, GRACE, HALF_OPEN_LIFE, MARGIN, Tracking, Walk};
 
 #[cfg(test)]

@@ -346,6 +346,8 @@ fn status(services: &[ServiceView]) -> StatusView {
         map_bytes: 18 << 20,
         tracked_flows: 0,
         firewall: FirewallView::default(),
+        half_open_flows: 0,
+        refused_flows: 0,
     }
 }
 
