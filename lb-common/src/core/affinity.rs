@@ -64,14 +64,19 @@ impl Place {
         Self(ip.l3 as u64 | (ip.header_len as u64) << 8 | (ip.proto as u64) << 24 | (ip.v6 as u64) << 32)
     }
 
+    #[inline(always)]
+    pub(super) const fn is_v6(self) -> bool {
+        self.0 >> 32 & 1 != 0
+    }
+
     // The masks bound the offsets for the verifier, which knows nothing of a function's arguments.
     #[inline(always)]
-    const fn l3(self) -> usize {
+    pub(super) const fn l3(self) -> usize {
         self.0 as usize & 0x1f
     }
 
     #[inline(always)]
-    const fn l4(self) -> usize {
+    pub(super) const fn l4(self) -> usize {
         self.l3() + ((self.0 >> 8) as usize & 0x3ff)
     }
 }
@@ -88,7 +93,7 @@ pub fn choose_flow<P: Packet, T: Tables>(
 ) -> u32 {
     let Some(ports) = packet.view::<4>(place.l4()) else { return 0 };
     let proto = (place.0 >> 24) as u32 & 0xff;
-    if place.0 >> 32 & 1 == 0 {
+    if !place.is_v6() {
         let Some(ip) = packet.view::<{ ipv4::LEN }>(place.l3()) else { return 0 };
         let src = ip.raw32::<{ ipv4::SRC }>().to_ne_bytes();
         let dst = ip.raw32::<{ ipv4::DST }>().to_ne_bytes();
@@ -172,7 +177,7 @@ fn override_entry<T: Tables>(
 
 /// Does the backend that an entry names still live the life it had then?
 #[inline(always)]
-fn is_alive<T: Tables>(tables: &T, entry: FlowEntry) -> bool {
+pub(super) fn is_alive<T: Tables>(tables: &T, entry: FlowEntry) -> bool {
     match tables.backend(entry.backend()) {
         Some(backend) => {
             backend.kind != 0

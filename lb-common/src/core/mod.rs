@@ -6,9 +6,13 @@
 
 pub mod affinity;
 pub mod decap;
+pub mod echo;
 pub mod forward;
+pub mod found;
+pub mod fragment;
 pub mod icmp;
 pub mod parse;
+pub mod quote;
 mod select;
 mod service;
 mod tables;
@@ -18,9 +22,9 @@ mod verdict;
 
 pub use service::find as find_service;
 
-pub use parse::{Ip, L4};
+pub use parse::{Ip, L4, Part};
 pub use tables::{FlowCell, FlowKey, Tables};
-pub use verdict::{Decision, DropReason, Forward, Refusal};
+pub use verdict::{Answer, AnswerKind, Decision, DropReason, Forward, Refusal};
 
 use crate::{
     packet::{Packet, View},

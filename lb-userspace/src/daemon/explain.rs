@@ -49,6 +49,15 @@ impl Engine {
                 slot_state: None,
                 egress: None,
             },
+            Decision::Answer(answer) => ExplainView {
+                verdict: "answer".to_owned(),
+                service: self.service_at(protocol, destination),
+                backend: None,
+                reason: format!("{}: {}", answer.kind.answered().name(), answer.kind.answered().help()),
+                slot: None,
+                slot_state: None,
+                egress: None,
+            },
             Decision::Forward(to) => {
                 let blocked = forward::rewrite(&mut packet, &to).err();
                 let service = self.image.services.get(&to.service);

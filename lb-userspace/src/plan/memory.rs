@@ -4,16 +4,15 @@
 use super::Image;
 use lb_common::{
     abi::{
-        BackendEntry, FlowEntry, FlowKey4, FlowKey6, MAX_SERVICES, PortKey, PortRangeKey, ServiceEntry, Slot,
-        VipEntry,
+        BackendEntry, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, MAX_SERVICES, PortKey,
+        PortRangeKey, ServiceEntry, Slot, VipEntry,
     },
     core::{FlowCell, Tables},
 };
 use std::net::IpAddr;
 
 /// An image, looked things up in as in the maps: an array element that was never written is zero, one beyond
-/// the array's end is absent. It holds no flows and records none. Every ICMP answer is granted: whether the
-/// rate limit would have is a matter of time, not of tables.
+/// the array's end is absent. It holds no flows and no traces of fragments, and records none.
 #[derive(Debug, Clone, Copy)]
 pub struct Memory<'a>(pub &'a Image);
 
@@ -116,9 +115,11 @@ impl Tables for Memory<'_> {
         0
     }
 
-    fn icmp_token(&self) -> bool {
-        true
+    fn fragment_trace(&self, _: &FragmentKey) -> Option<FragmentTrace> {
+        None
     }
+
+    fn add_fragment_trace(&self, _: &FragmentKey, _: &FragmentTrace) {}
 }
 
 /// An image, and the entry of the one flow that is asked about. Entries that would be written are not kept.
@@ -187,8 +188,12 @@ impl Tables for MemoryOfFlow<'_> {
         self.image.now_ns()
     }
 
-    fn icmp_token(&self) -> bool {
-        self.image.icmp_token()
+    fn fragment_trace(&self, key: &FragmentKey) -> Option<FragmentTrace> {
+        self.image.fragment_trace(key)
+    }
+
+    fn add_fragment_trace(&self, key: &FragmentKey, trace: &FragmentTrace) {
+        self.image.add_fragment_trace(key, trace);
     }
 }
 

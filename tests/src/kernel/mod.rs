@@ -18,7 +18,9 @@ use aya::{
     maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues},
     programs::{TestRun, TestRunOptions, Xdp},
 };
-use lb_common::abi::{Bucket, FLOW_CAPACITY, FlowEntry, FlowKey4, FlowKey6, FlowStats, ICMP_BUCKET, Stats};
+use lb_common::abi::{
+    Bucket, ECHO_BUCKET, EXPIRED_BUCKET, FLOW_CAPACITY, FlowEntry, FlowKey4, FlowKey6, FlowStats, ICMP_BUCKET, Stats,
+};
 use lb_userspace::{
     dataplane::{self, Maps},
     plan::{self, Action, Flow, Image},
@@ -228,11 +230,14 @@ impl Balancer {
         self.set_bucket(Bucket { refilled_ns: u64::MAX, tokens });
     }
 
-    /// Sets the bucket of ICMP answers of every CPU; the default is that of a program just loaded.
+    /// Sets every bucket of ICMP answers of every CPU; the default is that of a program just loaded.
     pub fn set_bucket(&mut self, bucket: Bucket) {
         let cpus = aya::util::nr_cpus().expect("the number of CPUs");
         let values = PerCpuValues::try_from(vec![bucket; cpus]).expect("a value for each CPU");
-        self.buckets.set(ICMP_BUCKET, values, 0).expect("BUCKETS");
+        for number in [ICMP_BUCKET, ECHO_BUCKET, EXPIRED_BUCKET] {
+            let values = PerCpuValues::try_from(values.to_vec()).expect("a value for each CPU");
+            self.buckets.set(number, values, 0).expect("BUCKETS");
+        }
     }
 
     /// Runs the program on a frame of at least 14 bytes.
