@@ -8,7 +8,9 @@ use crate::{
 };
 
 /// Turns an echo request without IP options or extension headers into its reply. `None`: its sender is no single host,
-/// and the packet is to be dropped.
+/// and the packet, half changed, is to be dropped.
+///
+/// The link header goes first: the verifier does not conclude from a check at a variable offset to the bytes before it.
 #[inline(always)]
 pub fn reply<P: PacketMut>(packet: &mut P, l3: usize, v6: bool) -> Option<()> {
     if v6 { reply6(packet, l3) } else { reply4(packet, l3) }
@@ -17,6 +19,7 @@ pub fn reply<P: PacketMut>(packet: &mut P, l3: usize, v6: bool) -> Option<()> {
 /// See [`reply`], IPv4.
 #[inline(always)]
 pub fn reply4<P: PacketMut>(packet: &mut P, l3: usize) -> Option<()> {
+    turn_link(packet)?;
     let header = packet.view::<{ ipv4::LEN }>(l3)?;
     let (client, vip) = (header.raw32::<{ ipv4::SRC }>(), header.raw32::<{ ipv4::DST }>());
     if !is_single4(client) {
@@ -24,7 +27,6 @@ pub fn reply4<P: PacketMut>(packet: &mut P, l3: usize) -> Option<()> {
     }
     let (old, check) = (header.raw16::<{ ipv4::TTL }>(), header.raw16::<{ ipv4::CHECK }>());
     let new = u16::from_ne_bytes([OUTER_TTL, proto::ICMP]);
-    turn_link(packet)?;
     let mut header = packet.view_mut::<{ ipv4::LEN }>(l3)?;
     header.set16::<{ ipv4::TTL }>(new);
     // The sum does not mind which address is where.
@@ -37,13 +39,13 @@ pub fn reply4<P: PacketMut>(packet: &mut P, l3: usize) -> Option<()> {
 /// See [`reply`], IPv6.
 #[inline(always)]
 pub fn reply6<P: PacketMut>(packet: &mut P, l3: usize) -> Option<()> {
+    turn_link(packet)?;
     let header = packet.view::<{ ipv6::LEN }>(l3)?;
     let client = (header.raw64::<{ ipv6::SRC }>(), header.raw64::<{ ipv6::SRC + 8 }>());
     let vip = (header.raw64::<{ ipv6::DST }>(), header.raw64::<{ ipv6::DST + 8 }>());
     if !is_single6(client) {
         return None;
     }
-    turn_link(packet)?;
     let mut header = packet.view_mut::<{ ipv6::LEN }>(l3)?;
     header.set8::<{ ipv6::HOP_LIMIT }>(OUTER_TTL);
     header.set64::<{ ipv6::SRC }>(vip.0);

@@ -65,7 +65,7 @@ fn quote<P: PacketMut>(packet: &mut P, l3: usize, total: usize) -> Option<(u64, 
     }
     if len & 1 != 0 {
         // RFC 1071 section 1: an odd byte at the end counts as if a zero followed.
-        sum += u64::from(u16::from_ne_bytes([packet.view::<1>(l3 + len - 1)?.u8::<0>(), 0]));
+        sum += u64::from(u16::from_ne_bytes([packet.view::<1>(l3 + at)?.u8::<0>(), 0]));
     }
     Some((sum, len))
 }

@@ -2,11 +2,14 @@
 //! that moved and no other. Frames out are read by etherparse. Needs root.
 
 mod drops;
+mod echo;
 mod flows;
+mod fragments;
 mod icmp;
 mod ip;
 mod link;
 mod modes;
 mod ports;
+mod quote;
 mod rig;
 mod transport;
