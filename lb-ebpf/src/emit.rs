@@ -8,10 +8,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{EXPIRED_BUCKET, ICMP_BUCKET, Stats},
-    core::{
-        Answer, AnswerKind, Decision, DropReason, Forward, Part, Tables as _, forward,
-        icmp::Message,
-    },
+    core::{Answer, AnswerKind, Decision, DropReason, Forward, Part, Tables as _, forward, icmp::Message},
     hash,
 };
 

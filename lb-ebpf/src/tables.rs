@@ -4,8 +4,8 @@ use crate::{maps, outline};
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
 use lb_common::{
     abi::{
-        BackendEntry, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, PortKey,
-        PortRangeKey, ServiceEntry, Slot, VipEntry,
+        BackendEntry, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, PortKey, PortRangeKey,
+        ServiceEntry, Slot, VipEntry,
     },
     core::{
         FlowCell, Tables,

@@ -2,9 +2,7 @@
 //! first). A function out of line finds out where they go and says so in one number.
 
 use super::{
-    Answer, AnswerKind, Decision, DropReason, Forward, Ip, Part, Tables,
-    affinity::Place,
-    parse::refuse,
+    Answer, AnswerKind, Decision, DropReason, Forward, Ip, Part, Tables, affinity::Place, parse::refuse,
 };
 use crate::{
     abi::{BackendEntry, VipEntry},

@@ -49,7 +49,7 @@ fn read4<P: Packet>(packet: &P, l3: usize) -> Option<Piece> {
         proto: proto.into(),
     };
     let offset = u32::from(ip.u16::<{ ipv4::FRAGMENT }>() & ipv4::FRAGMENT_OFFSET) * 8;
-    let len = u32::from(ip.u16::<{ ipv4::TOTAL_LEN }>()).wrapping_sub(header);
+    let len = u32::from(ip.u16::<{ ipv4::TOTAL_LEN }>()).saturating_sub(header);
     Some(Piece { key, offset, len, proto })
 }
 
@@ -68,7 +68,7 @@ fn read6<P: Packet, T: Tables>(packet: &P, tables: &T, l3: usize) -> Option<Piec
     let key =
         FragmentKey { src: *src.0, dst: *dst.0, id: header.u32::<4>(), proto: u32::from(proto::FRAGMENT) };
     let offset = u32::from(header.u16::<2>() & OFFSET6);
-    Some(Piece { key, offset, len: len.wrapping_sub(at as u32 + 8), proto: header.u8::<0>() })
+    Some(Piece { key, offset, len: len.saturating_sub(at as u32 + 8), proto: header.u8::<0>() })
 }
 
 /// What becomes of a fragment behind the first.
@@ -114,15 +114,12 @@ fn go<T: Tables>(tables: &T, piece: &Piece) -> Found {
 
 /// Leaves the trace of a first fragment.
 #[inline(always)]
-pub fn trace<P: Packet, T: Tables>(
-    packet: &P,
-    tables: &T,
-    l3: usize,
-    v6: bool,
-    backend: u32,
-    entropy: u32,
-) {
-    if v6 { trace6(packet, tables, l3, backend, entropy) } else { trace4(packet, tables, l3, backend, entropy) }
+pub fn trace<P: Packet, T: Tables>(packet: &P, tables: &T, l3: usize, v6: bool, backend: u32, entropy: u32) {
+    if v6 {
+        trace6(packet, tables, l3, backend, entropy)
+    } else {
+        trace4(packet, tables, l3, backend, entropy)
+    }
 }
 
 /// See [`trace`], IPv4.

@@ -1,7 +1,8 @@
 //! IPv4, IPv6, TCP and UDP: what must hold before a packet may go to a backend.
 
 use super::{
-    Answer, AnswerKind, Decision, DropReason, Refusal, Tables, affinity::Step, found, fragment, select, service,
+    Answer, AnswerKind, Decision, DropReason, Refusal, Tables, affinity::Step, found, fragment, select,
+    service,
 };
 use crate::{
     abi::VipEntry,
@@ -155,7 +156,10 @@ pub(super) fn v6<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize)
             ChainEnd::Transport => {}
             ChainEnd::Elsewhere => return Decision::Pass,
             ChainEnd::Truncated => return refuse(DropReason::Truncated),
-            ChainEnd::Fragment if vip.flags & VipEntry::FRAGMENTS == 0 => return refuse(DropReason::Fragment),
+            ChainEnd::Fragment if vip.flags & VipEntry::FRAGMENTS == 0 => {
+                return refuse(DropReason::Fragment);
+            }
+            ChainEnd::Fragment if chain.fragment_at() + 8 > total => return refuse(DropReason::IpLength),
             ChainEnd::Fragment => {
                 let (tos, part) = ((word >> 20) as u8, Part::Later);
                 let (header_len, proto) = (ipv6::LEN, proto::FRAGMENT);

@@ -31,6 +31,10 @@ pub fn icmp4<P: Packet, T: Tables>(packet: &P, tables: &T, place: Place) -> Foun
     let vip = ip.raw32::<{ ipv4::DST }>().to_ne_bytes();
     let end = place.l3() + usize::from(ip.u16::<{ ipv4::TOTAL_LEN }>());
     let Some(message) = packet.view::<{ icmp::LEN }>(place.l4()) else { return Found::PASS };
+    // The frame may go on behind the packet.
+    if place.l4() + icmp::LEN > end {
+        return Found::PASS;
+    }
     match message.u8::<0>() {
         icmp::V4_ECHO_REQUEST if message.u8::<1>() == 0 => return Found::ECHO,
         icmp::V4_UNREACHABLE | icmp::V4_TIME_EXCEEDED | icmp::V4_PARAMETER_PROBLEM => {}
@@ -54,7 +58,8 @@ pub fn icmp4<P: Packet, T: Tables>(packet: &P, tables: &T, place: Place) -> Foun
     let client = quote.raw32::<{ ipv4::DST }>();
     let Some(ports) = packet.view::<PORTS>(at + header) else { return Found::drop(DropReason::IcmpQuote) };
     let ports = ports.u32::<0>().rotate_left(16);
-    let key = FlowKey4 { src: client.to_ne_bytes(), dst: vip, ports: ports.to_be_bytes(), proto: proto.into() };
+    let key =
+        FlowKey4 { src: client.to_ne_bytes(), dst: vip, ports: ports.to_be_bytes(), proto: proto.into() };
     let flow = |seed| hash::flow4(seed, u32::from_be(client), ports);
     find(tables, entry, proto, ports as u16, flow, &key)
 }
@@ -66,6 +71,10 @@ pub fn icmp6<P: Packet, T: Tables>(packet: &P, tables: &T, place: Place) -> Foun
     let end = place.l3() + ipv6::LEN + usize::from(ip.u16::<{ ipv6::PAYLOAD_LEN }>());
     let vip = (ip.raw64::<{ ipv6::DST }>(), ip.raw64::<{ ipv6::DST + 8 }>());
     let Some(message) = packet.view::<{ icmp::LEN }>(place.l4()) else { return Found::PASS };
+    // The frame may go on behind the packet.
+    if place.l4() + icmp::LEN > end {
+        return Found::PASS;
+    }
     match message.u8::<0>() {
         icmp::V6_ECHO_REQUEST if message.u8::<1>() == 0 => return Found::ECHO,
         icmp::V6_UNREACHABLE..=icmp::V6_PARAMETER_PROBLEM => {}

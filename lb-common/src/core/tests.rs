@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     abi::{
-        BackendEntry, FlowEntry, FlowKey4, FlowKey6, ForwardKind, FragmentKey, FragmentTrace, INLINE_RULES, PortKey, PortRangeKey,
-        PortRule, ServiceEntry, Slot, VipEntry,
+        BackendEntry, FlowEntry, FlowKey4, FlowKey6, ForwardKind, FragmentKey, FragmentTrace, INLINE_RULES,
+        PortKey, PortRangeKey, PortRule, ServiceEntry, Slot, VipEntry,
     },
     csum,
     packet::{Buffer, Packet},
@@ -450,7 +450,8 @@ fn too_big_quotes_the_packet() {
         let tables = One::new(backend(ForwardKind::Ipip, 4));
         let mut buffer = Buffer::new(&bytes);
         let to = decided(&buffer, &tables).expect("a packet to forward");
-        icmp::tell(&mut buffer, to.ip.l3, to.ip.v6, icmp::Message::too_big(to.ip.v6, 1480)).expect("an answer");
+        icmp::tell(&mut buffer, to.ip.l3, to.ip.v6, icmp::Message::too_big(to.ip.v6, 1480))
+            .expect("an answer");
         let out = buffer.frame();
         let added = if v6 { 48 } else { 28 };
         assert_eq!(out.len(), 14 + added + icmp::QUOTE);

@@ -10,9 +10,9 @@ use crate::{
     model::{Admin, BackendSpec, Forward, Health, ServiceSpec},
 };
 use ipnet::{Ipv4Net, Ipv6Net};
-use lb_common::abi::{BackendEntry, ForwardKind, MAX_SERVICES, ServiceEntry, Slot};
 #[cfg(doc)]
 use lb_common::abi::VipEntry;
+use lb_common::abi::{BackendEntry, ForwardKind, MAX_SERVICES, ServiceEntry, Slot};
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,

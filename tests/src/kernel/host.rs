@@ -45,6 +45,11 @@ impl<'a> Host<'a> {
         self.tables.image = Memory(image);
     }
 
+    /// Forgets the traces of fragments.
+    pub fn forget_fragments(&mut self) {
+        self.tables.traces.borrow_mut().clear();
+    }
+
     /// What it counted so far.
     #[must_use]
     pub fn counters(&self) -> Counters {

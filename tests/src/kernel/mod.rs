@@ -19,7 +19,8 @@ use aya::{
     programs::{TestRun, TestRunOptions, Xdp},
 };
 use lb_common::abi::{
-    Bucket, ECHO_BUCKET, EXPIRED_BUCKET, FLOW_CAPACITY, FlowEntry, FlowKey4, FlowKey6, FlowStats, ICMP_BUCKET, Stats,
+    Bucket, ECHO_BUCKET, EXPIRED_BUCKET, FLOW_CAPACITY, FlowEntry, FlowKey4, FlowKey6, FlowStats,
+    FragmentKey, FragmentTrace, ICMP_BUCKET, Stats,
 };
 use lb_userspace::{
     dataplane::{self, Maps},
@@ -72,7 +73,7 @@ impl Program {
         let mut ebpf = loader.load(elf).expect("the ELF loads; this test needs root or CAP_BPF and friends");
         let program: &mut Xdp = ebpf.program_mut(name).expect(name).try_into().expect("an XDP program");
         program.load().expect("the verifier takes the program");
-        Self { ebpf, name, out: vec![0; 8192] }
+        Self { ebpf, name, out: vec![0; 16_384] }
     }
 
     /// The maps and programs.
@@ -92,10 +93,14 @@ impl Program {
     /// Another handle of a hash map.
     pub fn hash<K: Pod, V: Pod>(&self, name: &str) -> HashMap<MapData, K, V> {
         let map = self.ebpf.map(name).unwrap_or_else(|| panic!("a map {name}"));
-        let Map::HashMap(data) = map else { panic!("{name} is no hash map") };
+        let (Map::HashMap(data) | Map::LruHashMap(data)) = map else { panic!("{name} is no hash map") };
         let id = data.info().expect("map info").id();
         let again = MapData::from_id(id).expect("a map of this id");
-        HashMap::try_from(Map::HashMap(again)).expect("a hash map of these keys and values")
+        let again = match map {
+            Map::LruHashMap(_) => Map::LruHashMap(again),
+            _ => Map::HashMap(again),
+        };
+        HashMap::try_from(again).expect("a hash map of these keys and values")
     }
 
     /// Runs the program on a frame of at least 14 bytes.
@@ -140,6 +145,7 @@ pub struct Balancer {
     buckets: PerCpuArray<MapData, Bucket>,
     flows4: HashMap<MapData, FlowKey4, u64>,
     flows6: HashMap<MapData, FlowKey6, u64>,
+    fragments: HashMap<MapData, FragmentKey, FragmentTrace>,
 }
 
 impl Balancer {
@@ -168,6 +174,7 @@ impl Balancer {
             buckets: program.per_cpu("BUCKETS"),
             flows4: program.hash("FLOWS4"),
             flows6: program.hash("FLOWS6"),
+            fragments: program.hash("FRAGMENTS"),
             maps: Maps::take(program.ebpf()).expect("all maps"),
             image: Image::empty(image.ring_capacity, image.backend_capacity),
             program,
@@ -203,6 +210,23 @@ impl Balancer {
     pub fn forget(&mut self, flows: &[(Flow, FlowEntry)]) {
         for (flow, entry) in flows {
             self.maps.forget(flow, *entry).expect("a change of the flow tables");
+        }
+    }
+
+    /// Forgets the traces of fragments: they live for a time that a slow test may exceed.
+    pub fn forget_fragments(&mut self) {
+        let keys: Vec<_> = self.fragments.keys().collect::<Result<_, _>>().expect("the traces");
+        for key in keys {
+            self.fragments.remove(&key).expect("a trace that is there");
+        }
+    }
+
+    /// Makes every trace of a fragment so many nanoseconds older.
+    pub fn age_fragments(&mut self, by: u64) {
+        let traces: Vec<_> = self.fragments.iter().collect::<Result<_, _>>().expect("the traces");
+        for (key, trace) in traces {
+            let older = FragmentTrace { seen_ns: trace.seen_ns.saturating_sub(by), ..trace };
+            self.fragments.insert(key, older, 0).expect("a trace that is there is replaced");
         }
     }
 

@@ -142,7 +142,9 @@ fn a_ttl_that_ends_is_told() {
     for service in ["dsr4-udp", "ipip6-udp", "gue4-udp"] {
         for v6 in [false, true] {
             for len in (if v6 { 48 } else { 28 })..140 {
-                for (tags, pad_to) in [(vec![], 60), (vec![(DOT1Q, 5)], 0), (vec![(DOT1AD, 5), (DOT1Q, 6)], 0)] {
+                for (tags, pad_to) in
+                    [(vec![], 60), (vec![(DOT1Q, 5)], 0), (vec![(DOT1AD, 5), (DOT1Q, 6)], 0)]
+                {
                     let packet = rig.world.packet(service, v6, len as u16).with_ttl(1).with_ip_len(len);
                     let packet = packet.with(|p| (p.tags, p.pad_to) = (tags, pad_to));
                     expires(&mut rig, &format!("{service}, {len} bytes"), &packet);

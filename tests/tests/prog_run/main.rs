@@ -7,6 +7,7 @@ mod flows;
 mod fragments;
 mod icmp;
 mod ip;
+mod jumbo;
 mod link;
 mod modes;
 mod ports;
