@@ -467,3 +467,71 @@ fn a_buffer_keeps_its_bounds() {
     assert!(buffer.view::<20>(0).is_some() && buffer.view::<20>(1).is_none());
     assert!(buffer.view::<1>(usize::MAX).is_none() && buffer.view::<1>(19).is_some());
 }
+
+/// An echo request whose answer has a right checksum, and two replies' worth of turning gives back the addresses.
+#[test]
+fn an_echo_request_is_turned_into_its_reply() {
+    for v6 in [false, true] {
+        let (protocol, request, reply) = if v6 { (proto::ICMPV6, 128, 129) } else { (proto::ICMP, 8, 0) };
+        let (src, dst) = addresses(v6);
+        let sum = |kind: u8| {
+            let message = [kind, 0, 0, 0, 1, 2, 3, 4, 5, 6];
+            let len = (message.len() as u32).to_be_bytes();
+            if v6 {
+                checksum(&[&src, &dst, &len, &[0, 0, 0, protocol], &message])
+            } else {
+                checksum(&[&message])
+            }
+        };
+        let [a, b] = sum(request);
+        let bytes = frame(v6, 0, protocol, &[request, 0, a, b, 1, 2, 3, 4, 5, 6], 4);
+        let mut tables = One::new(backend(ForwardKind::Dsr, 4));
+        assert!(matches!(decide(&Buffer::new(&bytes), &tables), Decision::Pass), "answer_ping = false");
+        tables.vip.flags = VipEntry::ECHO;
+        let answer = match decide(&Buffer::new(&bytes), &tables) {
+            Decision::Answer(answer) => answer,
+            _ => panic!("an echo request is answered"),
+        };
+        assert_eq!((answer.kind, answer.l3, answer.v6), (super::AnswerKind::Echo, 14, v6));
+        let mut buffer = Buffer::new(&bytes);
+        super::echo::reply(&mut buffer, 14, v6).expect("a reply");
+        let out = buffer.frame();
+        let at = if v6 { 54 } else { 34 };
+        let [a, b] = sum(reply);
+        assert_eq!(out[at..], [&[reply, 0, a, b], &bytes[at + 4..]].concat());
+        let half = if v6 { 16 } else { 4 };
+        let (from, to) = if v6 { (22, 38) } else { (26, 30) };
+        assert_eq!((&out[from..from + half], &out[to..to + half]), (&dst[..], &src[..]));
+        if !v6 {
+            assert_eq!(csum::finish(csum::sum_bytes(&out[14..34])), 0, "the header's checksum");
+        }
+    }
+}
+
+/// An error about a packet of the backend goes where the client's packets go, by the first 4 bytes of its transport.
+#[test]
+fn an_error_goes_where_its_flow_goes() {
+    for (v6, protocol, kind) in [(false, proto::ICMP, 3), (true, proto::ICMPV6, 2)] {
+        let flow = frame(v6, 0, proto::TCP, &segment(v6, proto::TCP, &[]), 0);
+        let tables = One::new(backend(ForwardKind::Ipip, 4));
+        let of_flow = decided(&Buffer::new(&flow), &tables).expect("a packet to forward").hash;
+        let mut quote = flow[14..].to_vec();
+        let (at, half, header) = if v6 { (8, 16, 40) } else { (12, 4, 20) };
+        let (src, rest) = quote[at..].split_at_mut(half);
+        src.swap_with_slice(&mut rest[..half]);
+        let (src, rest) = quote[header..].split_at_mut(2);
+        src.swap_with_slice(&mut rest[..2]);
+        for len in [header + 4, header + 8, quote.len()] {
+            let message = [&[kind, 0, 0, 0, 0, 0, 0, 0], &quote[..len]].concat();
+            let bytes = frame(v6, 0, protocol, &message, 0);
+            let buffer = Buffer::new(&bytes);
+            let to = decided(&buffer, &tables).expect("to the backend");
+            assert_eq!((to.backend_id, to.service), (1, 1));
+            assert_eq!(crate::hash::entropy(to.hash), crate::hash::entropy(of_flow));
+        }
+        let message = [&[kind, 0, 0, 0, 0, 0, 0, 0], &quote[..header + 3]].concat();
+        let bytes = frame(v6, 0, protocol, &message, 30);
+        let refused = decided(&Buffer::new(&bytes), &tables).err();
+        assert_eq!(refused, Some(Some(DropReason::IcmpQuote)), "padding is no quote");
+    }
+}
