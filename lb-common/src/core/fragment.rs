@@ -116,9 +116,9 @@ fn go<T: Tables>(tables: &T, piece: &Piece) -> Found {
 #[inline(always)]
 pub fn trace<P: Packet, T: Tables>(packet: &P, tables: &T, l3: usize, v6: bool, backend: u32, entropy: u32) {
     if v6 {
-        trace6(packet, tables, l3, backend, entropy)
+        trace6(packet, tables, l3, backend, entropy);
     } else {
-        trace4(packet, tables, l3, backend, entropy)
+        trace4(packet, tables, l3, backend, entropy);
     }
 }
 
