@@ -5,8 +5,13 @@ pub trait Packet {
     /// The `N` bytes from `offset` on.
     fn view<const N: usize>(&self, offset: usize) -> Option<View<'_, N>>;
 
-    /// Length of the frame in bytes.
+    /// Length of the frame in bytes, or of its first part where it lies in several buffers.
     fn len(&self) -> usize;
+
+    /// Length of the frame in bytes, all buffers together; it may cost more to ask.
+    fn full_len(&self) -> usize {
+        self.len()
+    }
 
     /// True for a frame of no bytes.
     fn is_empty(&self) -> bool {

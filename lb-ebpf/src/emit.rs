@@ -7,8 +7,9 @@ use aya_ebpf::{
     maps::PerCpuArray,
 };
 use lb_common::{
-    abi::Stats,
-    core::{Decision, DropReason, Forward, forward},
+    abi::{EXPIRED_BUCKET, ICMP_BUCKET, Stats},
+    core::{Answer, AnswerKind, Decision, DropReason, Forward, Part, Tables as _, forward, icmp::Message},
+    hash,
 };
 
 /// Decides about a frame, rewrites and counts it; the answer is the XDP verdict.
@@ -24,6 +25,7 @@ pub(crate) fn run<const OBSERVED: bool>(frame: &mut Frame) -> u32 {
         Decision::Pass => XDP_PASS,
         Decision::Drop(refusal) => refuse(frame, refusal.reason),
         Decision::Forward(to) => send::<OBSERVED>(frame, &to),
+        Decision::Answer(answer) => reply(frame, &answer),
     }
 }
 
@@ -31,6 +33,10 @@ pub(crate) fn run<const OBSERVED: bool>(frame: &mut Frame) -> u32 {
 fn send<const OBSERVED: bool>(frame: &mut Frame, to: &Forward<'_>) -> u32 {
     if OBSERVED {
         observe::backend(to.backend_id);
+    }
+    if let Part::First = to.ip.part {
+        let tables = Maps::new(frame.ctx());
+        tables.trace(frame, to.ip.l3, to.ip.v6, to.backend_id, hash::entropy(to.hash));
     }
     match forward::rewrite(frame, to) {
         Ok(()) => {}
@@ -52,17 +58,32 @@ fn send<const OBSERVED: bool>(frame: &mut Frame, to: &Forward<'_>) -> u32 {
 /// The sender learns the MTU; its packet is gone either way.
 #[inline(always)]
 fn tell_too_big(frame: &mut Frame, to: &Forward<'_>) -> u32 {
-    let (l3, mtu) = (to.ip.l3 as u64, forward::path_mtu(to.backend).into());
-    let told = if to.ip.v6 {
-        outline::too_big6(frame.ctx(), l3, mtu)
-    } else {
-        outline::too_big4(frame.ctx(), l3, mtu)
-    };
-    frame.refresh();
-    if told == 0 {
+    if !to.ip.may_be_answered() {
         return refuse(frame, DropReason::TooBigUnanswered);
     }
-    refuse(frame, DropReason::TooBig);
+    let message = Message::too_big(to.ip.v6, forward::path_mtu(to.backend));
+    let told = outline::tell(frame.ctx(), to.ip.l3, to.ip.v6, message, ICMP_BUCKET);
+    answered(frame, told, DropReason::TooBig, DropReason::TooBigUnanswered)
+}
+
+/// What the balancer says of its own.
+#[inline(always)]
+fn reply(frame: &mut Frame, answer: &Answer) -> u32 {
+    let Answer { kind, l3, v6 } = *answer;
+    let told = match kind {
+        AnswerKind::Echo => outline::echo(frame.ctx(), l3, v6),
+        AnswerKind::Expired => outline::tell(frame.ctx(), l3, v6, Message::expired(v6), EXPIRED_BUCKET),
+    };
+    answered(frame, told, kind.answered(), kind.unanswered())
+}
+
+#[inline(always)]
+fn answered(frame: &mut Frame, told: bool, yes: DropReason, no: DropReason) -> u32 {
+    frame.refresh();
+    if !told {
+        return refuse(frame, no);
+    }
+    refuse(frame, yes);
     XDP_TX
 }
 

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::xdp_md,
-    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, generated::bpf_xdp_get_buff_len},
 };
 use core::hint::assert_unchecked;
 use lb_common::packet::{Packet, PacketMut, View, ViewMut};
@@ -66,6 +66,12 @@ impl Packet for Frame {
     fn len(&self) -> usize {
         self.end - self.data
     }
+
+    #[inline(always)]
+    fn full_len(&self) -> usize {
+        // SAFETY: a helper call on our own context.
+        unsafe { bpf_xdp_get_buff_len(self.ctx) as usize }
+    }
 }
 
 impl PacketMut for Frame {
@@ -92,7 +98,7 @@ impl PacketMut for Frame {
 
     #[inline(always)]
     fn truncate(&mut self, len: usize) -> Option<()> {
-        let delta = len as i64 - (self.end - self.data) as i64;
+        let delta = len as i64 - self.full_len() as i64;
         if delta > 0 {
             return None;
         }

@@ -5,18 +5,19 @@
 use crate::{
     frame::Frame,
     observe,
-    tables::{Maps, token},
+    tables::{ECHO_BURST, ECHO_RATE, ICMP_BURST, ICMP_RATE, Maps, token},
 };
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use aya_log_ebpf::{error, warn};
 use lb_common::{
-    abi::{LOG_BUCKET, Slot},
+    abi::{ECHO_BUCKET, LOG_BUCKET, Slot},
     core::{
-        DropReason, Tables,
+        DropReason,
         affinity::{Place, choose_flow},
-        icmp,
+        echo, fragment,
+        icmp::{self, Message},
         parse::walk_extensions,
-        schedule,
+        quote, schedule,
     },
 };
 
@@ -51,27 +52,107 @@ pub extern "C" fn pick(service: u64, least_connections: u64) -> u64 {
     schedule::pick(&maps, opaque(service) as u32, opaque(least_connections) != 0).into()
 }
 
-/// See [`icmp::too_big`], IPv4; `l3` is the offset of the IP header. 1 = the packet is the answer now, 0 = it
-/// is to be dropped.
+/// See [`quote::icmp`], IPv4.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn too_big4(ctx: *mut xdp_md, l3: u64, mtu: u64) -> u64 {
-    too_big::<false>(ctx, l3, mtu)
+pub extern "C" fn icmp4(ctx: *mut xdp_md, place: u64) -> u64 {
+    quote::icmp4(&Frame::new(ctx), &Maps::new(ctx), Place(opaque(place))).0
+}
+
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn icmp6(ctx: *mut xdp_md, place: u64) -> u64 {
+    quote::icmp6(&Frame::new(ctx), &Maps::new(ctx), Place(opaque(place))).0
+}
+
+/// See [`fragment::follow`], IPv4.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fragment4(ctx: *mut xdp_md, l3: u64) -> u64 {
+    fragment::follow4(&Frame::new(ctx), &Maps::new(ctx), opaque(l3) as usize & 0x1f).0
+}
+
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fragment6(ctx: *mut xdp_md, l3: u64) -> u64 {
+    fragment::follow6(&Frame::new(ctx), &Maps::new(ctx), opaque(l3) as usize & 0x1f).0
+}
+
+/// See [`fragment::trace`], IPv4.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn trace4(ctx: *mut xdp_md, l3: u64, backend: u64, entropy: u64) -> u64 {
+    let l3 = opaque(l3) as usize & 0x1f;
+    fragment::trace4(&Frame::new(ctx), &Maps::new(ctx), l3, backend as u32, entropy as u32);
+    0
+}
+
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn trace6(ctx: *mut xdp_md, l3: u64, backend: u64, entropy: u64) -> u64 {
+    let l3 = opaque(l3) as usize & 0x1f;
+    fragment::trace6(&Frame::new(ctx), &Maps::new(ctx), l3, backend as u32, entropy as u32);
+    0
+}
+
+/// See [`icmp::tell4`]; `message` is type, code and bucket, from the high bytes down. 1 = the packet is the answer now,
+/// 0 = it is to be dropped.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tell4(ctx: *mut xdp_md, l3: u64, message: u64, rest: u64) -> u64 {
+    if !token(message as u32 & 0xff, ICMP_RATE, ICMP_BURST) {
+        return 0;
+    }
+    let message = Message { kind: (message >> 16) as u8, code: (message >> 8) as u8, rest: rest as u32 };
+    icmp::tell4(&mut Frame::new(ctx), opaque(l3) as usize & 0x1f, message).is_some().into()
 }
 
 /// The same for IPv6: a function of its own, since both together need more stack than BPF has.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn too_big6(ctx: *mut xdp_md, l3: u64, mtu: u64) -> u64 {
-    too_big::<true>(ctx, l3, mtu)
-}
-
-#[inline(always)]
-fn too_big<const V6: bool>(ctx: *mut xdp_md, l3: u64, mtu: u64) -> u64 {
-    if !Maps::new(ctx).icmp_token() {
+pub extern "C" fn tell6(ctx: *mut xdp_md, l3: u64, message: u64, rest: u64) -> u64 {
+    if !token(message as u32 & 0xff, ICMP_RATE, ICMP_BURST) {
         return 0;
     }
-    icmp::too_big(&mut Frame::new(ctx), opaque(l3) as usize & 0x1f, V6, mtu as u16).is_some().into()
+    let message = Message { kind: (message >> 16) as u8, code: (message >> 8) as u8, rest: rest as u32 };
+    icmp::tell6(&mut Frame::new(ctx), opaque(l3) as usize & 0x1f, message).is_some().into()
+}
+
+/// See [`echo::reply4`]; the answer as of [`tell4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn echo4(ctx: *mut xdp_md, l3: u64) -> u64 {
+    if !token(ECHO_BUCKET, ECHO_RATE, ECHO_BURST) {
+        return 0;
+    }
+    echo::reply4(&mut Frame::new(ctx), opaque(l3) as usize & 0x1f).is_some().into()
+}
+
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn echo6(ctx: *mut xdp_md, l3: u64) -> u64 {
+    if !token(ECHO_BUCKET, ECHO_RATE, ECHO_BURST) {
+        return 0;
+    }
+    echo::reply6(&mut Frame::new(ctx), opaque(l3) as usize & 0x1f).is_some().into()
+}
+
+/// Tells the sender, if there is a token left in the bucket. True: the packet is the answer now.
+#[inline(always)]
+pub(crate) fn tell(ctx: *mut xdp_md, l3: usize, v6: bool, message: Message, bucket: u32) -> bool {
+    let packed = u64::from(message.kind) << 16 | u64::from(message.code) << 8 | u64::from(bucket);
+    let (l3, rest) = (l3 as u64, message.rest.into());
+    (if v6 { tell6(ctx, l3, packed, rest) } else { tell4(ctx, l3, packed, rest) }) != 0
+}
+
+/// Answers an echo request, if there is a token left. True: the packet is the reply now.
+#[inline(always)]
+pub(crate) fn echo(ctx: *mut xdp_md, l3: usize, v6: bool) -> bool {
+    (if v6 { echo6(ctx, l3 as u64) } else { echo4(ctx, l3 as u64) }) != 0
 }
 
 /// Says in the daemon's log that the balancer itself is at fault, once a second and CPU at most.

@@ -4,12 +4,13 @@ use crate::{atomic, guard, maps, observe, outline};
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
 use lb_common::{
     abi::{
-        BackendEntry, FlowEntry, FlowKey4, FlowKey6, HalfOpen, ICMP_BUCKET, PortKey, PortRangeKey,
-        ServiceEntry, Slot, VipEntry,
+        BackendEntry, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, PortKey,
+        PortRangeKey, ServiceEntry, Slot, VipEntry,
     },
     core::{
         FlowCell, HalfOpenCell, Tables,
         affinity::{Place, Step},
+        found::Found,
         guard::{Admission, denied4, denied6},
         parse::Chain,
     },
@@ -17,8 +18,11 @@ use lb_common::{
 };
 
 /// ICMP messages a second and CPU, and in one burst (RFC 4443 section 2.4 (f) wants a token bucket).
-const ICMP_RATE: u64 = 1_000;
-const ICMP_BURST: u64 = 100;
+pub(crate) const ICMP_RATE: u64 = 1_000;
+pub(crate) const ICMP_BURST: u64 = 100;
+/// Echo replies a second and CPU, and in one burst: monitors ask often, and an answer costs no more than a packet does.
+pub(crate) const ECHO_RATE: u64 = 10_000;
+pub(crate) const ECHO_BURST: u64 = 1_000;
 
 /// Takes a token from one of this CPU's buckets.
 #[inline(always)]
@@ -321,6 +325,43 @@ impl<const OBSERVED: bool> Tables for Maps<OBSERVED> {
     }
 
     #[inline(always)]
+    fn icmp<P: Packet>(&self, _: &P, place: Place) -> Found {
+        let v6 = place.0 >> 32 & 1 != 0;
+        Found(if v6 { outline::icmp6(self.ctx, place.0) } else { outline::icmp4(self.ctx, place.0) })
+    }
+
+    #[inline(always)]
+    fn fragment<P: Packet>(&self, _: &P, l3: usize, v6: bool) -> Found {
+        let l3 = l3 as u64;
+        Found(if v6 { outline::fragment6(self.ctx, l3) } else { outline::fragment4(self.ctx, l3) })
+    }
+
+    #[inline(always)]
+    fn trace<P: Packet>(&self, _: &P, l3: usize, v6: bool, backend: u32, entropy: u32) {
+        let (l3, backend, entropy) = (l3 as u64, backend.into(), entropy.into());
+        if v6 {
+            outline::trace6(self.ctx, l3, backend, entropy);
+        } else {
+            outline::trace4(self.ctx, l3, backend, entropy);
+        }
+    }
+
+    #[inline(always)]
+    fn fragment_trace(&self, key: &FragmentKey) -> Option<FragmentTrace> {
+        // SAFETY: as in `vip4`; an element that is recycled meanwhile gives a trace of another datagram, whose backend and
+        // service are compared with each other.
+        unsafe { maps::FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn add_fragment_trace(&self, key: &FragmentKey, trace: &FragmentTrace) {
+        if !observe::dry() {
+            // No room: the fragments that follow are counted as unknown.
+            let _ = maps::FRAGMENTS.insert(key, trace, 0);
+        }
+    }
+
+    #[inline(always)]
     fn flow4(&self, key: &FlowKey4) -> Option<impl FlowCell> {
         found(maps::FLOWS4.get_ptr_mut(key))
     }
@@ -366,10 +407,5 @@ impl<const OBSERVED: bool> Tables for Maps<OBSERVED> {
     fn now_ns(&self) -> u64 {
         // SAFETY: a helper call without arguments.
         unsafe { bpf_ktime_get_ns() }
-    }
-
-    #[inline(always)]
-    fn icmp_token(&self) -> bool {
-        token(ICMP_BUCKET, ICMP_RATE, ICMP_BURST)
     }
 }

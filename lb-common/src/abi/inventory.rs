@@ -58,12 +58,17 @@ pub const BACKEND_CAPACITY: u32 = 1 << 14;
 pub const VIP_CAPACITY: u32 = 16_384;
 /// Tracked flows of either family: only those of slots that changed hands lately, at about 100 bytes each.
 pub const FLOW_CAPACITY: u32 = 1 << 17;
-/// Token buckets: ICMP answers ([`ICMP_BUCKET`]) and log messages ([`LOG_BUCKET`]).
-pub const BUCKETS: u32 = 2;
+/// Token buckets: packets too big ([`ICMP_BUCKET`]), log messages ([`LOG_BUCKET`]), echo replies ([`ECHO_BUCKET`]) and
+/// TTLs that ended ([`EXPIRED_BUCKET`]). Apart, so that a flood of one leaves the others alone.
+pub const BUCKETS: u32 = 4;
 /// See [`BUCKETS`].
 pub const ICMP_BUCKET: u32 = 0;
 /// See [`BUCKETS`].
 pub const LOG_BUCKET: u32 = 1;
+/// See [`BUCKETS`].
+pub const ECHO_BUCKET: u32 = 2;
+/// See [`BUCKETS`].
+pub const EXPIRED_BUCKET: u32 = 3;
 /// Drop counters: room for reasons to come, so that a new reason is no new layout.
 pub const DROP_CAPACITY: u32 = 64;
 

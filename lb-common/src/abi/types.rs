@@ -51,6 +51,8 @@ impl VipEntry {
     pub const ECHO: u32 = 4;
     /// It is a source address of NAT sessions: what is for none of its services may belong to one.
     pub const POOL: u32 = 8;
+    /// Fragments are forwarded.
+    pub const FRAGMENTS: u32 = 16;
 }
 
 /// Key of `PORTS`: an exact port of a VIP whose rules spilled. Value: the service id, u32.
@@ -322,6 +324,7 @@ pub struct FragmentTrace {
     pub seen_ns: u64,
     /// Where its backend went; 0 = back to a client.
     pub backend: u32,
+    /// [`FragmentTrace::KERNEL`]: no service's; the balancer's own kernel has it.
     pub service: u32,
     /// NAT: what source and destination were rewritten to.
     pub src: [u8; 16],
@@ -330,6 +333,11 @@ pub struct FragmentTrace {
     pub family: u32,
     /// Lower half of the flow's hash.
     pub entropy: u32,
+}
+
+impl FragmentTrace {
+    /// See [`FragmentTrace::service`].
+    pub const KERNEL: u32 = u32::MAX;
 }
 
 /// Key of `NATS`: where a backend of a `nat` service listens, which is where its replies come from.

@@ -104,6 +104,11 @@ impl Place {
         Self(self.0 | Self::ISN_GIVEN)
     }
 
+    #[inline(always)]
+    pub(super) const fn is_v6(self) -> bool {
+        self.0 >> 32 & 1 != 0
+    }
+
     // The masks bound the offsets for the verifier, which knows nothing of a function's arguments.
     #[inline(always)]
     pub(super) const fn l3(self) -> usize {
@@ -111,12 +116,7 @@ impl Place {
     }
 
     #[inline(always)]
-    pub(super) const fn is_v6(self) -> bool {
-        self.0 >> 32 & 1 != 0
-    }
-
-    #[inline(always)]
-    const fn l4(self) -> usize {
+    pub(super) const fn l4(self) -> usize {
         self.l3() + ((self.0 >> 8) as usize & 0x3ff)
     }
 
@@ -365,7 +365,7 @@ fn replace(cell: &impl FlowCell, old: FlowEntry, new: FlowEntry) -> bool {
 
 /// Does the backend that an entry names still live the life it had then?
 #[inline(always)]
-fn is_alive<T: Tables>(tables: &T, entry: FlowEntry) -> bool {
+pub(super) fn is_alive<T: Tables>(tables: &T, entry: FlowEntry) -> bool {
     match tables.backend(entry.backend()) {
         Some(backend) => {
             backend.kind != 0

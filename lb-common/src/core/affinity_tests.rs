@@ -7,11 +7,12 @@ use super::{
 };
 use crate::{
     abi::{
-        BackendEntry, FlowEntry, FlowKey4, FlowKey6, HalfOpen, PortKey, PortRangeKey, ServiceEntry, Slot,
+        BackendEntry, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, PortKey,
+        PortRangeKey, ServiceEntry, Slot,
         SlotState::{self, Moving, Plain, Tracked},
         VipEntry,
     },
-    core::Ip,
+    core::{Ip, Part},
     wire::proto,
 };
 use std::{cell::Cell, cell::RefCell, collections::BTreeMap, rc::Rc, vec, vec::Vec};
@@ -135,9 +136,10 @@ impl Tables for World {
     fn now_ns(&self) -> u64 {
         self.now.get()
     }
-    fn icmp_token(&self) -> bool {
-        true
+    fn fragment_trace(&self, _: &FragmentKey) -> Option<FragmentTrace> {
+        None
     }
+    fn add_fragment_trace(&self, _: &FragmentKey, _: &FragmentTrace) {}
 }
 
 /// Where packets of one slot go.
@@ -176,7 +178,15 @@ impl Rig {
     }
 
     fn packet(&self, client: u8, step: Step, seq: u32) -> u32 {
-        let ip = Ip { l3: 14, header_len: 20, v6: false, total_len: 60, tos: 0, proto: self.proto };
+        let ip = Ip {
+            l3: 14,
+            header_len: 20,
+            v6: false,
+            total_len: 60,
+            tos: 0,
+            proto: self.proto,
+            part: Part::Whole,
+        };
         let ask = Ask {
             place: Place::of(&ip).of_service(SERVICE, self.flags).at(step),
             slot: self.slot,

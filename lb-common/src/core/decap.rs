@@ -201,7 +201,7 @@ pub fn decapsulate<P: PacketMut, A: Allow>(packet: &mut P, allow: &A) -> Verdict
             skip += gue::LEN;
         }
     }
-    if total < skip || l3 + total > packet.len() {
+    if total < skip || l3 + total > packet.len() && l3 + total > packet.full_len() {
         return malformed;
     }
     unwrap(packet, l3, skip, total - skip, version, tos)
@@ -412,7 +412,7 @@ mod tests {
             };
             let ip = Ip {
                 l3: 14, header_len: if v6 { 40 } else { 20 }, v6, total_len: inner.len() as u16, tos,
-                proto: if v6 { 59 } else { 253 },
+                proto: if v6 { 59 } else { 253 }, part: crate::core::Part::Whole,
             };
             let to = Forward { service: 0, backend_id: 1, backend: &backend, ip, hash, slot: 0 };
             prop_assert_eq!(forward::rewrite(&mut packet, &to), Ok(()));

@@ -1,6 +1,6 @@
 //! The packet that leaves for a backend: next-hop MAC addresses, and in the tunnel modes an outer header.
 
-use super::{DropReason, Forward, Ip};
+use super::{DropReason, Forward, Ip, Part};
 use crate::{
     abi::{BackendEntry, ForwardKind},
     csum, hash,
@@ -210,6 +210,14 @@ const fn halves(word: u64) -> u64 {
 /// from. To be asked before the TTL changes: for IPv4 that changes nothing, for IPv6 it is accounted for here.
 #[inline(always)]
 fn inner_sum<P: Packet>(packet: &P, ip: &Ip) -> Option<u64> {
+    // The checksum is the whole datagram's, and only the first fragment has it.
+    if !matches!(ip.part, Part::Whole) {
+        return None;
+    }
+    // ICMP for IPv4 has no pseudo header (RFC 792): header and message each sum up to nothing.
+    if ip.proto == proto::ICMP && !ip.v6 {
+        return Some(0);
+    }
     let at = ip.l3 + ip.header_len;
     if ip.proto == proto::UDP {
         let header = packet.view::<{ udp::LEN }>(at)?;

@@ -8,10 +8,14 @@ pub mod affinity;
 #[cfg(test)]
 mod affinity_tests;
 pub mod decap;
+pub mod echo;
 pub mod forward;
+pub mod found;
+pub mod fragment;
 pub mod guard;
 pub mod icmp;
 pub mod parse;
+pub mod quote;
 pub mod schedule;
 mod select;
 mod service;
@@ -22,9 +26,9 @@ mod verdict;
 
 pub use service::find as find_service;
 
-pub use parse::{Ip, L4};
+pub use parse::{Ip, L4, Part};
 pub use tables::{FlowCell, FlowKey, HalfOpenCell, NoCell, Tables};
-pub use verdict::{Decision, DropReason, Forward, Refusal};
+pub use verdict::{Answer, AnswerKind, Decision, DropReason, Forward, Refusal};
 
 use crate::{
     packet::{Packet, View},

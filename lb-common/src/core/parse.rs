@@ -1,9 +1,9 @@
 //! IPv4, IPv6, TCP and UDP: what must hold before a packet may go to a backend.
 
 use super::{
-    Decision, DropReason, Refusal, Tables,
+    Answer, AnswerKind, Decision, DropReason, Refusal, Tables,
     affinity::{Place, Step},
-    select, service,
+    found, fragment, select, service,
 };
 use crate::{
     abi::{ServiceEntry, VipEntry},
@@ -27,6 +27,30 @@ pub struct Ip {
     pub tos: u8,
     /// Protocol of the transport header.
     pub proto: u8,
+    /// Which part of its datagram it is.
+    pub part: Part,
+}
+
+impl Ip {
+    /// May its sender be told what became of it? RFC 1122 section 3.2.2, RFC 4443 section 2.4 (e): never about an
+    /// ICMP error, nor about a fragment other than the first.
+    #[inline(always)]
+    #[must_use]
+    pub const fn may_be_answered(&self) -> bool {
+        forwarded(self.proto) && !matches!(self.part, Part::Later)
+    }
+}
+
+/// Which part of its datagram a packet is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Part {
+    /// All of it.
+    Whole = 0,
+    /// The fragment at offset 0: it has the ports.
+    First = 1,
+    /// A fragment behind the first.
+    Later = 2,
 }
 
 /// What the transport header says.
@@ -50,13 +74,13 @@ const VALID_FLAGS: u32 = 1 << 0b0010 // SYN
     | 1 << 0b1001 // FIN ACK
     | 1 << 0b1000; // ACK
 
-const fn refuse<'t>(reason: DropReason) -> Decision<'t> {
+pub(super) const fn refuse<'t>(reason: DropReason) -> Decision<'t> {
     Decision::Drop(Refusal { reason })
 }
 
 /// The protocols a service may have.
 #[inline(always)]
-const fn forwarded(protocol: u8) -> bool {
+pub(super) const fn forwarded(protocol: u8) -> bool {
     protocol == proto::TCP || protocol == proto::UDP
 }
 
@@ -74,28 +98,39 @@ pub(super) fn v4<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize)
     if header.u8::<{ ipv4::VIHL }>() >> 4 != 4 || header_len < ipv4::LEN {
         return refuse(DropReason::IpHeader);
     }
-    if usize::from(total_len) < header_len || l3 + usize::from(total_len) > packet.len() {
+    if usize::from(total_len) < header_len || is_beyond(packet, l3 + usize::from(total_len)) {
         return refuse(DropReason::IpLength);
     }
     let fragment = header.u16::<{ ipv4::FRAGMENT }>();
-    if fragment & !ipv4::DONT_FRAGMENT != 0 {
-        if !forwarded(header.u8::<{ ipv4::PROTO }>()) {
-            return Decision::Pass;
-        }
-        let reserved = fragment & ipv4::RESERVED != 0;
-        return refuse(if reserved { DropReason::IpFlags } else { DropReason::Fragment });
-    }
-    let ip = Ip {
+    let mut ip = Ip {
         l3,
         header_len,
         v6: false,
         total_len,
         tos: header.u8::<{ ipv4::TOS }>(),
         proto: header.u8::<{ ipv4::PROTO }>(),
+        part: Part::Whole,
     };
+    let ttl = header.u8::<{ ipv4::TTL }>();
+    if fragment & !ipv4::DONT_FRAGMENT != 0 {
+        if !forwarded(ip.proto) {
+            return Decision::Pass;
+        }
+        if fragment & ipv4::RESERVED != 0 {
+            return refuse(DropReason::IpFlags);
+        }
+        if vip.flags & VipEntry::FRAGMENTS == 0 {
+            return refuse(DropReason::Fragment);
+        }
+        if fragment & ipv4::FRAGMENT_OFFSET != 0 {
+            ip.part = Part::Later;
+            return found::follow(tables, tables.fragment(packet, l3, false), ip, ttl);
+        }
+        ip.part = Part::First;
+    }
     let src = header.u32::<{ ipv4::SRC }>();
     let flow = |seed, ports| hash::flow4(seed, src, ports);
-    transport(packet, tables, vip, ip, header.u8::<{ ipv4::TTL }>(), flow)
+    transport(packet, tables, vip, ip, ttl, flow)
 }
 
 /// A frame whose EtherType says IPv6; the header starts at `l3`.
@@ -117,34 +152,60 @@ pub(super) fn v6<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize)
     let payload_len = header.u16::<{ ipv6::PAYLOAD_LEN }>();
     let total = ipv6::LEN + usize::from(payload_len);
     // A jumbogram (RFC 2675) says 0 here; no link the balancer runs on carries one.
-    if total > usize::from(u16::MAX) || l3 + total > packet.len() {
+    if total > usize::from(u16::MAX) || is_beyond(packet, l3 + total) {
         return refuse(DropReason::IpLength);
     }
     let next = header.u8::<{ ipv6::NEXT }>();
-    let (header_len, proto) = if forwarded(next) {
-        (ipv6::LEN, next)
+    let hops = header.u8::<{ ipv6::HOP_LIMIT }>();
+    let (header_len, proto, part) = if forwarded(next) {
+        (ipv6::LEN, next, Part::Whole)
     } else {
         let chain = tables.extensions(packet, l3, next);
         match chain.end() {
             ChainEnd::Transport => {}
             ChainEnd::Elsewhere => return Decision::Pass,
             ChainEnd::Truncated => return refuse(DropReason::Truncated),
-            ChainEnd::Fragment => return refuse(DropReason::Fragment),
+            ChainEnd::Fragment if vip.flags & VipEntry::FRAGMENTS == 0 => {
+                return refuse(DropReason::Fragment);
+            }
+            ChainEnd::Fragment if chain.fragment_at() + 8 > total => return refuse(DropReason::IpLength),
+            ChainEnd::Fragment => {
+                let (tos, part) = ((word >> 20) as u8, Part::Later);
+                let (header_len, proto) = (ipv6::LEN, proto::FRAGMENT);
+                let ip = Ip { l3, header_len, v6: true, total_len: total as u16, tos, proto, part };
+                return found::follow(tables, tables.fragment(packet, l3, true), ip, hops);
+            }
             ChainEnd::Impossible => return refuse(DropReason::Ipv6Extension),
         }
-        (chain.header_len(), chain.proto())
+        let part = if chain.fragment_at() == 0 { Part::Whole } else { Part::First };
+        if let Part::First = part {
+            if !forwarded(chain.proto()) {
+                return Decision::Pass;
+            }
+            if vip.flags & VipEntry::FRAGMENTS == 0 {
+                return refuse(DropReason::Fragment);
+            }
+        }
+        (chain.header_len(), chain.proto(), part)
     };
     if header_len > total {
         return refuse(DropReason::IpLength);
     }
-    let ip = Ip { l3, header_len, v6: true, total_len: total as u16, tos: (word >> 20) as u8, proto };
+    let ip = Ip { l3, header_len, v6: true, total_len: total as u16, tos: (word >> 20) as u8, proto, part };
     let (hi, lo) = (header.u64::<{ ipv6::SRC }>(), header.u64::<{ ipv6::SRC + 8 }>());
     let flow = |seed, ports| hash::flow6(seed, hi, lo, ports);
-    transport(packet, tables, vip, ip, header.u8::<{ ipv6::HOP_LIMIT }>(), flow)
+    transport(packet, tables, vip, ip, hops, flow)
+}
+
+/// Does the packet end before `end`? A frame that lies in several buffers is longer than its first one.
+#[inline(always)]
+fn is_beyond<P: Packet>(packet: &P, end: usize) -> bool {
+    end > packet.len() && end > packet.full_len()
 }
 
 /// What a walk through the IPv6 extension headers found, in one number that passes between kernel
-/// functions: how it ended, the transport protocol, and its offset from the IPv6 header.
+/// functions: how it ended, the transport protocol, its offset from the IPv6 header, and that of the fragment header
+/// (0 = none).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Chain(pub u64);
 
@@ -153,9 +214,10 @@ pub struct Chain(pub u64);
 pub enum ChainEnd {
     /// At a header that is no extension.
     Transport = 0,
-    /// Not ours to judge: a routing header with segments left, a fragment of another protocol than ours.
+    /// Not ours to judge: a routing header with segments left, a later fragment of another protocol than ours.
     Elsewhere = 1,
     Truncated = 2,
+    /// A fragment behind the first. What follows its fragment header is none, and the protocol is the one named there.
     Fragment = 3,
     Impossible = 4,
 }
@@ -167,7 +229,12 @@ impl Chain {
     }
 
     #[inline(always)]
-    const fn end(self) -> ChainEnd {
+    const fn with_fragment(self, at: usize) -> Self {
+        Self(self.0 | (at as u64) << 32)
+    }
+
+    #[inline(always)]
+    pub(super) const fn end(self) -> ChainEnd {
         match self.0 as u8 {
             0 => ChainEnd::Transport,
             1 => ChainEnd::Elsewhere,
@@ -178,21 +245,27 @@ impl Chain {
     }
 
     #[inline(always)]
-    const fn proto(self) -> u8 {
+    pub(super) const fn proto(self) -> u8 {
         (self.0 >> 8) as u8
     }
 
     /// At most [`MAX_HEADER_LEN`]: the mask says so to the verifier.
     #[inline(always)]
-    const fn header_len(self) -> usize {
+    pub(super) const fn header_len(self) -> usize {
         (self.0 >> 16) as usize & (2 * MAX_HEADER_LEN - 1)
+    }
+
+    /// Offset of the fragment header, 0 = none; an atomic one counts as none.
+    #[inline(always)]
+    pub(super) const fn fragment_at(self) -> usize {
+        (self.0 >> 32) as usize & (2 * MAX_HEADER_LEN - 1)
     }
 }
 
 /// Walks the extension headers (RFC 8200 section 4).
 #[inline(always)]
 pub fn walk_extensions<P: Packet>(packet: &P, l3: usize, first: u8) -> Chain {
-    let (mut next, mut at) = (first, ipv6::LEN);
+    let (mut next, mut at, mut fragment) = (first, ipv6::LEN, 0);
     for _ in 0..=MAX_EXTENSIONS {
         let header = match next {
             proto::HOP_BY_HOP
@@ -206,16 +279,21 @@ pub fn walk_extensions<P: Packet>(packet: &P, l3: usize, first: u8) -> Chain {
                 Some(header) => header,
                 None => return Chain::new(ChainEnd::Truncated, 0, 0),
             },
-            proto => return Chain::new(ChainEnd::Transport, proto, at),
+            proto => return Chain::new(ChainEnd::Transport, proto, at).with_fragment(fragment),
         };
         at += match next {
             proto::FRAGMENT => {
-                // An atomic fragment (RFC 6946) is a whole packet.
-                if header.u16::<2>() & 0xfff9 != 0 {
+                let word = header.u16::<2>();
+                if word & fragment::OFFSET6 != 0 {
                     let next = header.u8::<0>();
                     // Destination options may hide a TCP or UDP header; other protocols are the kernel's.
                     let hides = forwarded(next) || next == proto::DESTINATION;
-                    return Chain::new(if hides { ChainEnd::Fragment } else { ChainEnd::Elsewhere }, 0, 0);
+                    let end = if hides { ChainEnd::Fragment } else { ChainEnd::Elsewhere };
+                    return Chain::new(end, next, 0).with_fragment(at);
+                }
+                // An atomic fragment (RFC 6946) is a whole packet.
+                if word & fragment::MORE6 != 0 {
+                    fragment = at;
                 }
                 8
             }
@@ -243,7 +321,7 @@ fn transport<'t, P: Packet, T: Tables>(
     flow: impl Fn(u64, u32) -> u64,
 ) -> Decision<'t> {
     if !forwarded(ip.proto) {
-        return Decision::Pass;
+        return found::other(packet, tables, vip, ip, ttl);
     }
     let at = ip.l3 + ip.header_len;
     let payload = usize::from(ip.total_len) - ip.header_len;
@@ -252,7 +330,12 @@ fn transport<'t, P: Packet, T: Tables>(
         return refuse(DropReason::IpLength);
     }
     let l4 = L4 { ports: ports.u32::<0>() };
-    let Some(id) = service::find(tables, vip, ip.proto, l4.ports as u16) else { return Decision::Pass };
+    let Some(id) = service::find(tables, vip, ip.proto, l4.ports as u16) else {
+        if let Part::First = ip.part {
+            tables.trace(packet, ip.l3, ip.v6, fragment::KERNEL, 0);
+        }
+        return Decision::Pass;
+    };
 
     let step = if ip.proto == proto::TCP {
         let Some(header) = packet.view::<{ tcp::LEN }>(at) else { return refuse(DropReason::Truncated) };
@@ -267,14 +350,15 @@ fn transport<'t, P: Packet, T: Tables>(
         Step::of_tcp(flags as u8, data_offset < payload)
     } else {
         let length = usize::from(ports.u16::<{ udp::LENGTH }>());
-        if length < udp::LEN || length > payload {
+        // The length is the datagram's, of which this may be the first fragment alone.
+        if length < udp::LEN || length > payload && !matches!(ip.part, Part::First) {
             return refuse(DropReason::UdpLength);
         }
         Step::Within
     };
     // RFC 1812 section 5.3.1: a packet whose TTL ends here is not forwarded.
     if ttl <= 1 {
-        return refuse(DropReason::TtlExceeded);
+        return Decision::Answer(Answer { kind: AnswerKind::Expired, l3: ip.l3, v6: ip.v6 });
     }
     let Some(entry) = tables.service(id) else { return refuse(DropReason::Internal) };
     // Removed a moment ago: what its zeroed entry points at are the slots of another service.

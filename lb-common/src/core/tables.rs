@@ -3,13 +3,15 @@
 
 use super::{
     affinity::{Place, Step, choose_flow},
+    found::Found,
+    fragment,
     guard::Admission,
     parse::{Chain, walk_extensions},
-    schedule,
+    quote, schedule,
 };
 use crate::abi::{
-    BackendEntry, Bucket, FlowEntry, FlowKey4, FlowKey6, HalfOpen, PortKey, PortRangeKey, ServiceEntry, Slot,
-    VipEntry,
+    BackendEntry, Bucket, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, PortKey,
+    PortRangeKey, ServiceEntry, Slot, VipEntry,
 };
 use crate::packet::Packet;
 
@@ -39,8 +41,10 @@ pub trait Tables {
     fn add_flow6(&self, key: &FlowKey6, entry: FlowEntry) -> bool;
     /// Nanoseconds of the monotonic clock.
     fn now_ns(&self) -> u64;
-    /// Takes one token for an ICMP answer; false if there is none.
-    fn icmp_token(&self) -> bool;
+    /// Where the first fragment of a datagram went.
+    fn fragment_trace(&self, key: &FragmentKey) -> Option<FragmentTrace>;
+    /// Keeps where it went, in the place of what was there.
+    fn add_fragment_trace(&self, key: &FragmentKey, trace: &FragmentTrace);
 
     /// Walks the IPv6 extension headers. A rare path: the kernel program puts it out of line, where the
     /// verifier goes through it once and not once for each way that leads there.
@@ -143,6 +147,34 @@ pub trait Tables {
         _step: Step,
     ) -> Admission {
         Admission::GRANTED
+    }
+
+    /// What becomes of an ICMP message to a VIP. As rare as `extensions`, like all that follow.
+    #[inline(always)]
+    fn icmp<P: Packet>(&self, packet: &P, place: Place) -> Found
+    where
+        Self: Sized,
+    {
+        quote::icmp(packet, self, place)
+    }
+
+    /// What becomes of a fragment behind the first.
+    #[inline(always)]
+    fn fragment<P: Packet>(&self, packet: &P, l3: usize, v6: bool) -> Found
+    where
+        Self: Sized,
+    {
+        fragment::follow(packet, self, l3, v6)
+    }
+
+    /// Leaves the trace of a first fragment that goes to `backend`, or to nobody of a service
+    /// ([`fragment::KERNEL`]).
+    #[inline(always)]
+    fn trace<P: Packet>(&self, packet: &P, l3: usize, v6: bool, backend: u32, entropy: u32)
+    where
+        Self: Sized,
+    {
+        fragment::trace(packet, self, l3, v6, backend, entropy);
     }
 }
 

@@ -11,6 +11,50 @@ pub enum Decision<'t> {
     Drop(Refusal),
     /// To a backend.
     Forward(Forward<'t>),
+    /// Answered by the balancer itself, back out of the port it came in by.
+    Answer(Answer),
+}
+
+/// A packet that the balancer answers itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Answer {
+    pub kind: AnswerKind,
+    /// Offset of the IP header.
+    pub l3: usize,
+    /// True for IPv6.
+    pub v6: bool,
+}
+
+/// What is answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum AnswerKind {
+    /// An echo request: see [`super::echo::reply`].
+    Echo = 0,
+    /// TTL or hop limit ended here: see [`super::icmp::expired`].
+    Expired = 1,
+}
+
+impl AnswerKind {
+    /// What is counted when it was answered.
+    #[inline(always)]
+    #[must_use]
+    pub const fn answered(self) -> DropReason {
+        match self {
+            Self::Echo => DropReason::EchoAnswered,
+            Self::Expired => DropReason::TtlExceeded,
+        }
+    }
+
+    /// What is counted when it was not.
+    #[inline(always)]
+    #[must_use]
+    pub const fn unanswered(self) -> DropReason {
+        match self {
+            Self::Echo => DropReason::EchoUnanswered,
+            Self::Expired => DropReason::TtlExceededUnanswered,
+        }
+    }
 }
 
 /// A packet refused.
@@ -65,7 +109,7 @@ drop_reasons! {
     IpLength = 2, "ip_length", "the IP length is beyond the frame or inside a header";
     IpFlags = 3, "ip_flags", "the reserved IPv4 flag is set";
     Fragment = 4, "fragment", "a fragment that cannot be told a backend";
-    TtlExceeded = 5, "ttl_exceeded", "TTL or hop limit ended here";
+    TtlExceeded = 5, "ttl_exceeded", "TTL or hop limit ended here; the sender was told";
     Ipv6Extension = 6, "ipv6_extension", "too many or impossible IPv6 extension headers";
     TcpHeader = 7, "tcp_header", "the TCP data offset is impossible";
     TcpFlags = 8, "tcp_flags", "no TCP segment has these flags";
@@ -82,11 +126,13 @@ drop_reasons! {
     ServiceLimit = 19, "service_limit", "the service receives more than its limit";
     FragmentUnknown = 20, "fragment_unknown", "a later fragment of a datagram whose first one was not seen in time";
     TtlExceededUnanswered = 21, "ttl_exceeded_unanswered", "TTL or hop limit ended here; not told: the rate limit on ICMP, or a sender that is no single host";
-    IcmpQuote = 22, "icmp_quote", "an ICMP error that quotes no packet of a service";
+    IcmpQuote = 22, "icmp_quote", "an ICMP error about a service whose quote does not tell the flow";
     NatSession = 23, "nat_session", "no NAT session, and nothing that could begin one";
     NatExhausted = 24, "nat_exhausted", "no source port was free for a new NAT session";
     NatFull = 25, "nat_full", "no room for a new NAT session";
     NatUntranslatable = 26, "nat_untranslatable", "the packet has no equivalent in the other IP version";
+    EchoAnswered = 27, "echo_answered", "an echo request to a virtual address, answered here: nothing is lost";
+    EchoUnanswered = 28, "echo_unanswered", "an echo request to a virtual address, not answered: the rate limit, or a sender that is no single host";
 }
 
 #[cfg(test)]

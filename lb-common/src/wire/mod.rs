@@ -40,6 +40,7 @@ pub mod ipv4 {
     pub const VIHL: usize = offset_of!(Ipv4Hdr, vihl);
     pub const TOS: usize = offset_of!(Ipv4Hdr, tos);
     pub const TOTAL_LEN: usize = offset_of!(Ipv4Hdr, tot_len);
+    pub const ID: usize = offset_of!(Ipv4Hdr, id);
     pub const FRAGMENT: usize = offset_of!(Ipv4Hdr, frags);
     pub const TTL: usize = offset_of!(Ipv4Hdr, ttl);
     pub const PROTO: usize = offset_of!(Ipv4Hdr, proto);
@@ -123,8 +124,17 @@ pub mod icmp {
     /// Destination unreachable, fragmentation needed (RFC 1191).
     pub const V4_UNREACHABLE: u8 = 3;
     pub const V4_FRAGMENTATION_NEEDED: u8 = 4;
+    pub const V4_TIME_EXCEEDED: u8 = 11;
+    pub const V4_PARAMETER_PROBLEM: u8 = 12;
+    pub const V4_ECHO_REPLY: u8 = 0;
+    pub const V4_ECHO_REQUEST: u8 = 8;
+    pub const V6_UNREACHABLE: u8 = 1;
     /// Packet Too Big (RFC 4443 section 3.2).
     pub const V6_PACKET_TOO_BIG: u8 = 2;
+    pub const V6_TIME_EXCEEDED: u8 = 3;
+    pub const V6_PARAMETER_PROBLEM: u8 = 4;
+    pub const V6_ECHO_REQUEST: u8 = 128;
+    pub const V6_ECHO_REPLY: u8 = 129;
 }
 
 /// GUE (draft-ietf-intarea-gue).

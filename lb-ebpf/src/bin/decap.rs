@@ -51,7 +51,7 @@ impl Allow for Maps {
 }
 
 /// Takes the balancer's outer header off; everything else goes to the kernel untouched.
-#[xdp]
+#[xdp(frags)]
 pub fn decap(ctx: XdpContext) -> u32 {
     let verdict = decap::decapsulate(&mut Frame::new(ctx.ctx), &Maps);
     match verdict.outcome {

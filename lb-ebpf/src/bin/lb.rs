@@ -6,7 +6,9 @@ use aya_ebpf::{macros::xdp, programs::XdpContext};
 use lb_ebpf::{emit, frame::Frame, observe};
 
 /// Forwards what is for a VIP, passes everything else to the kernel.
-#[xdp]
+///
+/// `frags`: jumbo frames come in several buffers; the headers lie in the first.
+#[xdp(frags)]
 pub fn lb(ctx: XdpContext) -> u32 {
     emit::handle(&mut Frame::new(ctx.ctx))
 }

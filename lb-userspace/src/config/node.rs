@@ -27,6 +27,10 @@ pub struct NodeConfig {
     pub state_dir: PathBuf,
     pub pin_dir: PathBuf,
     pub run_dir: PathBuf,
+    /// Echo requests to virtual addresses are answered by the program.
+    pub answer_ping: bool,
+    /// Fragments are forwarded.
+    pub fragments: bool,
 }
 
 /// How the program is attached.
@@ -144,6 +148,8 @@ pub(super) fn read_node<'a>(
         state_dir: directory("state_dir", "/var/lib/lbd", address::directory),
         pin_dir: directory("pin_dir", "/sys/fs/bpf/lbd", address::pin_directory),
         run_dir: directory("run_dir", "/run/lbd", address::socket_directory),
+        answer_ping: node.pick("answer_ping", &node.switch("answer_ping"), true),
+        fragments: node.pick("fragments", &node.switch("fragments"), true),
     }
 }
 

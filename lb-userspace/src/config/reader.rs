@@ -260,6 +260,14 @@ impl<'a> Section<'a> {
         self.read(key, |value| parse(text(value, expected)?))
     }
 
+    /// Reads a key that is on or off.
+    pub(super) fn switch(&self, key: &str) -> Setting<bool> {
+        self.read(key, |value| match value {
+            DeValue::Boolean(on) => Ok(*on),
+            _ => Err(Refusal::wrong_type("true or false")),
+        })
+    }
+
     /// Reads a key whose value is one of some words. `later` are words for what is not available yet.
     pub(super) fn word<T: Copy>(&self, key: &str, words: &[(&str, T)], later: &[&str]) -> Setting<T> {
         let names: Vec<&str> = words.iter().map(|(word, _)| *word).collect();

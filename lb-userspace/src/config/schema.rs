@@ -42,7 +42,7 @@ pub(super) static ROOT: Schema = Schema {
 
 pub(super) static NODE: Schema = Schema {
     header: "[node]",
-    keys: &["name", "interfaces", "xdp_mode", "state_dir", "pin_dir", "run_dir"],
+    keys: &["name", "interfaces", "xdp_mode", "state_dir", "pin_dir", "run_dir", "answer_ping", "fragments"],
     refused: &[],
 };
 

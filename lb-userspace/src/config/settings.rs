@@ -173,6 +173,8 @@ impl Config {
         push("node", "state_dir", json!(self.node.state_dir));
         push("node", "pin_dir", json!(self.node.pin_dir));
         push("node", "run_dir", json!(self.node.run_dir));
+        push("node", "answer_ping", json!(self.node.answer_ping));
+        push("node", "fragments", json!(self.node.fragments));
         let listen = self.metrics.listen.map_or("off".to_owned(), |address| address.to_string());
         push("metrics", "listen", json!(listen));
         push("tunnel", "source_ipv4", json!(self.tunnel.source_ipv4));

@@ -18,7 +18,7 @@ use crate::{
     },
     state::{self, Effective, NewBackend, RuntimeChanges, Stamp, StateDir},
 };
-use lb_common::abi::BackendEntry;
+use lb_common::abi::{BackendEntry, VipEntry};
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
@@ -182,8 +182,10 @@ impl Engine {
     }
 
     fn tunnel(&self) -> TunnelSettings {
-        let tunnel = &self.config.tunnel;
+        let (node, tunnel) = (&self.config.node, &self.config.tunnel);
+        let flag = |on: bool, flag: u32| if on { flag } else { 0 };
         TunnelSettings {
+            vip_flags: flag(node.answer_ping, VipEntry::ECHO) | flag(node.fragments, VipEntry::FRAGMENTS),
             source_ipv4: tunnel.source_ipv4,
             source_ipv6: tunnel.source_ipv6,
             gue_source_ipv4: tunnel.gue_source_ipv4,

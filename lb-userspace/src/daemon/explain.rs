@@ -91,6 +91,7 @@ impl Engine {
         match decide(&packet, &tables) {
             Decision::Pass => Found { passed: true, ..Found::default() },
             Decision::Drop(refusal) => Found { reason: Some(refusal.reason), ..Found::default() },
+            Decision::Answer(answer) => Found { reason: Some(answer.kind.answered()), ..Found::default() },
             Decision::Forward(to) => {
                 let reason = forward::rewrite(&mut packet, &to).err();
                 let slot = self.image.rings.get(&to.service).and_then(|ring| ring.get(to.slot as usize));

@@ -12,6 +12,8 @@ use crate::{
     model::{Admin, BackendSpec, Forward, Health, ServiceSpec},
 };
 use ipnet::{Ipv4Net, Ipv6Net};
+#[cfg(doc)]
+use lb_common::abi::VipEntry;
 use lb_common::abi::{BackendEntry, ForwardKind, MAX_SERVICES, ServiceEntry, Slot};
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -69,7 +71,7 @@ pub struct NextHopEntry {
     pub source: Option<IpAddr>,
 }
 
-/// Where outer source addresses come from.
+/// What of the node's settings the tables depend on: where outer source addresses come from, and more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunnelSettings {
     /// `ipip`: the host bits vary with the flow.
@@ -78,6 +80,8 @@ pub struct TunnelSettings {
     /// `gue`: a fixed source instead of this node's own address.
     pub gue_source_ipv4: Option<std::net::Ipv4Addr>,
     pub gue_source_ipv6: Option<std::net::Ipv6Addr>,
+    /// What holds for every VIP: [`VipEntry::ECHO`], [`VipEntry::FRAGMENTS`].
+    pub vip_flags: u32,
 }
 
 /// Why there is no such image. Nothing was changed.
@@ -174,7 +178,8 @@ pub fn build(
     }
     rings.forget_unused(wanted.len());
     for (vip, (address, claims)) in vip_numbers(&claims, observed).into_iter().zip(&claims) {
-        let tables = lay_out(vip, claims);
+        let mut tables = lay_out(vip, claims);
+        tables.entry.flags |= tunnel.vip_flags;
         image.vips.insert(*address, tables.entry);
         image.ports.extend(tables.ports);
         image.port_ranges.extend(tables.ranges);

@@ -5,8 +5,8 @@ use super::Image;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::{
     abi::{
-        Arrivals, BackendEntry, FlowEntry, FlowKey4, FlowKey6, HalfOpen, Limits, MAX_SERVICES, PortKey,
-        PortRangeKey, ServiceEntry, Slot, SourceKey, VipEntry,
+        Arrivals, BackendEntry, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, Limits,
+        MAX_SERVICES, PortKey, PortRangeKey, ServiceEntry, Slot, SourceKey, VipEntry,
     },
     core::{
         FlowCell, NoCell, Tables,
@@ -19,8 +19,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::AtomicU64;
 
 /// An image, looked things up in as in the maps: an array element that was never written is zero, one beyond
-/// the array's end is absent. It holds no flows and records none. Every ICMP answer is granted: whether the
-/// rate limit would have is a matter of time, not of tables.
+/// the array's end is absent. It holds no flows and no traces of fragments, and records none.
 #[derive(Debug, Clone, Copy)]
 pub struct Memory<'a>(pub &'a Image);
 
@@ -132,9 +131,11 @@ impl Tables for Memory<'_> {
         0
     }
 
-    fn icmp_token(&self) -> bool {
-        true
+    fn fragment_trace(&self, _: &FragmentKey) -> Option<FragmentTrace> {
+        None
     }
+
+    fn add_fragment_trace(&self, _: &FragmentKey, _: &FragmentTrace) {}
 
     fn denied4(&self, source: u32) -> bool {
         guard::denied4(self, source)
@@ -301,8 +302,12 @@ impl Tables for MemoryOfFlow<'_> {
         self.image.now_ns()
     }
 
-    fn icmp_token(&self) -> bool {
-        self.image.icmp_token()
+    fn fragment_trace(&self, key: &FragmentKey) -> Option<FragmentTrace> {
+        self.image.fragment_trace(key)
+    }
+
+    fn add_fragment_trace(&self, key: &FragmentKey, trace: &FragmentTrace) {
+        self.image.add_fragment_trace(key, trace);
     }
 
     fn denied4(&self, source: u32) -> bool {

@@ -23,6 +23,7 @@ fn tunnel() -> TunnelSettings {
         source_ipv6: "100::/64".parse().unwrap(),
         gue_source_ipv4: None,
         gue_source_ipv6: None,
+        vip_flags: VipEntry::ECHO,
     }
 }
 

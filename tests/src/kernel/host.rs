@@ -3,16 +3,17 @@
 use super::{Counter, Counters, Flows, INGRESS, Outcome, Verdict};
 use lb_common::{
     abi::{
-        BackendEntry, FlowEntry, FlowKey4, FlowKey6, HalfOpen, PortKey, PortRangeKey, ServiceEntry, Slot,
-        VipEntry,
+        BackendEntry, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, PortKey,
+        PortRangeKey, ServiceEntry, Slot, VipEntry,
     },
     core::{
-        Decision, DropReason, FlowCell, HalfOpenCell, Tables,
+        AnswerKind, Decision, DropReason, FlowCell, HalfOpenCell, Part, Tables,
         affinity::{Place, Step},
-        decide, forward,
+        decide, echo, forward, fragment,
         guard::Admission,
-        icmp,
+        icmp::{self, Message},
     },
+    hash,
     packet::{Buffer, Packet},
 };
 use lb_userspace::plan::{Image, Memory};
@@ -41,6 +42,7 @@ impl<'a> Host<'a> {
             turns: RefCell::default(),
             active: RefCell::default(),
             recorded: Cell::default(),
+            traces: RefCell::default(),
         };
         Self { tables, counters: Counters::default() }
     }
@@ -48,6 +50,11 @@ impl<'a> Host<'a> {
     /// Goes on with another image; flows stay.
     pub fn set_image(&mut self, image: &'a Image) {
         self.tables.image = Memory(image);
+    }
+
+    /// Forgets the traces of fragments.
+    pub fn forget_fragments(&mut self) {
+        self.tables.traces.borrow_mut().clear();
     }
 
     /// What it counted so far.
@@ -88,8 +95,20 @@ impl<'a> Host<'a> {
         let to = match decide(buffer, &self.tables) {
             Decision::Pass => return Verdict::Pass,
             Decision::Drop(refusal) => return self.refuse(refusal.reason),
+            Decision::Answer(answer) => {
+                let (l3, v6) = (answer.l3, answer.v6);
+                let told = match answer.kind {
+                    AnswerKind::Echo => echo::reply(buffer, l3, v6),
+                    AnswerKind::Expired => icmp::tell(buffer, l3, v6, Message::expired(v6)),
+                };
+                return self.answered(told, answer.kind.answered(), answer.kind.unanswered());
+            }
             Decision::Forward(to) => to,
         };
+        if to.ip.part == Part::First {
+            let entropy = hash::entropy(to.hash);
+            fragment::trace(buffer, &self.tables, to.ip.l3, to.ip.v6, to.backend_id, entropy);
+        }
         match forward::rewrite(buffer, &to) {
             Ok(()) => {
                 let bytes = u64::from(to.ip.total_len);
@@ -98,14 +117,23 @@ impl<'a> Host<'a> {
                 if to.backend.ifindex == INGRESS { Verdict::Tx } else { Verdict::Redirect }
             }
             Err(DropReason::TooBig) => {
-                if icmp::too_big(buffer, to.ip.l3, to.ip.v6, forward::path_mtu(to.backend)).is_none() {
-                    return self.refuse(DropReason::TooBigUnanswered);
-                }
-                self.refuse(DropReason::TooBig);
-                Verdict::Tx
+                let message = Message::too_big(to.ip.v6, forward::path_mtu(to.backend));
+                let told = match to.ip.may_be_answered() {
+                    true => icmp::tell(buffer, to.ip.l3, to.ip.v6, message),
+                    false => None,
+                };
+                self.answered(told, DropReason::TooBig, DropReason::TooBigUnanswered)
             }
             Err(reason) => self.refuse(reason),
         }
+    }
+
+    fn answered(&mut self, told: Option<()>, yes: DropReason, no: DropReason) -> Verdict {
+        if told.is_none() {
+            return self.refuse(no);
+        }
+        self.refuse(yes);
+        Verdict::Tx
     }
 
     fn refuse(&mut self, reason: DropReason) -> Verdict {
@@ -114,7 +142,7 @@ impl<'a> Host<'a> {
     }
 }
 
-/// An image, and flow tables beside it.
+/// An image, and flow tables and traces of fragments beside it.
 struct Recording<'a> {
     image: Memory<'a>,
     flows4: RefCell<BTreeMap<FlowKey4, Rc<Cell<u64>>>>,
@@ -124,6 +152,7 @@ struct Recording<'a> {
     turns: RefCell<BTreeMap<u32, u64>>,
     active: RefCell<BTreeMap<u32, u64>>,
     recorded: Cell<u64>,
+    traces: RefCell<BTreeMap<FragmentKey, FragmentTrace>>,
 }
 
 struct Entry(Rc<Cell<u64>>);
@@ -242,8 +271,11 @@ impl Tables for Recording<'_> {
     fn now_ns(&self) -> u64 {
         0
     }
-    fn icmp_token(&self) -> bool {
-        true
+    fn fragment_trace(&self, key: &FragmentKey) -> Option<FragmentTrace> {
+        self.traces.borrow().get(key).copied()
+    }
+    fn add_fragment_trace(&self, key: &FragmentKey, trace: &FragmentTrace) {
+        self.traces.borrow_mut().insert(*key, *trace);
     }
     fn denied4(&self, source: u32) -> bool {
         self.image.denied4(source)

@@ -19,8 +19,8 @@ use aya::{
     programs::{TestRun, TestRunOptions, Xdp},
 };
 use lb_common::abi::{
-    Bucket, FLOW_CAPACITY, FlowEntry, FlowKey4, FlowKey6, FlowStats, HALF_OPEN_CAPACITY, HalfOpen,
-    ICMP_BUCKET, Stats,
+    Bucket, ECHO_BUCKET, EXPIRED_BUCKET, FLOW_CAPACITY, FlowEntry, FlowKey4, FlowKey6, FlowStats,
+    FragmentKey, FragmentTrace, HALF_OPEN_CAPACITY, HalfOpen, ICMP_BUCKET, Stats,
 };
 use lb_userspace::{
     dataplane::{self, Maps},
@@ -90,7 +90,7 @@ impl Program {
         let mut ebpf = loader.load(elf).expect("the ELF loads; this test needs root or CAP_BPF and friends");
         let program: &mut Xdp = ebpf.program_mut(name).expect(name).try_into().expect("an XDP program");
         program.load().expect("the verifier takes the program");
-        Self { ebpf, name, out: vec![0; 8192] }
+        Self { ebpf, name, out: vec![0; 16_384] }
     }
 
     /// The maps and programs.
@@ -110,10 +110,14 @@ impl Program {
     /// Another handle of a hash map.
     pub fn hash<K: Pod, V: Pod>(&self, name: &str) -> HashMap<MapData, K, V> {
         let map = self.ebpf.map(name).unwrap_or_else(|| panic!("a map {name}"));
-        let Map::HashMap(data) = map else { panic!("{name} is no hash map") };
+        let (Map::HashMap(data) | Map::LruHashMap(data)) = map else { panic!("{name} is no hash map") };
         let id = data.info().expect("map info").id();
         let again = MapData::from_id(id).expect("a map of this id");
-        HashMap::try_from(Map::HashMap(again)).expect("a hash map of these keys and values")
+        let again = match map {
+            Map::LruHashMap(_) => Map::LruHashMap(again),
+            _ => Map::HashMap(again),
+        };
+        HashMap::try_from(again).expect("a hash map of these keys and values")
     }
 
     /// Runs the program on a frame of at least 14 bytes.
@@ -160,6 +164,7 @@ pub struct Balancer {
     flows6: HashMap<MapData, FlowKey6, u64>,
     half_open4: HashMap<MapData, FlowKey4, HalfOpen>,
     half_open6: HashMap<MapData, FlowKey6, HalfOpen>,
+    fragments: HashMap<MapData, FragmentKey, FragmentTrace>,
 }
 
 impl Balancer {
@@ -203,6 +208,7 @@ impl Balancer {
             flows6: program.hash("FLOWS6"),
             half_open4: program.hash("HALF_OPEN4"),
             half_open6: program.hash("HALF_OPEN6"),
+            fragments: program.hash("FRAGMENTS"),
             maps: Maps::take(program.ebpf()).expect("all maps"),
             image: Image::empty(image.ring_capacity, image.backend_capacity),
             program,
@@ -260,6 +266,23 @@ impl Balancer {
         }
     }
 
+    /// Forgets the traces of fragments: they live for a time that a slow test may exceed.
+    pub fn forget_fragments(&mut self) {
+        let keys: Vec<_> = self.fragments.keys().collect::<Result<_, _>>().expect("the traces");
+        for key in keys {
+            self.fragments.remove(&key).expect("a trace that is there");
+        }
+    }
+
+    /// Makes every trace of a fragment so many nanoseconds older.
+    pub fn age_fragments(&mut self, by: u64) {
+        let traces: Vec<_> = self.fragments.iter().collect::<Result<_, _>>().expect("the traces");
+        for (key, trace) in traces {
+            let older = FragmentTrace { seen_ns: trace.seen_ns.saturating_sub(by), ..trace };
+            self.fragments.insert(key, older, 0).expect("a trace that is there is replaced");
+        }
+    }
+
     /// Makes every entry older by so many units of its clock: tests need not wait.
     pub fn age(&mut self, units: u16) {
         for (flow, entry) in self.entries() {
@@ -293,11 +316,14 @@ impl Balancer {
         self.set_bucket(Bucket { refilled_ns: u64::MAX, tokens });
     }
 
-    /// Sets the bucket of ICMP answers of every CPU; the default is that of a program just loaded.
+    /// Sets every bucket of ICMP answers of every CPU; the default is that of a program just loaded.
     pub fn set_bucket(&mut self, bucket: Bucket) {
         let cpus = aya::util::nr_cpus().expect("the number of CPUs");
         let values = PerCpuValues::try_from(vec![bucket; cpus]).expect("a value for each CPU");
-        self.buckets.set(ICMP_BUCKET, values, 0).expect("BUCKETS");
+        for number in [ICMP_BUCKET, ECHO_BUCKET, EXPIRED_BUCKET] {
+            let values = PerCpuValues::try_from(values.to_vec()).expect("a value for each CPU");
+            self.buckets.set(number, values, 0).expect("BUCKETS");
+        }
     }
 
     /// Runs the program on a frame of at least 14 bytes.

@@ -125,6 +125,7 @@ pub fn tunnel() -> TunnelSettings {
         source_ipv6: "100::/64".parse().expect("a prefix"),
         gue_source_ipv4: None,
         gue_source_ipv6: None,
+        vip_flags: VipEntry::ECHO | VipEntry::FRAGMENTS,
     }
 }
 

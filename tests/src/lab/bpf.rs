@@ -16,6 +16,8 @@ const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
+/// Without it no veth whose frames may be longer than a page takes a program.
+const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
 /// linux/if_link.h.
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
@@ -184,7 +186,7 @@ impl XdpProgram {
             log_size: u32::try_from(log.len()).unwrap_or_default(),
             log: log.as_mut_ptr() as u64,
             kernel_version: 0,
-            flags: 0,
+            flags: BPF_F_XDP_HAS_FRAGS,
             name: *b"lab\0\0\0\0\0\0\0\0\0\0\0\0\0",
             ifindex: 0,
             // As the product's: a link takes only a program of the same attach type in the place of another.

@@ -367,7 +367,7 @@ impl Packet {
         (number, bytes)
     }
 
-    fn pseudo_header(&self, number: u8, len: u32) -> Vec<u8> {
+    pub(super) fn pseudo_header(&self, number: u8, len: u32) -> Vec<u8> {
         let mut bytes = match &self.net {
             Net::V4(ip) => [ip.src.octets(), ip.dst.octets()].concat(),
             Net::V6(ip) => [ip.src.octets(), ip.dst.octets()].concat(),

@@ -152,16 +152,26 @@ impl Generator {
                     let words = rng.below(11);
                     ip.options = rng.bytes(4 * words);
                 }
-                if rng.percent(5) {
-                    ip.fragment = rng.bits() as u16;
+                if rng.percent(8) {
+                    let random = rng.bits() as u16;
+                    ip.fragment = rng.pick(&[0x2000, 0x2000, 0x6000, 0x2003, 5, 1, random]);
+                    // Few datagrams, so that pieces find their first.
+                    (ip.id, ip.src) = (rng.below(2) as u16, Ipv4Addr::new(203, 0, 114, rng.below(2) as u8));
                 }
             }
             Net::V6(ip) => {
                 ip.flow_label = rng.bits() as u32 & 0xf_ffff;
-                if rng.percent(30) {
+                if rng.percent(8) {
+                    ip.src = Ipv6Addr::new(0x2001, 0xdb8, 0xd, 0, 0, 0, 0, rng.below(2) as u16);
+                    let (offset, more) = rng.pick(&[(0, true), (0, true), (3, true), (5, false), (1, false)]);
+                    ip.extensions = vec![Extension::fragment(offset, more)];
+                } else if rng.percent(30) {
                     ip.extensions = (0..rng.below(8)).map(|_| extension(rng)).collect();
                 }
             }
+        }
+        if rng.percent(4) {
+            return error_about(rng, &packet);
         }
         packet
     }
@@ -258,6 +268,23 @@ impl Generator {
             }
         }
     }
+}
+
+/// The ICMP error about a packet that answers this one, as much quoted as may be.
+fn error_about(rng: &mut Rng, packet: &Packet) -> Packet {
+    let v6 = packet.is_v6();
+    let kinds: &[u8] = if v6 { &[1, 2, 3, 4, 5] } else { &[3, 11, 12, 5, 4] };
+    let message = (rng.pick(kinds), rng.below(5) as u8, rng.bits() as u32);
+    let answer = if rng.percent(90) { packet.reversed() } else { packet.clone() };
+    let mut quote = answer.ip();
+    let header = if v6 { 40 } else { 20 };
+    let any = rng.below(100);
+    let len = rng.pick(&[header + 8, header + 8, 128, 548, any]);
+    quote.truncate(len);
+    let (router, vip) = packet.addresses();
+    let mut error = Packet::icmp_error(router, vip, message, &quote);
+    (error.tags, error.pad_to) = (packet.tags.clone(), packet.pad_to);
+    error
 }
 
 /// An extension header; few of them fragments or of segments left.

@@ -5,6 +5,7 @@
 mod build;
 pub mod check;
 mod generate;
+mod pieces;
 
 pub use build::{Extension, Net, Packet, Tcp, Transport, Udp, V4, V6, checksum};
 pub use generate::{Generator, Rng};

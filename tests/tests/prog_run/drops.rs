@@ -40,8 +40,23 @@ fn rows(rig: &Rig) -> Vec<Row> {
         row(DropReason::IpHeader, "dsr4-tcp", &tcp4, tcp4.with(|p| p.v4().version_ihl = Some(0x44))),
         row(DropReason::IpLength, "dsr4-tcp", &tcp4, tcp4.with(|p| p.v4().total_len = Some(len + 1))),
         row(DropReason::IpFlags, "dsr4-tcp", &tcp4, tcp4.with(|p| p.v4().fragment = 0xc000)),
-        row(DropReason::Fragment, "dsr4-tcp", &tcp4, tcp4.with(|p| p.v4().fragment = 0x2000)),
-        row(DropReason::TtlExceeded, "dsr4-tcp", &tcp4.with_ttl(2), tcp4.with_ttl(1)),
+        row(DropReason::Fragment, "dsr4-tcp", &tcp4, tcp4.with(|p| p.v4().fragment = 1)),
+        row(DropReason::FragmentUnknown, "dsr4-tcp", &tcp4, tcp4.with(|p| p.v4().fragment = 3)),
+        row(
+            DropReason::TtlExceededUnanswered,
+            "dsr4-tcp",
+            &tcp4.with_ttl(2),
+            tcp4.with_ttl(1).with(|p| p.v4().src = [127, 0, 0, 1].into()),
+        ),
+        row(DropReason::IcmpQuote, "dsr4-tcp", &tcp4, {
+            let (router, vip) = (client_address(false, 9), tcp4.addresses().1);
+            // One byte less than the ports.
+            Packet::icmp_error(router, vip, (3, 4, 1400), &tcp4.reversed().ip()[..23])
+        }),
+        row(DropReason::EchoUnanswered, "dsr4-tcp", &tcp4, {
+            let ping = tcp4.with(|p| p.transport = Transport::Echo(vec![1; 8]));
+            ping.with(|p| p.v4().src = [0, 0, 0, 0].into())
+        }),
         row(DropReason::Ipv6Extension, "dsr4-tcp", &hops(6), hops(7)),
         row(DropReason::TcpHeader, "dsr4-tcp", &tcp4, tcp4.with(|p| p.tcp_mut().data_offset = Some(4))),
         row(DropReason::TcpFlags, "dsr4-tcp", &tcp4, tcp4.with(|p| p.tcp_mut().flags = 0)),
@@ -52,7 +67,7 @@ fn rows(rig: &Rig) -> Vec<Row> {
             DropReason::TooBigUnanswered,
             "mtu100",
             &rig.world.packet("mtu100", false, 5).with_ip_len(80),
-            rig.world.packet("mtu100", false, 5).with_ip_len(81),
+            rig.world.packet("mtu100", false, 5).with_ip_len(81).with(|p| p.v4().src = [240, 0, 0, 1].into()),
         ),
     ]
 }
@@ -67,10 +82,19 @@ fn every_reason_has_a_packet_and_a_neighbour() {
         rig.forwards(&format!("beside {}", row.reason.name()), row.service, &row.neighbour);
         met.insert(row.reason as u32);
     }
-    // Answered, so its verdict is another: `icmp.rs`. No headroom and contradictions: below.
-    for elsewhere in [DropReason::TooBig, DropReason::NoHeadroom, DropReason::Internal] {
+    // Answered, so the verdict is another: `icmp.rs`, `echo.rs`. No headroom and contradictions: below.
+    for elsewhere in [
+        DropReason::TooBig,
+        DropReason::TtlExceeded,
+        DropReason::EchoAnswered,
+        DropReason::NoHeadroom,
+        DropReason::Internal,
+    ] {
         assert!(met.insert(elsewhere as u32));
     }
+    // Of lists, limits and sessions, which this world has none of.
+    met.extend(DropReason::Denied as u32..=DropReason::ServiceLimit as u32);
+    met.extend(DropReason::NatSession as u32..=DropReason::NatUntranslatable as u32);
     let missing: Vec<_> = DropReason::ALL.iter().filter(|r| !met.contains(&(**r as u32))).collect();
     assert!(missing.is_empty(), "no packet is dropped for {missing:?}");
 }

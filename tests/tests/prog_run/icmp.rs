@@ -20,22 +20,39 @@ fn too_big(rig: &mut Rig, what: &str, packet: &Packet, mtu: u16) {
     check_answer(packet, &outcome, mtu).unwrap_or_else(why);
 }
 
-/// The answer is what RFC 792 and RFC 1191, or RFC 4443, want.
+/// A packet whose TTL ends here is told so, from the VIP.
+#[track_caller]
+pub fn expires(rig: &mut Rig, what: &str, packet: &Packet) {
+    let frame = packet.build();
+    let (outcome, moved) = rig.run(&frame);
+    assert_eq!(outcome.verdict, Verdict::Tx, "{what}: {moved:?}");
+    assert_eq!(moved, Counters::one(DropReason::TtlExceeded.into(), 0), "{what}");
+    let kind = if packet.is_v6() { (3, 0, 0) } else { (11, 0, 0) };
+    check_message(packet, &outcome, kind)
+        .unwrap_or_else(|why| panic!("{what}: {why}\n{}", describe(&outcome.frame)));
+}
+
 fn check_answer(packet: &Packet, outcome: &Outcome, mtu: u16) -> Result<(), String> {
+    let (kind, code) = if packet.is_v6() { (2, 0) } else { (3, 4) };
+    check_message(packet, outcome, (kind, code, mtu.into()))
+}
+
+/// The answer is what RFC 792 and RFC 1191, or RFC 4443, want: type, code, rest, and a quote.
+fn check_message(packet: &Packet, outcome: &Outcome, message: (u8, u8, u32)) -> Result<(), String> {
     let answer = check::parse(&outcome.frame)?;
     let icmp = check::icmp(&answer)?;
     let (client, vip) = packet.addresses();
     let tags: Vec<u16> = packet.tags.iter().map(|(_, tci)| tci & 0xfff).collect();
-    let kind = if packet.is_v6() { (2, 0) } else { (3, 4) };
     let found = (answer.dst_mac, answer.src_mac, &answer.vlans, answer.src, answer.dst, answer.ttl);
     let expected = (packet.src_mac, packet.dst_mac, &tags, vip, client, 64);
     if found != expected {
         return Err(format!("{found:?}, expected {expected:?}"));
     }
-    if (icmp.kind, icmp.code, icmp.rest) != (kind.0, kind.1, mtu.into()) {
-        return Err(format!("{icmp:?}, expected type and code {kind:?}, MTU {mtu}"));
+    if (icmp.kind, icmp.code, icmp.rest) != message {
+        return Err(format!("{icmp:?}, expected type, code and rest {message:?}"));
     }
-    if icmp.quote != &packet.ip()[..QUOTE] {
+    let sent = packet.ip();
+    if icmp.quote != &sent[..sent.len().min(QUOTE)] {
         return Err("the quote is not what was sent".to_owned());
     }
     if !(answer.checksum_ok && answer.padding.is_empty() && answer.tos == 0) {
@@ -101,23 +118,54 @@ fn the_quote_is_what_was_sent() {
     too_big(&mut rig, "padding", &padded, 130);
 }
 
-/// An egress so small that the packet is shorter than a quote: nobody is told.
+/// What is shorter than a quote is quoted whole, an odd last byte and all; padding of the frame is not.
 #[test]
-fn what_cannot_be_quoted_is_not_answered() {
+fn short_packets_are_quoted_whole() {
     let mut rig = Rig::new();
     for v6 in [false, true] {
         let packet = rig.world.packet("mtu100", v6, 1);
         rig.forwards("80 bytes", "mtu100", &packet.with_ip_len(80));
-        rig.drops("81 bytes", &packet.with_ip_len(81).build(), DropReason::TooBigUnanswered);
-        rig.drops("127 bytes", &packet.with_ip_len(127).build(), DropReason::TooBigUnanswered);
-        // Padding of the frame is no part of the packet: it is not quoted in its stead.
-        let padded = packet.with_ip_len(127).with(|p| p.pad_to = 300);
-        rig.drops("127 bytes, padded", &padded.build(), DropReason::TooBigUnanswered);
-        too_big(&mut rig, "128 bytes", &packet.with_ip_len(128), 80);
+        for len in 81..=130 {
+            too_big(&mut rig, &format!("{len} bytes"), &packet.with_ip_len(len), 80);
+        }
+        too_big(&mut rig, "padded", &packet.with_ip_len(127).with(|p| p.pad_to = 300), 80);
         let packet = rig.world.packet("mtu150", v6, 1);
         rig.forwards("130 bytes", "mtu150", &packet.with_ip_len(130));
         too_big(&mut rig, "131 bytes", &packet.with_ip_len(131), 130);
     }
+}
+
+/// Every length from the smallest on, in every mode, behind tags too.
+#[test]
+fn a_ttl_that_ends_is_told() {
+    let mut rig = Rig::new();
+    for service in ["dsr4-udp", "ipip6-udp", "gue4-udp"] {
+        for v6 in [false, true] {
+            for len in (if v6 { 48 } else { 28 })..140 {
+                for (tags, pad_to) in
+                    [(vec![], 60), (vec![(DOT1Q, 5)], 0), (vec![(DOT1AD, 5), (DOT1Q, 6)], 0)]
+                {
+                    let packet = rig.world.packet(service, v6, len as u16).with_ttl(1).with_ip_len(len);
+                    let packet = packet.with(|p| (p.tags, p.pad_to) = (tags, pad_to));
+                    expires(&mut rig, &format!("{service}, {len} bytes"), &packet);
+                }
+            }
+        }
+    }
+}
+
+/// The tokens of the two kinds of answers are apart.
+#[test]
+fn a_flood_of_ended_ttls_leaves_too_big_alone() {
+    stay_on_one_cpu();
+    let mut rig = Rig::new();
+    rig.balancer.set_tokens(2);
+    let packet = rig.world.packet("dsr4-tcp", false, 1);
+    for _ in 0..2 {
+        expires(&mut rig, "with a token", &packet.with_ttl(1));
+    }
+    rig.drops("without", &packet.with_ttl(1).build(), DropReason::TtlExceededUnanswered);
+    too_big(&mut rig, "with a token of its own", &packet.with_ip_len(1501), 1500);
 }
 
 /// RFC 1122 section 3.2.2, RFC 4443 section 2.4 (e.6): sources that name no single host are not answered.
@@ -137,7 +185,7 @@ fn only_single_hosts_are_told() {
 }
 
 /// Keeps this thread on one CPU: the buckets are per CPU.
-fn stay_on_one_cpu() {
+pub fn stay_on_one_cpu() {
     use nix::{
         sched::{CpuSet, sched_getaffinity, sched_setaffinity},
         unistd::Pid,

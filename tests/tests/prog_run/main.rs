@@ -2,13 +2,17 @@
 //! that moved and no other. Frames out are read by etherparse. Needs root.
 
 mod drops;
+mod echo;
 mod flows;
+mod fragments;
 mod guard;
 mod icmp;
 mod ip;
+mod jumbo;
 mod link;
 mod modes;
 mod ports;
+mod quote;
 mod rig;
 mod schedulers;
 mod transport;

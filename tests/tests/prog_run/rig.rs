@@ -73,9 +73,15 @@ impl Rig {
     /// The packet goes to the backend that ring and hash predict, as the service's mode says, and is counted.
     #[track_caller]
     pub fn forwards(&mut self, what: &str, service: &str, packet: &Packet) -> Sent {
+        self.forwards_as(what, service, packet, packet)
+    }
+
+    /// The same for a packet that goes where the packets of another one's flow go.
+    #[track_caller]
+    pub fn forwards_as(&mut self, what: &str, service: &str, packet: &Packet, flow: &Packet) -> Sent {
         let frame = packet.build();
         let (outcome, moved) = self.run(&frame);
-        let to = self.world.predict(service, packet);
+        let to = self.world.predict(service, flow);
         let verdict = if to.hop.ifindex == INGRESS { Verdict::Tx } else { Verdict::Redirect };
         assert_eq!(outcome.verdict, verdict, "{what}: {moved:?}\n{}", describe(&frame));
         let len = packet.ip().len() as u64;

@@ -41,6 +41,8 @@ fn line() -> impl Strategy<Value = String> {
         "state_dir",
         "pin_dir",
         "run_dir",
+        "answer_ping",
+        "fragments",
         "listen",
         "source_ipv4",
         "gue_source_ipv6",
@@ -271,6 +273,8 @@ fn config() -> impl Strategy<Value = Config> {
         state_dir: dir.clone().into(),
         pin_dir: format!("/sys/fs/bpf{dir}").into(),
         run_dir: format!("{dir}.run").into(),
+        answer_ping: xdp_mode == XdpMode::Native,
+        fragments: xdp_mode != XdpMode::Generic,
     });
     let listen = option::of((any::<IpAddr>(), 1..=u16::MAX));
     let listen = listen.prop_map(|listen| MetricsConfig {
