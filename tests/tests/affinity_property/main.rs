@@ -1,0 +1,42 @@
+//! The promise of connection affinity as a property of random histories, through the real program in the kernel, with
+//! the daemon's own plan and care on the real maps: small ones that proptest shrinks to a readable story, and large ones
+//! of a hundred thousand flows, under a flood of SYNs and with packets of one flow on two CPUs. Needs root.
+//!
+//! Other histories: `LBD_SEED=7 cargo test -p lb-tests --test affinity_property`.
+
+mod model;
+mod steps;
+mod world;
+
+use steps::{hold, try_histories};
+use world::{Fault, Size};
+
+const SMALL: Size = Size { ring: 7, room: 1024, backends: 3 };
+
+#[test]
+fn no_packet_of_a_living_flow_reaches_another_backend() {
+    hold(SMALL, 300);
+}
+
+#[test]
+fn a_full_table_delays_changes_and_breaks_nothing() {
+    hold(Size { room: 2, ..SMALL }, 300);
+}
+
+/// The property is worth what it finds: each mistake a daemon could make, as a story that is short enough to read.
+#[test]
+fn a_daemon_that_errs_is_found_out() {
+    let faults = [
+        (Fault::SettlesAtOnce, 1024),
+        (Fault::ClearsBlindly, 1024),
+        (Fault::ForgetsLiving, 1024),
+        (Fault::IgnoresRefused, 2),
+        (Fault::Resurrects, 1024),
+    ];
+    for (fault, room) in faults {
+        let verdict = try_histories(Size { room, ..SMALL }, fault, 2_000);
+        let (steps, story) = verdict.broken.unwrap_or_else(|| panic!("{fault:?} was not found"));
+        eprintln!("{fault:?}, {steps} steps:\n{story}\n");
+        assert!(steps <= 8, "{fault:?} takes {steps} steps to show:\n{story}");
+    }
+}
