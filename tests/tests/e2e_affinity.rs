@@ -141,6 +141,7 @@ fn ten_thousand_connections_survive_fifty_changes_a_flood_and_a_killed_daemon() 
                 changes.next(&topology, &balancer);
                 std::thread::sleep(Duration::from_millis(100));
                 if changes.made == CHANGES / 2 {
+                    assert!(balancer.service("www").slots.moving > 0, "in the middle of a transition");
                     balancer.kill();
                     eprintln!("{:5.1?}: the daemon is killed", begun.elapsed());
                     std::thread::sleep(Duration::from_millis(500));

@@ -142,14 +142,15 @@ fn choose<T: Tables, K: FlowKey>(tables: &T, slot: Slot, hash: u64, step: Step, 
             let entry = FlowEntry::new(owner, backend.incarnation, hash, now, true);
             if key.add(tables, entry) { owner } else { home }
         }
-        Step::Within | Step::Acknowledge => {
+        // A flow that says FIN is not over: its last acknowledgement may come after the slot has settled.
+        Step::Within | Step::Acknowledge | Step::End => {
             if let (SlotState::Moving, Some(backend)) = (slot.state(), tables.backend(home)) {
+                let entry = FlowEntry::new(home, backend.incarnation, hash, now, false);
                 // Whether or not there is room: the flow is at home.
-                key.add(tables, FlowEntry::new(home, backend.incarnation, hash, now, false));
+                key.add(tables, entry.touched(now, matches!(step, Step::End)));
             }
             home
         }
-        Step::End => home,
     }
 }
 
