@@ -12,9 +12,10 @@ use lb_common::{
     abi::{LOG_BUCKET, Slot},
     core::{
         DropReason, Tables,
-        affinity::{Place, Step, choose_flow},
+        affinity::{Place, choose_flow},
         icmp,
         parse::walk_extensions,
+        schedule,
     },
 };
 
@@ -36,16 +37,23 @@ pub extern "C" fn extensions(ctx: *mut xdp_md, l3: u64, first: u64) -> u64 {
 /// See [`choose_flow`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn choose(ctx: *mut xdp_md, place: u64, slot: u64, hash: u64, step: u64) -> u64 {
+pub extern "C" fn choose(ctx: *mut xdp_md, place: u64, slot: u64, hash: u64, isn: u64) -> u64 {
     choose_flow(
         &Frame::new(ctx),
         &Maps::new(ctx),
         Place(opaque(place)),
         Slot(slot),
         hash,
-        Step::from_u64(step),
+        isn as u32,
     )
     .into()
+}
+
+/// See [`schedule::pick`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn pick(ctx: *mut xdp_md, service: u64, least_connections: u64) -> u64 {
+    schedule::pick(&Maps::new(ctx), opaque(service) as u32, opaque(least_connections) != 0).into()
 }
 
 /// See [`icmp::too_big`], IPv4; `l3` is the offset of the IP header. 1 = the packet is the answer now, 0 = it

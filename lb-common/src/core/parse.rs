@@ -2,7 +2,7 @@
 
 use super::{Decision, DropReason, Refusal, Tables, affinity::Step, select, service};
 use crate::{
-    abi::VipEntry,
+    abi::{ServiceEntry, VipEntry},
     hash,
     packet::Packet,
     wire::{ipv4, ipv6, proto, tcp, udp},
@@ -228,7 +228,7 @@ fn transport<'t, P: Packet, T: Tables>(
     vip: &VipEntry,
     ip: Ip,
     ttl: u8,
-    flow: impl FnOnce(u64, u32) -> u64,
+    flow: impl Fn(u64, u32) -> u64,
 ) -> Decision<'t> {
     if !forwarded(ip.proto) {
         return Decision::Pass;
@@ -269,5 +269,11 @@ fn transport<'t, P: Packet, T: Tables>(
     if entry.ring_size == 0 {
         return refuse(DropReason::NoBackend);
     }
-    select::select(packet, tables, id, entry, flow(entry.seed, l4.ports), step, ip)
+    let hash = flow(entry.seed, l4.ports);
+    let index = if entry.flags & ServiceEntry::SOURCE_IP == 0 {
+        hash::slot(hash, entry.ring_size)
+    } else {
+        hash::slot(flow(entry.seed, 0), entry.ring_size)
+    };
+    select::select(packet, tables, id, entry, (hash, index), step, ip)
 }

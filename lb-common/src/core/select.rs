@@ -4,26 +4,28 @@ use super::{
     Decision, DropReason, Forward, Ip, Refusal, Tables,
     affinity::{Place, Step},
 };
-use crate::{abi::ServiceEntry, hash, packet::Packet};
+use crate::{abi::ServiceEntry, packet::Packet};
 
-/// Sends the flow with this hash to its slot's backend; the flow table is asked only where the slot has
-/// changed hands.
+/// Sends the flow with this hash to the backend of its slot; the flow tables are asked only where the slot has changed
+/// hands or the service is scheduled.
 #[inline(always)]
 pub(super) fn select<'t, P: Packet, T: Tables>(
     packet: &P,
     tables: &'t T,
     id: u32,
     service: &ServiceEntry,
-    flow: u64,
+    (flow, index): (u64, u32),
     step: Step,
     ip: Ip,
 ) -> Decision<'t> {
-    let index = hash::slot(flow, service.ring_size);
     let Some(slot) = tables.slot(service.ring_base.wrapping_add(index)) else {
         return Decision::Drop(Refusal { reason: DropReason::Internal });
     };
-    let backend_id =
-        if slot.is_plain() { slot.owner() } else { tables.choose(packet, Place::of(&ip), slot, flow, step) };
+    let backend_id = if slot.is_plain() && service.flags & ServiceEntry::SCHEDULED == 0 {
+        slot.owner()
+    } else {
+        tables.choose(packet, Place::of(&ip).of_service(id, service.flags).at(step), slot, flow, 0)
+    };
     if backend_id == 0 {
         return Decision::Drop(Refusal { reason: DropReason::NoBackend });
     }
