@@ -38,22 +38,14 @@ pub extern "C" fn extensions(ctx: *mut xdp_md, l3: u64, first: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn choose(ctx: *mut xdp_md, place: u64, slot: u64, hash: u64, isn: u64) -> u64 {
-    choose_flow(
-        &Frame::new(ctx),
-        &Maps::new(ctx),
-        Place(opaque(place)),
-        Slot(slot),
-        hash,
-        isn as u32,
-    )
-    .into()
+    choose_flow(&Frame::new(ctx), &Maps::new(ctx), Place(opaque(place)), Slot(slot), hash, isn as u32).into()
 }
 
-/// See [`schedule::pick`].
+/// See [`schedule::pick`], which looks at maps only: the compiler would see that a context is not used and pass none.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn pick(ctx: *mut xdp_md, service: u64, least_connections: u64) -> u64 {
-    schedule::pick(&Maps::new(ctx), opaque(service) as u32, opaque(least_connections) != 0).into()
+pub extern "C" fn pick(service: u64, least_connections: u64) -> u64 {
+    schedule::pick(&Maps::new(core::ptr::null_mut()), opaque(service) as u32, opaque(least_connections) != 0).into()
 }
 
 /// See [`icmp::too_big`], IPv4; `l3` is the offset of the IP header. 1 = the packet is the answer now, 0 = it

@@ -256,7 +256,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn pick(&self, service: u32, least_connections: bool) -> u32 {
-        outline::opaque(outline::pick(self.ctx, service.into(), least_connections.into())) as u32
+        outline::opaque(outline::pick(service.into(), least_connections.into())) as u32
     }
 
     #[inline(always)]

@@ -85,7 +85,8 @@ impl Pins {
     }
 
     fn open(&self) -> Kernel {
-        Kernel::open(&self.0, Capacities { ring: 100, backends: 10 }).expect("the program loads")
+        Kernel::open(&self.0, Capacities { ring: 100, backends: 10, ..Capacities::default() })
+            .expect("the program loads")
     }
 
     fn pin(&self, name: &str) -> PathBuf {
@@ -112,7 +113,7 @@ fn growth_that_was_interrupted_is_finished_or_undone() -> Result<()> {
     let (pins, large) = (Pins::new("growth"), Pins::new("large"));
     drop(pins.open());
     let mut kernel = large.open();
-    kernel.grow(Capacities { ring: 200, backends: 20 }).expect("maps grow");
+    kernel.grow(Capacities { ring: 200, backends: 20, ..Capacities::default() }).expect("maps grow");
     assert_eq!(kernel.maps().capacities(), (200, 20));
     let left = fs::read_dir(large.pin("")).expect("the pins").flatten().map(|e| e.file_name());
     assert!(left.into_iter().all(|name| !name.to_string_lossy().contains("next")));

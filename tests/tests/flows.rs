@@ -12,7 +12,7 @@ use lb_userspace::{
     maglev,
     model::{Admin, BackendSpec, Forward, Health, HealthSpec, PortSpec, Protocol, Scheduler, ServiceSpec},
     plan::{
-        self, CLOSING_LIFE, GRACE, HALF_OPEN_LIFE, Image, NextHopEntry, Tracking, WantedBackend,
+        self, CLOSING_LIFE, GRACE, HALF_OPEN_LIFE, Image, NextHopEntry, Tracking, Walk, WantedBackend,
         WantedService,
     },
 };
@@ -25,6 +25,7 @@ use std::{
 /// Change it to try other histories: `LBD_SEED=7 cargo test -p lb-tests --test flows`.
 const SEED: u64 = 0x6c62_6432;
 const RING_SIZE: u32 = 13;
+const ISN: u32 = 0x0102_0304;
 const IDLE: Duration = Duration::from_secs(120);
 const EMPTY: fn() -> Image = || Image::empty(128, 12);
 /// The unit of an entry's clock.
@@ -108,9 +109,10 @@ impl Daemon {
     /// Another history on the same kernel.
     fn begin(&mut self, wanted: Vec<WantedService>) {
         self.kernel.set_image(&EMPTY());
-        let flows = self.kernel.entries();
+        let (half_open, flows) = (self.kernel.half_open(), self.kernel.entries());
+        self.kernel.forget_half_open(&half_open);
         self.kernel.forget(&flows);
-        assert_eq!(self.kernel.entries().len(), 0);
+        assert_eq!(self.kernel.entries().len() + self.kernel.half_open().len(), 0);
         self.image = EMPTY();
         self.wanted = wanted;
         self.restart();
@@ -119,6 +121,7 @@ impl Daemon {
 
     fn converge(&mut self) {
         let reserved = self.tracking.reserved();
+        self.image.resting = self.tracking.resting(self.now);
         let goal = plan::build(&self.wanted, &self.image, &tunnel(), &reserved, &mut self.rings);
         // As a daemon that cannot grow its maps: everything stays as it is.
         let Ok(goal) = goal else { return };
@@ -132,8 +135,15 @@ impl Daemon {
         self.image = self.kernel.observe();
         self.tracking = Tracking::new(self.now);
         self.refused = self.refused();
-        let walk = self.tracking.walk(&self.image, self.kernel.entries(), monotonic_ns());
+        self.walk();
+    }
+
+    fn walk(&mut self) -> Walk {
+        let half_open = self.kernel.half_open();
+        let walk = self.tracking.walk(&self.image, half_open, self.kernel.entries(), monotonic_ns());
+        self.kernel.forget_half_open(&walk.half_over);
         self.kernel.forget(&walk.over);
+        walk
     }
 
     fn refused(&self) -> u64 {
@@ -150,8 +160,7 @@ impl Daemon {
         let settled = self.tracking.settle(&self.image, self.now);
         self.change(&settled);
         if self.tracking.is_busy(&self.image) {
-            let walk = self.tracking.walk(&self.image, self.kernel.entries(), monotonic_ns());
-            self.kernel.forget(&walk.over);
+            let walk = self.walk();
             let cleared = self.tracking.clear(&self.image, &walk, self.now);
             self.change(&cleared);
             self.tracking.walked(&walk, self.now);
@@ -195,7 +204,11 @@ fn monotonic_ns() -> u64 {
 
 fn tcp(v6: bool, client: u16, flags: u8, data: &[u8]) -> Packet {
     let packet = Packet::tcp((client_address(v6, client), 40_000).into(), (vip(1, v6), 80).into());
-    packet.with(|p| (p.tcp_mut().flags, p.tcp_mut().payload) = (flags, data.to_vec()))
+    packet.with(|p| {
+        (p.tcp_mut().flags, p.tcp_mut().payload) = (flags, data.to_vec());
+        // What follows a SYN is in the first window behind it.
+        p.tcp_mut().seq = ISN + u32::from(flags & SYN == 0);
+    })
 }
 
 fn udp(v6: bool, client: u16) -> Packet {
@@ -291,7 +304,7 @@ impl History {
                 tcp(flow.v6, flow.client, ACK, b"data")
             }
         };
-        // A FIN or RST alone is no sign of life: it is not recorded where there is no entry.
+        // A FIN or RST alone is no sign of life: it is not recorded on a tracked slot.
         if flow.udp || !flow.closing {
             flow.sent = self.daemon.now;
         }

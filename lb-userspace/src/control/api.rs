@@ -30,6 +30,12 @@ pub struct StatusView {
     /// Flows in the flow table, as of at most some seconds ago: only those of slots that changed hands.
     #[serde(default)]
     pub tracked_flows: usize,
+    /// Handshakes in the flow tables, as of then.
+    #[serde(default)]
+    pub half_open_flows: usize,
+    /// Flows and handshakes that found no room in the flow tables since the maps were made.
+    #[serde(default)]
+    pub refused_flows: u64,
 }
 
 /// One interface with the program attached.

@@ -90,7 +90,8 @@ impl Engine {
             }
             let now = walk.active.get(id).copied().unwrap_or(0) - self.kernel.maps().active(*id);
             let before = self.rounds.off.get(id).copied().unwrap_or(0);
-            let by = if now.signum() == before.signum() { now.abs().min(before.abs()) * now.signum() } else { 0 };
+            let by =
+                if now.signum() == before.signum() { now.abs().min(before.abs()) * now.signum() } else { 0 };
             if by != 0 {
                 tracing::debug!(backend = id, by, "the count of open flows was off");
                 self.kernel.maps().adjust_active(*id, by);

@@ -57,6 +57,8 @@ impl Engine {
             backends: self.effective.services.iter().map(|s| s.backends.len()).sum(),
             map_bytes: self.kernel.map_bytes(),
             tracked_flows: self.tracking.flows(),
+            half_open_flows: self.tracking.half_open(),
+            refused_flows: self.kernel.maps().flow_stats().map_err(failed)?.refused,
         })
     }
 

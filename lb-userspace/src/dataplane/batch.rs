@@ -96,12 +96,7 @@ pub(super) fn take<K: aya::Pod, V: aya::Pod + Default>(
     };
     // SAFETY: key and value are live and of the map's sizes; the kernel writes the value only.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_MAP_LOOKUP_AND_DELETE_ELEM,
-            &raw mut attr,
-            size_of::<ElementAttr>(),
-        )
+        libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_AND_DELETE_ELEM, &raw mut attr, size_of::<ElementAttr>())
     };
     match io::Error::last_os_error() {
         _ if result == 0 => Ok(Some(value)),

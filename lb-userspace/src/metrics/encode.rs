@@ -111,7 +111,9 @@ impl Scrape {
             .map(|row| ([row.name.as_str(), row.mode.as_str()], u32::from(attached(row))));
         gauges(encoder, &families::INTERFACE_ATTACHED, interfaces)?;
         gauge(encoder, &families::MAP_MEMORY, &status.map_bytes)?;
-        gauge(encoder, &families::FLOWS, &status.tracked_flows)
+        gauge(encoder, &families::FLOWS, &status.tracked_flows)?;
+        gauge(encoder, &families::HALF_OPEN_FLOWS, &status.half_open_flows)?;
+        counters(encoder, &families::REFUSED_FLOWS, [([], status.refused_flows)])
     }
 
     fn services(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -83,7 +83,19 @@ pub(super) static FLOWS: Family<0> = Family::new(
     Gauge,
     "lbd_flows",
     [],
-    "Flows in the flow table: only those of ring slots that changed hands lately are tracked.",
+    "Flows in the flow table: those of scheduled services, and of ring slots that changed hands lately.",
+);
+pub(super) static HALF_OPEN_FLOWS: Family<0> = Family::new(
+    Gauge,
+    "lbd_half_open_flows",
+    [],
+    "Handshakes of such flows under way, in a table of their own.",
+);
+pub(super) static REFUSED_FLOWS: Family<0> = Family::new(
+    Counter,
+    "lbd_refused_flows_total",
+    [],
+    "Flows and handshakes that found no room in their table; they stay with the backend of the ring.",
 );
 pub(super) static SERVICE_PACKETS: Family<1> = Family::new(
     Counter,

@@ -71,6 +71,8 @@ pub(super) fn snapshot() -> Snapshot {
             backends: 3,
             map_bytes: 123_456_789,
             tracked_flows: 42,
+            half_open_flows: 17,
+            refused_flows: 5,
         },
         services: vec![
             service("www", vec![backend("web1", Admin::Enabled, Health::Up), web2]),

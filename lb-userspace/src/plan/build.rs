@@ -89,7 +89,9 @@ pub enum BuildError {
     #[error("the backend array is full ({capacity})")]
     BackendsFull { capacity: u32 },
     /// Only services with the schedulers `round-robin` and `least-connections` need it.
-    #[error("the schedules have no {needed} free words in a row: fewer backends with these schedulers are needed")]
+    #[error(
+        "the schedules have no {needed} free words in a row: fewer backends with these schedulers are needed"
+    )]
     SchedulesFull { needed: usize },
     #[error("{found} services: at most {MAX_SERVICES} fit")]
     TooManyServices { found: usize },

@@ -4,8 +4,8 @@
 use super::Image;
 use lb_common::{
     abi::{
-        BackendEntry, FlowEntry, FlowKey4, FlowKey6, HalfOpen, MAX_SERVICES, PortKey, PortRangeKey, ServiceEntry, Slot,
-        VipEntry,
+        BackendEntry, FlowEntry, FlowKey4, FlowKey6, HalfOpen, MAX_SERVICES, PortKey, PortRangeKey,
+        ServiceEntry, Slot, VipEntry,
     },
     core::{FlowCell, NoCell, Tables},
 };
@@ -113,9 +113,11 @@ impl Tables for Memory<'_> {
     }
 
     fn schedule_word(&self, index: u32) -> Option<u64> {
-        let word = self.0.schedules.values().find_map(|record| {
-            record.words.get(index.checked_sub(record.base)? as usize).copied()
-        });
+        let word = self
+            .0
+            .schedules
+            .values()
+            .find_map(|record| record.words.get(index.checked_sub(record.base)? as usize).copied());
         (index < self.0.schedule_capacity).then(|| word.unwrap_or(0))
     }
 

@@ -6,9 +6,13 @@ use crate::{
     maglev,
     model::{Admin, BackendSpec, Forward, Health, HealthSpec, PortSpec, Protocol, Scheduler, ServiceSpec},
 };
-use lb_common::abi::{MAX_SERVICES, Slot, SlotState, VipEntry};
+use lb_common::abi::{MAX_SERVICES, ServiceEntry, Slot, SlotState, VipEntry};
 use proptest::prelude::*;
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 fn tunnel() -> TunnelSettings {
     TunnelSettings {
@@ -51,7 +55,12 @@ fn service(number: u8, ports: &[PortSpec], ring_size: u32, backends: &[WantedBac
                 port: *port,
                 protocol: Protocol::Tcp,
                 forward: Forward::Dsr,
-                scheduler: Scheduler::Maglev,
+                scheduler: [
+                    Scheduler::LeastConnections,
+                    Scheduler::Maglev,
+                    Scheduler::RoundRobin,
+                    Scheduler::SourceIp,
+                ][usize::from(n) % 4],
                 ring_size: Some(ring_size),
                 seed: 7,
                 idle_timeout: Duration::from_secs(300),
@@ -91,6 +100,11 @@ fn check_references(image: &Image) -> Result<(), TestCaseError> {
                     id
                 );
             }
+        }
+        for word in image.schedules.get(id).map_or(&[][..], |record| &record.words) {
+            let backend = *word as u32 & Slot::MAX_BACKEND;
+            let of = image.backends.get(&backend).map(|b| b.entry.service);
+            prop_assert_eq!(of, Some(*id), "a word of the schedule of service {}", id);
         }
     }
     Ok(())
@@ -244,4 +258,48 @@ fn as_many_services_fit_as_a_configuration_may_have() {
         image(&wanted, &Image::empty(4 * MAX_SERVICES, 16)),
         Err(BuildError::TooManyServices { found })
     );
+}
+
+/// New words lie elsewhere, and what a program may still read is not given out; a service that is no longer scheduled
+/// goes on asking the table for the flows that were placed.
+#[test]
+fn schedules_change_beside_their_readers() {
+    let mut backends: Vec<_> = (1..=3).map(|n| backend(n, Admin::Enabled, Health::Up, 1, true)).collect();
+    let build = |wanted: &[WantedService], from: &Image| {
+        build(wanted, from, &tunnel(), &BTreeSet::new(), &mut maglev::Cache::default()).unwrap()
+    };
+    let round_robin = |backends: &[WantedBackend]| {
+        let mut wanted = service(1, &[PortSpec::Exact(80)], 13, backends);
+        wanted[0].spec.scheduler = Scheduler::RoundRobin;
+        wanted
+    };
+    let image = build(&round_robin(&backends), &Image::empty(100, 16));
+    assert_eq!(image.schedules[&0], ScheduleRecord { base: 0, words: vec![1, 2, 3] });
+    assert_eq!(image.services[&0].entry.flags, ServiceEntry::ROUND_ROBIN);
+    backends[1].admin = Admin::Draining;
+    let mut tracking = Tracking::new(Instant::now());
+    let drained = build(&round_robin(&backends), &image);
+    assert_eq!(drained.schedules[&0], ScheduleRecord { base: 3, words: vec![1, 3] });
+    let now = Instant::now();
+    tracking.note_changes(&image, &drained, now);
+    let mut resting = drained.clone();
+    resting.resting = tracking.resting(now);
+    assert_eq!(resting.resting, [(0, 3)]);
+    backends[1].admin = Admin::Enabled;
+    assert_eq!(build(&round_robin(&backends), &resting).schedules[&0].base, 5);
+    assert_eq!(tracking.resting(now + 2 * GRACE), []);
+    assert_eq!(build(&round_robin(&backends), &drained).schedules[&0].base, 0);
+
+    let mut wanted = round_robin(&backends);
+    wanted[0].spec.scheduler = Scheduler::Maglev;
+    let plain = build(&wanted, &image);
+    assert!(plain.schedules.is_empty());
+    assert!(plain.rings[&0].iter().all(|s| s.state() == SlotState::Tracked));
+    let position = |wanted: fn(&Action) -> bool| diff(&image, &plain).iter().position(wanted).unwrap();
+    let slots = position(|a| matches!(a, Action::Slots { .. }));
+    let service = position(|a| matches!(a, Action::Service { .. }));
+    let schedule = position(|a| matches!(a, Action::Schedule { .. }));
+    assert!(slots < service && service < schedule);
+    wanted[0].spec.scheduler = Scheduler::SourceIp;
+    assert!(!build(&wanted, &image).services.contains_key(&0), "other slots for all flows: another service");
 }

@@ -304,6 +304,8 @@ fn status(services: &[ServiceView]) -> StatusView {
         backends: services.iter().map(|service| service.backends.len()).sum(),
         map_bytes: 18 << 20,
         tracked_flows: 0,
+        half_open_flows: 0,
+        refused_flows: 0,
     }
 }
 

@@ -1,7 +1,7 @@
 //! All counters of the balancer as one value.
 
 use lb_common::{
-    abi::{FlowEntry, FlowKey4, FlowKey6},
+    abi::{FlowEntry, FlowKey4, FlowKey6, HalfOpen},
     core::DropReason,
 };
 use std::{collections::BTreeMap, fmt};
@@ -104,6 +104,9 @@ impl fmt::Debug for Counters {
 pub struct Flows {
     pub v4: BTreeMap<FlowKey4, FlowEntry>,
     pub v6: BTreeMap<FlowKey6, FlowEntry>,
+    /// Handshakes: the entry and the initial sequence number.
+    pub half_open4: BTreeMap<FlowKey4, (FlowEntry, u32)>,
+    pub half_open6: BTreeMap<FlowKey6, (FlowEntry, u32)>,
 }
 
 impl Flows {
@@ -115,5 +118,13 @@ impl Flows {
 
     pub(super) fn add6(&mut self, key: FlowKey6, entry: FlowEntry) {
         self.v6.insert(key, FlowEntry(entry.0 & Self::TIMELESS));
+    }
+
+    pub(super) fn add_half_open4(&mut self, key: FlowKey4, half: HalfOpen) {
+        self.half_open4.insert(key, (FlowEntry(half.entry & Self::TIMELESS), half.isn));
+    }
+
+    pub(super) fn add_half_open6(&mut self, key: FlowKey6, half: HalfOpen) {
+        self.half_open6.insert(key, (FlowEntry(half.entry & Self::TIMELESS), half.isn));
     }
 }

@@ -2,8 +2,11 @@
 
 use super::{Counter, Counters, Flows, INGRESS, Outcome, Verdict};
 use lb_common::{
-    abi::{BackendEntry, FlowEntry, FlowKey4, FlowKey6, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry},
-    core::{Decision, DropReason, FlowCell, Tables, decide, forward, icmp},
+    abi::{
+        BackendEntry, FlowEntry, FlowKey4, FlowKey6, HalfOpen, PortKey, PortRangeKey, ServiceEntry, Slot,
+        VipEntry,
+    },
+    core::{Decision, DropReason, FlowCell, HalfOpenCell, Tables, decide, forward, icmp},
     packet::Buffer,
 };
 use lb_userspace::plan::{Image, Memory};
@@ -27,6 +30,10 @@ impl<'a> Host<'a> {
             image: Memory(image),
             flows4: RefCell::default(),
             flows6: RefCell::default(),
+            half_open4: RefCell::default(),
+            half_open6: RefCell::default(),
+            turns: RefCell::default(),
+            active: RefCell::default(),
             recorded: Cell::default(),
         };
         Self { tables, counters: Counters::default() }
@@ -54,6 +61,12 @@ impl<'a> Host<'a> {
         }
         for (key, word) in self.tables.flows6.borrow().iter() {
             flows.add6(*key, FlowEntry(word.get()));
+        }
+        for (key, half) in self.tables.half_open4.borrow().iter() {
+            flows.add_half_open4(*key, half.get());
+        }
+        for (key, half) in self.tables.half_open6.borrow().iter() {
+            flows.add_half_open6(*key, half.get());
         }
         flows
     }
@@ -100,6 +113,10 @@ struct Recording<'a> {
     image: Memory<'a>,
     flows4: RefCell<BTreeMap<FlowKey4, Rc<Cell<u64>>>>,
     flows6: RefCell<BTreeMap<FlowKey6, Rc<Cell<u64>>>>,
+    half_open4: RefCell<BTreeMap<FlowKey4, Rc<Cell<HalfOpen>>>>,
+    half_open6: RefCell<BTreeMap<FlowKey6, Rc<Cell<HalfOpen>>>>,
+    turns: RefCell<BTreeMap<u32, u64>>,
+    active: RefCell<BTreeMap<u32, u64>>,
     recorded: Cell<u64>,
 }
 
@@ -112,6 +129,24 @@ impl FlowCell for Entry {
 
     fn store(&self, entry: FlowEntry) {
         self.0.set(entry.0);
+    }
+}
+
+struct Handshake(Rc<Cell<HalfOpen>>);
+
+impl FlowCell for Handshake {
+    fn load(&self) -> FlowEntry {
+        FlowEntry(self.0.get().entry)
+    }
+
+    fn store(&self, entry: FlowEntry) {
+        self.0.set(HalfOpen { entry: entry.0, ..self.0.get() });
+    }
+}
+
+impl HalfOpenCell for Handshake {
+    fn isn(&self) -> u32 {
+        self.0.get().isn
     }
 }
 
@@ -156,6 +191,46 @@ impl Tables for Recording<'_> {
     }
     fn add_flow6(&self, key: &FlowKey6, entry: FlowEntry) -> bool {
         self.record(&self.flows6, *key, entry)
+    }
+    fn half_open4(&self, key: &FlowKey4) -> Option<impl HalfOpenCell> {
+        self.half_open4.borrow().get(key).cloned().map(Handshake)
+    }
+    fn half_open6(&self, key: &FlowKey6) -> Option<impl HalfOpenCell> {
+        self.half_open6.borrow().get(key).cloned().map(Handshake)
+    }
+    fn add_half_open4(&self, key: &FlowKey4, half: HalfOpen) -> bool {
+        self.half_open4.borrow_mut().insert(*key, Rc::new(Cell::new(half)));
+        true
+    }
+    fn add_half_open6(&self, key: &FlowKey6, half: HalfOpen) -> bool {
+        self.half_open6.borrow_mut().insert(*key, Rc::new(Cell::new(half)));
+        true
+    }
+    fn remove_half_open4(&self, key: &FlowKey4) {
+        self.half_open4.borrow_mut().remove(key);
+    }
+    fn remove_half_open6(&self, key: &FlowKey6) {
+        self.half_open6.borrow_mut().remove(key);
+    }
+    fn schedule(&self, id: u32) -> Option<(u32, u32)> {
+        self.image.schedule(id)
+    }
+    fn schedule_word(&self, index: u32) -> Option<u64> {
+        self.image.schedule_word(index)
+    }
+    fn take_turn(&self, id: u32) -> u64 {
+        let mut turns = self.turns.borrow_mut();
+        let turn = turns.entry(id).or_default();
+        *turn += 1;
+        *turn - 1
+    }
+    fn active(&self, backend: u32) -> u64 {
+        self.active.borrow().get(&backend).copied().unwrap_or(0)
+    }
+    fn count_active(&self, backend: u32, more: bool) {
+        let mut active = self.active.borrow_mut();
+        let count = active.entry(backend).or_default();
+        *count = count.wrapping_add(if more { 1 } else { u64::MAX });
     }
     /// Entries are compared without their time, so any will do.
     fn now_ns(&self) -> u64 {

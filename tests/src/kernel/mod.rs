@@ -20,7 +20,10 @@ use aya::{
     maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues},
     programs::{TestRun, TestRunOptions, Xdp},
 };
-use lb_common::abi::{Bucket, FLOW_CAPACITY, FlowEntry, FlowKey4, FlowKey6, FlowStats, ICMP_BUCKET, Stats};
+use lb_common::abi::{
+    Bucket, FLOW_CAPACITY, FlowEntry, FlowKey4, FlowKey6, FlowStats, HALF_OPEN_CAPACITY, HalfOpen,
+    ICMP_BUCKET, Stats,
+};
 use lb_userspace::{
     dataplane::{self, Maps},
     plan::{self, Action, Flow, Image},
@@ -140,6 +143,8 @@ pub struct Balancer {
     buckets: PerCpuArray<MapData, Bucket>,
     flows4: HashMap<MapData, FlowKey4, u64>,
     flows6: HashMap<MapData, FlowKey6, u64>,
+    half_open4: HashMap<MapData, FlowKey4, HalfOpen>,
+    half_open6: HashMap<MapData, FlowKey6, HalfOpen>,
 }
 
 impl Balancer {
@@ -149,15 +154,18 @@ impl Balancer {
         Self::with_room(image, FLOW_CAPACITY)
     }
 
-    /// The same with room for so many tracked flows of either family.
+    /// The same with room for so many tracked flows, and so many handshakes, of either family.
     #[must_use]
     pub fn with_room(image: &Image, flows: u32) -> Self {
         let capacities = [
             ("FLOWS4", flows),
             ("FLOWS6", flows),
+            ("HALF_OPEN4", flows.min(HALF_OPEN_CAPACITY)),
+            ("HALF_OPEN6", flows.min(HALF_OPEN_CAPACITY)),
             ("RING", image.ring_capacity),
             ("BACKENDS", image.backend_capacity),
             ("BACKEND_STATS", image.backend_capacity),
+            ("ACTIVE", image.backend_capacity),
             ("BACKEND_NAMES", image.backend_capacity),
         ];
         let mut program = Program::load(dataplane::LB, "lb", &capacities);
@@ -168,6 +176,8 @@ impl Balancer {
             buckets: program.per_cpu("BUCKETS"),
             flows4: program.hash("FLOWS4"),
             flows6: program.hash("FLOWS6"),
+            half_open4: program.hash("HALF_OPEN4"),
+            half_open6: program.hash("HALF_OPEN6"),
             maps: Maps::take(program.ebpf()).expect("all maps"),
             image: Image::empty(image.ring_capacity, image.backend_capacity),
             program,
@@ -199,6 +209,25 @@ impl Balancer {
         self.maps.flows().expect("the flow tables")
     }
 
+    /// Every handshake under way.
+    #[must_use]
+    pub fn half_open(&self) -> Vec<(Flow, HalfOpen)> {
+        self.maps.half_open().expect("the tables of handshakes")
+    }
+
+    /// Forgets handshakes as the daemon does.
+    pub fn forget_half_open(&mut self, flows: &[(Flow, HalfOpen)]) {
+        for (flow, half) in flows {
+            self.maps.forget_half_open(flow, *half).expect("a change of the tables of handshakes");
+        }
+    }
+
+    /// Open flows of a backend of a least-connections service, as the program counts them.
+    #[must_use]
+    pub fn active(&self, backend: u32) -> i64 {
+        self.maps.active(backend)
+    }
+
     /// Forgets flows as the daemon does.
     pub fn forget(&mut self, flows: &[(Flow, FlowEntry)]) {
         for (flow, entry) in flows {
@@ -214,6 +243,15 @@ impl Balancer {
             let result = match flow {
                 Flow::V4(key) => self.flows4.insert(key, old.0, 0),
                 Flow::V6(key) => self.flows6.insert(key, old.0, 0),
+            };
+            result.expect("an entry that is there is replaced");
+        }
+        for (flow, half) in self.half_open() {
+            let seen = FlowEntry(half.entry).seen().wrapping_sub(units);
+            let old = HalfOpen { entry: half.entry & !(0xffff << 32) | u64::from(seen) << 32, ..half };
+            let result = match flow {
+                Flow::V4(key) => self.half_open4.insert(key, old, 0),
+                Flow::V6(key) => self.half_open6.insert(key, old, 0),
             };
             result.expect("an entry that is there is replaced");
         }
@@ -255,6 +293,12 @@ impl Balancer {
             match flow {
                 Flow::V4(key) => flows.add4(key, entry),
                 Flow::V6(key) => flows.add6(key, entry),
+            }
+        }
+        for (flow, half) in self.half_open() {
+            match flow {
+                Flow::V4(key) => flows.add_half_open4(key, half),
+                Flow::V6(key) => flows.add_half_open6(key, half),
             }
         }
         flows

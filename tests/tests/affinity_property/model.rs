@@ -148,8 +148,6 @@ pub struct Score {
     pub packets: u64,
     pub kept: u64,
     pub handshakes: u64,
-    /// Packets to a backend that owns the flow's slot no more.
-    pub elsewhere: u64,
 }
 
 /// The flows and what they were promised.

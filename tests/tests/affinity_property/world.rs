@@ -18,7 +18,7 @@ pub const IDLE: Duration = Duration::from_secs(120);
 /// The unit of an entry's clock.
 pub const UNIT: Duration = Duration::from_nanos(1 << FlowEntry::SEEN_SHIFT);
 /// Services of the world, by number: see [`protocol`].
-pub const SERVICES: u8 = 3;
+pub const SERVICES: u8 = 6;
 /// Backends a service may have at most; those of service `s` have the numbers `10 * s + 1` and following.
 pub const BACKENDS: u8 = 6;
 
@@ -49,9 +49,19 @@ pub enum Fault {
     Resurrects,
 }
 
-/// Which protocol a service has. The last two differ in nothing but their rings.
+/// Which protocol a service has.
 pub const fn protocol(service: u8) -> Protocol {
-    if service == 1 { Protocol::Udp } else { Protocol::Tcp }
+    if service == 1 || service == 5 { Protocol::Udp } else { Protocol::Tcp }
+}
+
+/// How a service chooses.
+pub const fn scheduler(service: u8) -> Scheduler {
+    match service {
+        2 => Scheduler::SourceIp,
+        3 => Scheduler::RoundRobin,
+        4 | 5 => Scheduler::LeastConnections,
+        _ => Scheduler::Maglev,
+    }
 }
 
 /// A backend that is wanted, its number in its MAC address.
@@ -88,7 +98,7 @@ fn service(number: u8, size: Size) -> WantedService {
             port: PortSpec::Exact(80 + u16::from(number)),
             protocol: protocol(number),
             forward: Forward::Dsr,
-            scheduler: Scheduler::Maglev,
+            scheduler: scheduler(number),
             ring_size: Some(size.ring),
             seed: u64::from(number),
             idle_timeout: IDLE,
@@ -159,9 +169,10 @@ impl World {
     pub fn begin(&mut self) {
         let empty = Image::empty(self.image.ring_capacity, self.image.backend_capacity);
         self.kernel.set_image(&empty);
-        let flows = self.kernel.entries();
+        let (half_open, flows) = (self.kernel.half_open(), self.kernel.entries());
+        self.kernel.forget_half_open(&half_open);
         self.kernel.forget(&flows);
-        assert_eq!(self.kernel.entries().len(), 0);
+        assert_eq!(self.tracked(), 0);
         self.image = empty;
         self.wanted = (0..SERVICES).map(|number| service(number, self.size)).collect();
         self.tracking = Tracking::new(self.now());
@@ -182,6 +193,7 @@ impl World {
     /// Brings the maps to what is wanted; `between` is called between any two changes of the maps.
     fn converge(&mut self, between: &mut dyn FnMut(&mut Balancer)) {
         let reserved = self.tracking.reserved();
+        self.image.resting = self.tracking.resting(self.now());
         let goal = plan::build(&self.wanted, &self.image, &tunnel(), &reserved, &mut self.rings);
         let mut goal = goal.expect("a plan");
         if self.fault == Fault::Resurrects {
@@ -206,14 +218,26 @@ impl World {
         self.image = self.kernel.observe();
         self.tracking = Tracking::new(self.now());
         self.refused = self.refused();
-        let walk = self.walk();
-        self.kernel.forget(&walk.over);
+        let walk = self.walk(&mut |_| {});
+        self.forget(&walk);
     }
 
-    fn walk(&self) -> Walk {
-        // Before the table is read.
-        let clock = monotonic_ns();
-        self.tracking.walk(&self.image, self.kernel.entries(), clock)
+    /// Flows and handshakes that the tables hold.
+    pub fn tracked(&self) -> usize {
+        self.kernel.entries().len() + self.kernel.half_open().len()
+    }
+
+    fn walk(&mut self, between: &mut dyn FnMut(&mut Balancer)) -> Walk {
+        // In the daemon's order.
+        let half_open = self.kernel.half_open();
+        between(&mut self.kernel);
+        let flows = self.kernel.entries();
+        self.tracking.walk(&self.image, half_open, flows, monotonic_ns())
+    }
+
+    fn forget(&mut self, walk: &Walk) {
+        self.kernel.forget_half_open(&walk.half_over);
+        self.kernel.forget(&walk.over);
     }
 
     /// One round of care; `between` is called wherever packets of a real balancer could come in between.
@@ -232,14 +256,16 @@ impl World {
         if !self.tracking.is_busy(&self.image) {
             return;
         }
-        let mut walk = self.walk();
+        let mut walk = self.walk(between);
         between(&mut self.kernel);
         match self.fault {
-            Fault::ForgetsLiving => walk.over = self.kernel.entries(),
+            Fault::ForgetsLiving => {
+                (walk.over, walk.half_over) = (self.kernel.entries(), self.kernel.half_open());
+            }
             Fault::ClearsBlindly => walk = Walk::default(),
             _ => {}
         }
-        self.kernel.forget(&walk.over);
+        self.forget(&walk);
         between(&mut self.kernel);
         let cleared = self.tracking.clear(&self.image, &walk, now);
         self.change(&cleared, between);

@@ -9,4 +9,5 @@ mod link;
 mod modes;
 mod ports;
 mod rig;
+mod schedulers;
 mod transport;

@@ -117,6 +117,20 @@ fn defaults_that_depend_on_the_protocol_or_another_setting() {
 }
 
 #[test]
+fn an_idle_timeout_for_each_protocol() {
+    let config = read(&format!(
+        "{NODE}[defaults]\nport = 53\nidle_timeout = '10s'\nidle_timeout_udp = '20s'\n\
+         [[service]]\nname = 'a'\naddresses = ['192.0.2.1']\n\
+         [[service]]\nname = 'b'\naddresses = ['192.0.2.1']\nprotocol = 'udp'\n\
+         [[service]]\nname = 'c'\naddresses = ['192.0.2.2']\nprotocol = 'udp'\nidle_timeout = '30s'\n\
+         [flows]\nmax_flows = 5000\n"
+    ));
+    let seconds: Vec<u64> = config.services.iter().map(|s| s.idle_timeout.as_secs()).collect();
+    assert_eq!(seconds, [10, 20, 30]);
+    assert_eq!(config.flows, FlowsConfig { max_flows: 5000, ..FlowsConfig::default() });
+}
+
+#[test]
 fn every_way_to_write_a_setting() {
     let service = |line: &str| {
         let text =

@@ -100,6 +100,7 @@ fn line() -> impl Strategy<Value = String> {
         "[node]",
         "[metrics]",
         "[tunnel]",
+        "[flows]",
         "[defaults]",
         "[defaults.health]",
         "[[service]]",
@@ -187,7 +188,12 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
                 port,
                 protocol,
                 forward,
-                scheduler: Scheduler::Maglev,
+                scheduler: [
+                    Scheduler::Maglev,
+                    Scheduler::SourceIp,
+                    Scheduler::RoundRobin,
+                    Scheduler::LeastConnections,
+                ][usize::from(index) % 4],
                 ring_size,
                 seed,
                 idle_timeout: Duration::from_millis(idle_timeout),
@@ -224,12 +230,15 @@ fn config() -> impl Strategy<Value = Config> {
         gue_source_ipv4: gue.then_some(Ipv4Addr::new(10, 0, 0, 1)),
         gue_source_ipv6: gue.then_some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
     });
+    let flows = (1024..=1u32 << 24, 1024..=1u32 << 24)
+        .prop_map(|(max_flows, max_half_open)| FlowsConfig { max_flows, max_half_open });
     let services = (0..5u16).prop_flat_map(|count| (0..count).map(service).collect::<Vec<_>>());
-    (node, listen, tunnel, services).prop_map(|(node, metrics, tunnel, services)| Config {
+    (node, listen, tunnel, flows, services).prop_map(|(node, metrics, tunnel, flows, services)| Config {
         file: "lbd.toml".to_owned(),
         node,
         metrics,
         tunnel,
+        flows,
         services,
         origins: Origins::default(),
     })
@@ -261,6 +270,7 @@ proptest! {
         prop_assert_eq!(&read.node, &config.node);
         prop_assert_eq!(&read.metrics, &config.metrics);
         prop_assert_eq!(&read.tunnel, &config.tunnel);
+        prop_assert_eq!(&read.flows, &config.flows);
         prop_assert_eq!(&read.services, &config.services);
         prop_assert_eq!(read.hash(), config.hash());
         prop_assert_eq!(read.shared_hash(), config.shared_hash());
