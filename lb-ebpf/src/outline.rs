@@ -41,11 +41,13 @@ pub extern "C" fn choose(ctx: *mut xdp_md, place: u64, slot: u64, hash: u64, isn
     choose_flow(&Frame::new(ctx), &Maps::new(ctx), Place(opaque(place)), Slot(slot), hash, isn as u32).into()
 }
 
-/// See [`schedule::pick`], which looks at maps only: the compiler would see that a context is not used and pass none.
+/// See [`schedule::pick`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn pick(service: u64, least_connections: u64) -> u64 {
-    schedule::pick(&Maps::new(core::ptr::null_mut()), opaque(service) as u32, opaque(least_connections) != 0).into()
+    // No packet is looked at: an unused argument would be left out at the call, and the verifier would miss it.
+    let maps = Maps::new(core::ptr::null_mut());
+    schedule::pick(&maps, opaque(service) as u32, opaque(least_connections) != 0).into()
 }
 
 /// See [`icmp::too_big`], IPv4; `l3` is the offset of the IP header. 1 = the packet is the answer now, 0 = it
