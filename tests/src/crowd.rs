@@ -261,7 +261,9 @@ impl Shared {
                 }
                 Err(error) => {
                     let at = self.begun.elapsed();
-                    self.with(|r| r.broken.push(format!("visitor {number} to {target}, at {at:.1?}: {error}")));
+                    self.with(|r| {
+                        r.broken.push(format!("visitor {number} to {target}, at {at:.1?}: {error}"))
+                    });
                 }
             }
             std::thread::sleep(pause);

@@ -127,8 +127,7 @@ fn ten_thousand_connections_survive_fifty_changes_a_flood_and_a_killed_daemon() 
     eprintln!("{:5.1?}: the daemon is ready", begun.elapsed());
 
     let crowd = Crowd::gather(&topology.client.ns, &targets, CONNECTIONS, 4, PATIENCE).expect("connections");
-    let visitors =
-        Visitors::come(&topology.client.ns, targets.to_vec(), Duration::from_millis(5), PATIENCE);
+    let visitors = Visitors::come(&topology.client.ns, targets.to_vec(), Duration::from_millis(5), PATIENCE);
     eprintln!("{:5.1?}: {CONNECTIONS} connections: {:?}", begun.elapsed(), crowd.report().backends);
     assert_eq!(crowd.report().backends.len(), STAYING);
 

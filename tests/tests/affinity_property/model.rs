@@ -155,6 +155,9 @@ pub struct Model {
     pub frames: Frames,
     flows: Vec<Flow>,
     changes: u64,
+    /// The first of the services whose flows are promised nothing. Where every flow has to be recorded, one that found no
+    /// room is at home, and is taken for a new one when there is some.
+    pub unpromised: Option<u8>,
     pub score: Score,
 }
 
@@ -169,7 +172,13 @@ struct Sent {
 
 impl Model {
     pub fn new(flows: usize) -> Self {
-        let mut model = Self { frames: Frames::new(), flows: Vec::new(), changes: 0, score: Score::default() };
+        let mut model = Self {
+            frames: Frames::new(),
+            flows: Vec::new(),
+            changes: 0,
+            unpromised: None,
+            score: Score::default(),
+        };
         model.begin(flows);
         model
     }
@@ -273,6 +282,7 @@ impl Model {
             Promise::Handshake(n, since) if !syn && now - since < life => Some((n, "the handshake's")),
             _ => None,
         };
+        let expected = expected.filter(|_| self.unpromised.is_none_or(|first| who.service < first));
         let (flags, length) = match kind {
             Kind::Syn => (SYN, 0),
             Kind::Ack => (ACK, 0),
@@ -293,7 +303,11 @@ impl Model {
         if let (Some((n, why)), None) = (sent.expected, found)
             && world.is_reachable(n)
         {
-            return Err(format!("{} sends {:?}: lost, though {why} backend {n}", Who::number(sent.at), sent.kind));
+            return Err(format!(
+                "{} sends {:?}: lost, though {why} backend {n}",
+                Who::number(sent.at),
+                sent.kind
+            ));
         }
         if let Some((_, _)) = sent.expected
             && found.is_none()
@@ -356,6 +370,10 @@ impl Model {
         let who = Who::number(at);
         let frame = self.frames.of(who, SYN, self.flows[at].seq.wrapping_add(0x4000_0000), false);
         let found = World::send(kernel, &frame);
+        // A handshake has one place: who guesses addresses and ports while it lasts can take it.
+        if let Promise::Handshake(..) = self.flows[at].promise {
+            self.flows[at].promise = Promise::Nothing;
+        }
         format!("a stranger sends a SYN of {who}: {found:?}")
     }
 
@@ -369,8 +387,7 @@ impl Model {
     ) -> &'static str {
         self.changes += 1;
         let dies = matches!(what, What::Remove | What::Disable | What::Down) && world.lives(n);
-        let (name, effect) =
-            world.change_backend(n, what, &mut |kernel| between(self, kernel, dies));
+        let (name, effect) = world.change_backend(n, what, &mut |kernel| between(self, kernel, dies));
         assert_eq!(effect == Effect::Died, dies);
         if dies {
             for flow in &mut self.flows {

@@ -29,10 +29,19 @@ pub enum Step {
     Open(usize),
     Forge(usize),
     /// A change of a backend; a packet comes after so many changes of the maps.
-    Change { n: u8, what: What, midst: Option<(usize, Say)> },
+    Change {
+        n: u8,
+        what: What,
+        midst: Option<(usize, Say)>,
+    },
     /// Time passes; if told, all flows that would be silent for too long speak up before.
-    Pass { units: u16, keep: bool },
-    Tend { midst: Option<(usize, Say)> },
+    Pass {
+        units: u16,
+        keep: bool,
+    },
+    Tend {
+        midst: Option<(usize, Say)>,
+    },
     Restart,
     /// So many SYNs from elsewhere.
     Flood(u8),
@@ -94,7 +103,9 @@ impl History {
     pub fn new(size: Size, fault: Fault) -> Self {
         let mut world = World::new(size);
         world.fault = fault;
-        Self { world, model: Model::new(FLOWS), log: Vec::new(), strangers: 0, states: [false; 3] }
+        let mut model = Model::new(FLOWS);
+        model.unpromised = size.unpromised();
+        Self { world, model, log: Vec::new(), strangers: 0, states: [false; 3] }
     }
 
     /// Runs a history from the beginning; `Err` is its story and the promise it breaks.
@@ -107,7 +118,9 @@ impl History {
                 let entries = self.world.kernel.entries();
                 let half_open = self.world.kernel.half_open();
                 let log = self.log.join("\n");
-                return Err(format!("{log}\nBROKEN: {broken}\nflows: {entries:?}\nhandshakes: {half_open:?}"));
+                return Err(format!(
+                    "{log}\nBROKEN: {broken}\nflows: {entries:?}\nhandshakes: {half_open:?}"
+                ));
             }
             for (met, count) in self.states.iter_mut().zip(self.world.slots()) {
                 *met |= count > 0;
@@ -211,7 +224,8 @@ pub struct Verdict {
 /// Tries so many histories. `LBD_SEED` begins elsewhere.
 pub fn try_histories(size: Size, fault: Fault, count: u32) -> Verdict {
     let history = RefCell::new(History::new(size, fault));
-    let config = Config { cases: count, failure_persistence: None, max_shrink_iters: 3_000, ..Config::default() };
+    let config =
+        Config { cases: count, failure_persistence: None, max_shrink_iters: 1_500, ..Config::default() };
     let seed = std::env::var("LBD_SEED").map_or(0x6c62_6432_u64, |text| text.parse().expect("a number"));
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());

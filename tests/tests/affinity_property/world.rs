@@ -29,8 +29,17 @@ pub struct Size {
     pub ring: u32,
     /// Flows of either family that find room in a table.
     pub room: u32,
+    /// The tables will be full.
+    pub is_small: bool,
     /// Backends a service begins with.
     pub backends: u8,
+}
+
+impl Size {
+    /// The services that record every flow, where tables are to be full.
+    pub fn unpromised(self) -> Option<u8> {
+        self.is_small.then_some(3)
+    }
 }
 
 /// Mistakes a daemon could make: the property must find each.
@@ -45,8 +54,6 @@ pub enum Fault {
     ForgetsLiving,
     /// Flows that found no room are not noticed.
     IgnoresRefused,
-    /// A backend that comes back lives its former life on.
-    Resurrects,
 }
 
 /// Which protocol a service has.
@@ -195,10 +202,7 @@ impl World {
         let reserved = self.tracking.reserved();
         self.image.resting = self.tracking.resting(self.now());
         let goal = plan::build(&self.wanted, &self.image, &tunnel(), &reserved, &mut self.rings);
-        let mut goal = goal.expect("a plan");
-        if self.fault == Fault::Resurrects {
-            goal.backends.values_mut().for_each(|record| record.entry.incarnation = 0);
-        }
+        let goal = goal.expect("a plan");
         let actions = plan::diff(&self.image, &goal);
         self.change(&actions, between);
     }
