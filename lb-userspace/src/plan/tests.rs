@@ -60,7 +60,7 @@ fn service(number: u8, ports: &[PortSpec], ring_size: u32, backends: &[WantedBac
                     Scheduler::Maglev,
                     Scheduler::RoundRobin,
                     Scheduler::SourceIp,
-                ][usize::from(n) % 4],
+                ][usize::from(number) % 4],
                 ring_size: Some(ring_size),
                 seed: 7,
                 idle_timeout: Duration::from_secs(300),
