@@ -7,11 +7,13 @@
 //! - [`packets`]: packets by description and by the million, and a check by a parser that is not ours;
 //! - [`playground`]: the program that brings all of it up for people to try;
 //! - [`balancer`]: the daemon in a topology, and `lbctl`;
+//! - [`crowd`]: thousands of connections that live long, every byte of them checked;
 //! - [`echo`]: servers for datagrams and checked uploads;
 //! - [`skip`]: a test that cannot run says so loudly.
 
 pub mod balancer;
 pub mod client;
+pub mod crowd;
 pub mod echo;
 pub mod http;
 pub mod kernel;

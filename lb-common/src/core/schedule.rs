@@ -31,16 +31,14 @@ pub fn pick<T: Tables>(tables: &T, service: u32, least_connections: bool) -> u32
 /// Begins at a place that goes round, and the first of equals wins: equals take turns.
 #[inline(always)]
 fn fewest<T: Tables>(tables: &T, base: u32, size: u32, start: u32) -> u32 {
-    let (mut at, mut best, mut best_flows, mut best_weight) = (start, 0, 0u64, 0u64);
+    let (mut best, mut best_flows, mut best_weight) = (0, 0u64, 0u64);
     for seen in 0..SCANNED {
         if seen >= size {
             break;
         }
+        // No branch at the end of the array: the verifier would follow both ways at every place.
+        let at = ((start as u64 + seen as u64) % size as u64) as u32;
         let word = tables.schedule_word(base.wrapping_add(at)).unwrap_or(0);
-        at += 1;
-        if at >= size {
-            at = 0;
-        }
         let (backend, weight) = (backend_of(word), word >> 32);
         // Counted down by the daemon and up by every CPU: it may be wrong by a few for a while, below zero as well.
         let flows = tables.active(backend);

@@ -3,10 +3,12 @@
 //! No pins, no interfaces: maps are filled from an [`Image`] by the daemon's own code, and every counter is read
 //! before and after, so that a test can say what moved and that nothing else did.
 
+mod beside;
 mod counters;
 mod host;
 mod world;
 
+pub use beside::{Flood, Runner};
 pub use counters::{Counter, Counters, Flows};
 pub use host::Host;
 pub use world::{
