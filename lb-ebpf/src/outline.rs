@@ -29,11 +29,11 @@ pub(crate) fn opaque(number: u64) -> u64 {
     unsafe { core::ptr::read_volatile(&number) }
 }
 
-/// See [`walk_extensions`]; `l3` is 14, 18 or 22.
+/// See [`walk_extensions`]; `l3` is the offset of an IPv6 header, the frame's own or a quoted one.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn extensions(ctx: *mut xdp_md, l3: u64, first: u64) -> u64 {
-    walk_extensions(&Frame::new(ctx), opaque(l3) as usize & 0x1f, first as u8).0
+    walk_extensions(&Frame::new(ctx), opaque(l3) as usize & 0x7ff, first as u8).0
 }
 
 /// See [`choose_flow`].

@@ -5,7 +5,7 @@ use super::{
     DropReason, FlowCell, FlowKey, Tables,
     affinity::{Place, is_alive},
     found::Found,
-    parse::{ChainEnd, forwarded, walk_extensions},
+    parse::{ChainEnd, forwarded},
     service,
 };
 use crate::{
@@ -87,7 +87,7 @@ pub fn icmp6<P: Packet, T: Tables>(packet: &P, tables: &T, place: Place) -> Foun
     }
     let client = (quote.u64::<{ ipv6::DST }>(), quote.u64::<{ ipv6::DST + 8 }>());
     let version = quote.u8::<0>() >> 4;
-    let chain = walk_extensions(packet, at, quote.u8::<{ ipv6::NEXT }>());
+    let chain = tables.extensions(packet, at, quote.u8::<{ ipv6::NEXT }>());
     let proto = chain.proto();
     match chain.end() {
         ChainEnd::Transport if !forwarded(proto) => return Found::PASS,
