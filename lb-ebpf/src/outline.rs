@@ -15,6 +15,7 @@ use lb_common::{
         affinity::{Place, Step, choose_flow},
         icmp,
         parse::walk_extensions,
+        quic::{self, Format},
     },
 };
 
@@ -46,6 +47,13 @@ pub extern "C" fn choose(ctx: *mut xdp_md, place: u64, slot: u64, hash: u64, ste
         Step::from_u64(step),
     )
     .into()
+}
+
+/// See [`quic::route`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn quic(ctx: *mut xdp_md, place: u64, format: u64) -> u64 {
+    quic::route(&Frame::new(ctx), &Maps::new(ctx), Place(opaque(place)), Format(opaque(format))).0
 }
 
 /// See [`icmp::too_big`], IPv4; `l3` is the offset of the IP header. 1 = the packet is the answer now, 0 = it

@@ -4,13 +4,14 @@ use crate::{maps, outline};
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
 use lb_common::{
     abi::{
-        BackendEntry, FlowEntry, FlowKey4, FlowKey6, ICMP_BUCKET, PortKey, PortRangeKey, ServiceEntry, Slot,
-        VipEntry,
+        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, ICMP_BUCKET, PortKey, PortRangeKey,
+        ServiceEntry, Slot, VipEntry,
     },
     core::{
         FlowCell, Tables,
         affinity::{Place, Step},
         parse::Chain,
+        quic::{Format, Route},
     },
     packet::Packet,
 };
@@ -153,6 +154,17 @@ impl Tables for Maps {
     #[inline(always)]
     fn add_flow6(&self, key: &FlowKey6, entry: FlowEntry) -> bool {
         added(maps::FLOWS6.insert(key, entry.0, BPF_NOEXIST))
+    }
+
+    #[inline(always)]
+    fn cid(&self, key: &CidKey) -> Option<u32> {
+        // SAFETY: as in `vip4`.
+        unsafe { maps::CIDS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn quic<P: Packet>(&self, _: &P, place: Place, format: Format) -> Route {
+        Route(outline::quic(self.ctx, place.0, format.0))
     }
 
     #[inline(always)]

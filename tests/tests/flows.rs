@@ -70,6 +70,7 @@ fn service(number: u8, protocol: Protocol, backends: Vec<WantedBackend>) -> Want
             idle_timeout: IDLE,
             gue_port: 6080,
             health: HealthSpec::default(),
+            quic: None,
             backends: Vec::new(),
         },
         ring_size: RING_SIZE,

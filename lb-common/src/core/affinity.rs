@@ -66,12 +66,12 @@ impl Place {
 
     // The masks bound the offsets for the verifier, which knows nothing of a function's arguments.
     #[inline(always)]
-    const fn l3(self) -> usize {
+    pub(super) const fn l3(self) -> usize {
         self.0 as usize & 0x1f
     }
 
     #[inline(always)]
-    const fn l4(self) -> usize {
+    pub(super) const fn l4(self) -> usize {
         self.l3() + ((self.0 >> 8) as usize & 0x3ff)
     }
 }

@@ -9,6 +9,7 @@ pub mod decap;
 pub mod forward;
 pub mod icmp;
 pub mod parse;
+pub mod quic;
 mod select;
 mod service;
 mod tables;

@@ -1,8 +1,13 @@
 //! IPv4, IPv6, TCP and UDP: what must hold before a packet may go to a backend.
 
-use super::{Decision, DropReason, Refusal, Tables, affinity::Step, select, service};
+use super::{
+    Decision, DropReason, Refusal, Tables,
+    affinity::{Place, Step},
+    quic::{Format, Route},
+    select, service,
+};
 use crate::{
-    abi::VipEntry,
+    abi::{ServiceEntry, VipEntry},
     hash,
     packet::Packet,
     wire::{ipv4, ipv6, proto, tcp, udp},
@@ -269,5 +274,12 @@ fn transport<'t, P: Packet, T: Tables>(
     if entry.ring_size == 0 {
         return refuse(DropReason::NoBackend);
     }
-    select::select(packet, tables, id, entry, flow(entry.seed, l4.ports), step, ip)
+    let (mut step, mut route) = (step, Route::BY_HASH);
+    if entry.flags & ServiceEntry::QUIC != 0 {
+        route = tables.quic(packet, Place::of(&ip), Format::of(id, entry));
+        if route.begins() {
+            step = Step::Begin;
+        }
+    }
+    select::select(packet, tables, id, entry, flow(entry.seed, l4.ports), step, route, ip)
 }

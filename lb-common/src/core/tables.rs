@@ -4,9 +4,11 @@
 use super::{
     affinity::{Place, Step, choose_flow},
     parse::{Chain, walk_extensions},
+    quic::{self, Format, Route},
 };
 use crate::abi::{
-    BackendEntry, Bucket, FlowEntry, FlowKey4, FlowKey6, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry,
+    BackendEntry, Bucket, CidKey, FlowEntry, FlowKey4, FlowKey6, PortKey, PortRangeKey, ServiceEntry, Slot,
+    VipEntry,
 };
 use crate::packet::Packet;
 
@@ -34,6 +36,8 @@ pub trait Tables {
     fn add_flow4(&self, key: &FlowKey4, entry: FlowEntry) -> bool;
     /// The same for IPv6.
     fn add_flow6(&self, key: &FlowKey6, entry: FlowEntry) -> bool;
+    /// The backend whose server id is in QUIC connection IDs.
+    fn cid(&self, key: &CidKey) -> Option<u32>;
     /// Nanoseconds of the monotonic clock.
     fn now_ns(&self) -> u64;
     /// Takes one token for an ICMP answer; false if there is none.
@@ -53,6 +57,15 @@ pub trait Tables {
         Self: Sized,
     {
         choose_flow(packet, self, place, slot, hash, step)
+    }
+
+    /// Reads the QUIC header of a datagram. As rare as `extensions`: services of other protocols do without.
+    #[inline(always)]
+    fn quic<P: Packet>(&self, packet: &P, place: Place, format: Format) -> Route
+    where
+        Self: Sized,
+    {
+        quic::route(packet, self, place, format)
     }
 }
 

@@ -10,6 +10,7 @@ mod duration;
 mod error;
 mod health;
 mod node;
+mod quic;
 mod reader;
 mod schema;
 mod service;

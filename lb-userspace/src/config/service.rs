@@ -3,12 +3,13 @@
 use super::{
     address,
     health::{self, Checked, HealthSettings, duration},
+    quic::{self, QuicDraft},
     reader::{Notes, Refusal, Section, Setting, integer, text, wrong_type},
     schema,
 };
 use crate::model::{
     BackendName, BackendSpec, DEFAULT_WEIGHT, Forward, HealthSpec, MAX_RING, MAX_WEIGHT, MIN_RING, PortSpec,
-    Protocol, Scheduler, ServiceName, ServiceSpec, is_ring_size,
+    Protocol, Scheduler, ServerId, ServiceName, ServiceSpec, is_ring_size,
 };
 use sha2::{Digest, Sha256};
 use std::{net::IpAddr, time::Duration};
@@ -22,6 +23,9 @@ pub fn default_idle_timeout(protocol: Protocol) -> Duration {
     match protocol {
         Protocol::Tcp => Duration::from_secs(300),
         Protocol::Udp => Duration::from_secs(30),
+        // Twice what most stacks negotiate (RFC 9000 section 10.1): the hash is asked for connections alone whose IDs
+        // name no server.
+        Protocol::Quic => Duration::from_secs(60),
     }
 }
 
@@ -62,12 +66,12 @@ impl ServiceSettings {
     };
 
     fn read(section: &Section<'_>) -> Self {
-        let protocols = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+        let protocols = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("quic", Protocol::Quic)];
         let forwards = [("dsr", Forward::Dsr), ("ipip", Forward::Ipip), ("gue", Forward::Gue)];
         let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
         Self {
             port: section.read("port", port),
-            protocol: section.word("protocol", &protocols, &["quic"]),
+            protocol: section.word("protocol", &protocols, &[]),
             forward: section.word("forward", &forwards, &["nat", "snat"]),
             scheduler: section.word(
                 "scheduler",
@@ -136,6 +140,7 @@ pub(super) struct ServiceDraft<'a> {
     pub(super) protocol: Setting<Protocol>,
     pub(super) backends: Vec<BackendDraft<'a>>,
     pub(super) ring_size: Setting<u32>,
+    pub(super) quic: QuicDraft<'a>,
     settings: ServiceSettings,
     health: HealthSpec,
 }
@@ -146,6 +151,7 @@ pub(super) struct BackendDraft<'a> {
     pub(super) name: Setting<BackendName>,
     pub(super) address: Setting<IpAddr>,
     weight: Setting<u16>,
+    pub(super) server_id: Setting<ServerId>,
 }
 
 const NAME: &str = "1 to 63 letters, digits, '-', '_' or '.', the first a letter or digit";
@@ -192,7 +198,8 @@ pub(super) fn read_service<'a>(
         .map(|(i, (table, at))| read_backend(&section, table, at, i + 1, port.value().copied()));
     let backends = backends.collect();
     let health = read_health(&section, &port, &protocol, defaults);
-    ServiceDraft { name, addresses, port, protocol, backends, ring_size, settings, health, section }
+    let quic = quic::read(&section);
+    ServiceDraft { name, addresses, port, protocol, backends, ring_size, quic, settings, health, section }
 }
 
 fn read_health(
@@ -254,7 +261,8 @@ fn read_backend<'a>(
             .but("no forwarding mode of this version changes ports: remove it");
         section.refuse(at, "port", format!("port = {port}"), why);
     }
-    BackendDraft { section, name, address, weight }
+    let server_id = quic::read_server_id(&section);
+    BackendDraft { section, name, address, weight, server_id }
 }
 
 impl ServiceDraft<'_> {
@@ -287,6 +295,7 @@ impl ServiceDraft<'_> {
             ),
             gue_port: section.pick("gue_port", own.gue_port.or(&defaults.gue_port), DEFAULT_GUE_PORT),
             health: self.health,
+            quic: self.quic.build(protocol, &self.backends),
             backends,
             name,
         })

@@ -8,7 +8,7 @@ use crate::{
     plan::{self, Flow, Memory, MemoryOfFlow},
 };
 use lb_common::{
-    abi::{BackendEntry, FlowKey4, FlowKey6, ForwardKind, SlotState},
+    abi::{BackendEntry, FlowKey4, FlowKey6, ForwardKind, ServiceEntry, SlotState},
     core::{Decision, Forward, decide, forward},
     packet::Buffer,
     wire::tcp,
@@ -72,6 +72,9 @@ impl Engine {
                 if entry.is_some() && slot.is_some_and(|slot| !slot.is_plain()) {
                     reason.push_str("; this flow is recorded in the flow table");
                 }
+                if service.is_some_and(|service| service.entry.flags & ServiceEntry::QUIC != 0) {
+                    reason.push_str("; packets whose connection ID names a server go there instead");
+                }
                 if let Some(blocked) = blocked {
                     reason = format!("{}: {} ({reason})", blocked.name(), blocked.help());
                 }
@@ -108,7 +111,7 @@ impl Engine {
             .services
             .iter()
             .map(|s| &s.spec)
-            .filter(|s| s.protocol == protocol && s.addresses.contains(&destination.ip()))
+            .filter(|s| s.protocol.number() == protocol.number() && s.addresses.contains(&destination.ip()))
             .filter(|s| {
                 let (lo, hi) = s.port.bounds();
                 (lo..=hi).contains(&destination.port())
@@ -194,6 +197,13 @@ fn frame(protocol: Protocol, source: SocketAddr, destination: SocketAddr, first:
             header
         }
         Protocol::Udp => vec![0, 0, 0, 0, 0, 8, 0, 0],
+        Protocol::Quic => {
+            // An Initial or a Handshake packet (RFC 9000 section 17.2) whose ID of eight bytes names no server.
+            let mut datagram =
+                vec![0, 0, 0, 0, 0, 38, 0, 0, if first { 0xc0 } else { 0xe0 }, 0, 0, 0, 1, 8, 0xff];
+            datagram.resize(38, 0);
+            datagram
+        }
     };
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
     match (source.ip(), destination.ip()) {

@@ -7,8 +7,8 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
 };
 use lb_common::abi::{
-    BackendEntry, FlowEntry, FlowKey4, FlowKey6, FlowStats, Identity, MAX_SERVICES, PortKey, PortRangeKey,
-    ServiceEntry, Slot, Stats, VipEntry,
+    BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, FlowStats, Identity, MAX_SERVICES, PortKey,
+    PortRangeKey, ServiceEntry, Slot, Stats, VipEntry,
 };
 use std::{
     io,
@@ -116,6 +116,7 @@ pub struct Maps {
     flow_fds: [OwnedFd; 2],
     service_names: Array<MapData, Identity>,
     backend_names: Array<MapData, Identity>,
+    cids: HashMap<MapData, CidKey, u32>,
 }
 
 fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
@@ -167,6 +168,7 @@ impl Maps {
             flow_stats: take(ebpf, "FLOW_STATS")?,
             service_names: take(ebpf, "SERVICE_NAMES")?,
             backend_names: take(ebpf, "BACKEND_NAMES")?,
+            cids: take(ebpf, "CIDS")?,
         })
     }
 
@@ -194,6 +196,10 @@ impl Maps {
         for entry in self.port_ranges.iter() {
             let (key, service) = entry.map_err(DataplaneError::map("PORT_RANGES"))?;
             image.port_ranges.insert(range_key(&key), service);
+        }
+        for entry in self.cids.iter() {
+            let (key, backend) = entry.map_err(DataplaneError::map("CIDS"))?;
+            image.cids.insert(key, backend);
         }
         for id in 0..MAX_SERVICES {
             let entry: ServiceEntry = self.services.load(id);
@@ -234,6 +240,13 @@ impl Maps {
                 Ok(())
             }
             Action::Service { id, old, new } => self.set_service(*id, old.as_ref(), new.as_ref()),
+            Action::Cid { key, new, .. } => {
+                let done = match new {
+                    Some(backend) => self.cids.insert(key, backend, 0),
+                    None => gone_is_fine(self.cids.remove(key)),
+                };
+                done.map_err(DataplaneError::map("CIDS"))
+            }
             Action::Port { key, new, .. } => {
                 let done = match new {
                     Some(service) => self.ports.insert(key, service, 0),

@@ -1,6 +1,6 @@
 //! A service: what clients connect to.
 
-use super::{BackendSpec, HealthSpec, PortSpec, ServiceName};
+use super::{BackendSpec, HealthSpec, PortSpec, QuicSpec, ServiceName};
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::IpAddr, time::Duration};
 
@@ -24,6 +24,8 @@ pub struct ServiceSpec {
     /// UDP port of `forward = "gue"`.
     pub gue_port: u16,
     pub health: HealthSpec,
+    /// Of [`Protocol::Quic`], and only of it.
+    pub quic: Option<QuicSpec>,
     /// Unique names and unique addresses.
     pub backends: Vec<BackendSpec>,
 }
@@ -34,6 +36,8 @@ pub struct ServiceSpec {
 pub enum Protocol {
     Tcp,
     Udp,
+    /// UDP whose packets go where their connection ID says.
+    Quic,
 }
 
 /// How packets reach the backends.
@@ -61,7 +65,7 @@ impl Protocol {
     pub fn number(self) -> u8 {
         match self {
             Self::Tcp => lb_common::abi::PROTO_TCP,
-            Self::Udp => lb_common::abi::PROTO_UDP,
+            Self::Udp | Self::Quic => lb_common::abi::PROTO_UDP,
         }
     }
 }
@@ -71,6 +75,7 @@ impl fmt::Display for Protocol {
         f.pad(match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Quic => "quic",
         })
     }
 }

@@ -1,6 +1,8 @@
 //! What the maps hold.
 
-use lb_common::abi::{BackendEntry, Identity, NAME_LEN, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry};
+use lb_common::abi::{
+    BackendEntry, CidKey, Identity, NAME_LEN, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry,
+};
 use std::{collections::BTreeMap, net::IpAddr};
 
 /// The contents of all maps that the daemon writes.
@@ -11,6 +13,8 @@ pub struct Image {
     pub port_ranges: BTreeMap<PortRangeKey, u32>,
     pub services: BTreeMap<u32, ServiceRecord>,
     pub backends: BTreeMap<u32, BackendRecord>,
+    /// Backends by the server id in QUIC connection IDs.
+    pub cids: BTreeMap<CidKey, u32>,
     /// By service id: the words of its ring.
     pub rings: BTreeMap<u32, Vec<Slot>>,
     /// Slots the ring array holds.
@@ -107,6 +111,7 @@ impl Image {
             }
             Action::Port { key, new, .. } => set(&mut self.ports, *key, *new),
             Action::PortRange { key, new, .. } => set(&mut self.port_ranges, *key, *new),
+            Action::Cid { key, new, .. } => set(&mut self.cids, *key, *new),
             Action::Vip { address, new, .. } => set(&mut self.vips, *address, *new),
         }
     }

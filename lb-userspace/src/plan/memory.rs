@@ -4,8 +4,8 @@
 use super::Image;
 use lb_common::{
     abi::{
-        BackendEntry, FlowEntry, FlowKey4, FlowKey6, MAX_SERVICES, PortKey, PortRangeKey, ServiceEntry, Slot,
-        VipEntry,
+        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, MAX_SERVICES, PortKey, PortRangeKey,
+        ServiceEntry, Slot, VipEntry,
     },
     core::{FlowCell, Tables},
 };
@@ -112,6 +112,10 @@ impl Tables for Memory<'_> {
         true
     }
 
+    fn cid(&self, key: &CidKey) -> Option<u32> {
+        self.0.cids.get(key).copied()
+    }
+
     fn now_ns(&self) -> u64 {
         0
     }
@@ -181,6 +185,10 @@ impl Tables for MemoryOfFlow<'_> {
 
     fn add_flow6(&self, key: &FlowKey6, entry: FlowEntry) -> bool {
         self.image.add_flow6(key, entry)
+    }
+
+    fn cid(&self, key: &CidKey) -> Option<u32> {
+        self.image.cid(key)
     }
 
     fn now_ns(&self) -> u64 {

@@ -57,6 +57,7 @@ fn service(number: u8, ports: &[PortSpec], ring_size: u32, backends: &[WantedBac
                 idle_timeout: Duration::from_secs(300),
                 gue_port: 6080,
                 health: HealthSpec::default(),
+                quic: None,
                 backends: backends.iter().map(|b| b.spec.clone()).collect(),
             },
             ring_size,

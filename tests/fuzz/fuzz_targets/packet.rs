@@ -6,7 +6,7 @@
 
 use lb_common::{
     abi::{
-        BackendEntry, FlowEntry, FlowKey4, FlowKey6, INLINE_RULES, PortKey, PortRangeKey, PortRule,
+        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, INLINE_RULES, PortKey, PortRangeKey, PortRule,
         ServiceEntry, Slot, SlotState, VipEntry,
     },
     core::{
@@ -54,7 +54,13 @@ impl Everything {
         let state = [SlotState::Plain, SlotState::Moving, SlotState::Tracked][usize::from(shape[6] % 3)];
         Self {
             vip: VipEntry { vip: 1, flags: u32::from(shape[7] & 1), rules },
-            service: ServiceEntry { ring_size: 13, seed: 7, ..ServiceEntry::default() },
+            service: ServiceEntry {
+                ring_size: 13,
+                seed: 7,
+                flags: if shape[7] & 4 == 0 { 0 } else { ServiceEntry::QUIC },
+                quic_id_len: u32::from(shape[7] >> 4),
+                ..ServiceEntry::default()
+            },
             backend,
             slot: Slot::new(1, 1, state, 0),
             flow: Cell::new((shape[7] & 2 != 0).then(|| u64::from_be_bytes(shape))),
@@ -108,6 +114,10 @@ impl Tables for Everything {
     fn add_flow6(&self, _: &FlowKey6, entry: FlowEntry) -> bool {
         self.flow.set(Some(entry.0));
         true
+    }
+    fn cid(&self, key: &CidKey) -> Option<u32> {
+        // Half of all server ids name the backend, the others one that is not there.
+        Some(1 + u32::from(key.server[0] & 1))
     }
     fn now_ns(&self) -> u64 {
         1 << 40

@@ -2,7 +2,10 @@
 
 use super::{Counter, Counters, Flows, INGRESS, Outcome, Verdict};
 use lb_common::{
-    abi::{BackendEntry, FlowEntry, FlowKey4, FlowKey6, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry},
+    abi::{
+        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, PortKey, PortRangeKey, ServiceEntry, Slot,
+        VipEntry,
+    },
     core::{Decision, DropReason, FlowCell, Tables, decide, forward, icmp},
     packet::Buffer,
 };
@@ -156,6 +159,9 @@ impl Tables for Recording<'_> {
     }
     fn add_flow6(&self, key: &FlowKey6, entry: FlowEntry) -> bool {
         self.record(&self.flows6, *key, entry)
+    }
+    fn cid(&self, key: &CidKey) -> Option<u32> {
+        self.image.cid(key)
     }
     /// Entries are compared without their time, so any will do.
     fn now_ns(&self) -> u64 {

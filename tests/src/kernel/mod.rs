@@ -10,7 +10,7 @@ mod world;
 pub use counters::{Counter, Counters, Flows};
 pub use host::Host;
 pub use world::{
-    BACKEND_CAPACITY, Predicted, RING_CAPACITY, World, client_address, plain_world, tunnel, vip,
+    BACKEND_CAPACITY, Predicted, QUIC_CONFIG, RING_CAPACITY, World, client_address, plain_world, tunnel, vip,
 };
 
 use aya::{

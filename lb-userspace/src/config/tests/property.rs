@@ -1,7 +1,7 @@
 //! Properties of the parser: no text makes it panic, and what is printed reads back.
 
 use super::*;
-use crate::model::BackendSpec;
+use crate::model::{BackendSpec, QuicSpec, ServerId};
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -156,16 +156,17 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
     let backend = (name(), any::<u16>());
     let settings = (
         port(),
-        select(vec![Protocol::Tcp, Protocol::Udp]),
+        select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Quic]),
         select(vec![Forward::Dsr, Forward::Ipip, Forward::Gue]),
         option::of(select(vec![101u32, 10_007, 65_537])),
         0..=i64::MAX as u64,
         1_000..=86_400_000u64,
         1..=u16::MAX,
+        (4..=15u8, 0..=6u8),
     );
     (name(), 1..4usize, settings, health(), vec(backend, 0..5)).prop_map(
         move |(name, addresses, settings, health, backends)| {
-            let (port, protocol, forward, ring_size, seed, idle_timeout, gue_port) = settings;
+            let (port, protocol, forward, ring_size, seed, idle_timeout, gue_port, quic) = settings;
             let address = |i: usize| {
                 let i = i as u16;
                 if i.is_multiple_of(2) {
@@ -181,6 +182,19 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
                 port: None,
                 weight,
             });
+            let backends: Vec<_> = backends.collect();
+            let (server_id_length, config_id) = quic;
+            let server_ids = backends.iter().zip(0u8..).map(|(backend, i)| {
+                // Of every second one what its address makes.
+                let text = format!("{i:0width$x}", width = 2 * usize::from(server_id_length));
+                let id = if i % 2 == 0 {
+                    ServerId::of_address(backend.address, server_id_length)
+                } else {
+                    text.parse().unwrap()
+                };
+                (backend.name.clone(), id)
+            });
+            let quic = QuicSpec { server_id_length, config_id, server_ids: server_ids.collect() };
             ServiceSpec {
                 name: format!("{index}{}", &name[..name.len().min(60)]).parse().unwrap(),
                 addresses: (0..addresses).map(address).collect(),
@@ -193,7 +207,8 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
                 idle_timeout: Duration::from_millis(idle_timeout),
                 gue_port,
                 health,
-                backends: backends.collect(),
+                quic: (protocol == Protocol::Quic).then_some(quic),
+                backends,
             }
         },
     )
