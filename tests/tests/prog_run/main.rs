@@ -8,5 +8,6 @@ mod ip;
 mod link;
 mod modes;
 mod ports;
+mod quic;
 mod rig;
 mod transport;
