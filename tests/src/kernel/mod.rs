@@ -5,6 +5,7 @@
 
 mod counters;
 mod host;
+pub mod sound;
 mod world;
 
 pub use counters::{Counter, Counters, Flows};

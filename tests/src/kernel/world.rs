@@ -138,7 +138,7 @@ pub fn tunnel() -> TunnelSettings {
 /// - 20: inline rules, TCP 80, 8000 to 8099 and every port, UDP 53;
 /// - 21: spilled rules, TCP 80, 81, 82, 8000 to 8098 and 9001 to 9006, UDP 53 and every port;
 /// - 23: no backend takes packets; 26: no next hop; 27: a backend that is the VIP itself (GUE, UDP, every port);
-/// - 24, 25: QUIC at 443 by DSR (`quic4`) and GUE over IPv6 (`quic6`), server ids of two bytes;
+/// - 24, 25: QUIC at 80 by DSR (`quic4`) and GUE over IPv6 (`quic6`), server ids of two bytes;
 /// - 28: an egress of 150 bytes, 29: of 100 bytes (IPIP, TCP 80);
 /// - 30 to 34: tables that contradict themselves ([`World::broken`]).
 #[must_use]
@@ -184,8 +184,8 @@ pub fn plain_world() -> World {
         small[0].next_hop.as_mut().expect("a next hop").mtu = mtu;
         wanted.push(service(name, vip_number, Exact(80), Tcp, Ipip, small));
     }
-    wanted.push(service("quic4", 24, Exact(443), Quic, Dsr, three(4)));
-    wanted.push(service("quic6", 25, Exact(443), Quic, Gue, three(6)));
+    wanted.push(service("quic4", 24, Exact(80), Quic, Dsr, three(4)));
+    wanted.push(service("quic6", 25, Exact(80), Quic, Gue, three(6)));
     let empty = Image::empty(RING_CAPACITY, BACKEND_CAPACITY);
     let mut image = plan::build(
         &wanted,

@@ -4,6 +4,7 @@
 
 mod build;
 pub mod check;
+mod garbage;
 mod generate;
 
 pub use build::{Extension, Net, Packet, Tcp, Transport, Udp, V4, V6, checksum};
