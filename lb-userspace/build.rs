@@ -5,10 +5,9 @@ use std::env;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context as _, Result, anyhow};
-use aya_build::{Package, Toolchain};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 #[path = "build/toolchain.rs"]
 mod toolchain;
@@ -17,8 +16,7 @@ use toolchain::{Compiler, Found, Places};
 
 const PACKAGE: &str = "lb-ebpf";
 const PROGRAMS: [&str; 3] = ["lb", "decap", "bench"];
-/// `RUSTC_BOOTSTRAP` for a compiler with a prebuilt `core`: the crates that use unstable features. Names
-/// instead of `1`, since by `1` aya-build would ask for `-Z build-std`.
+/// `RUSTC_BOOTSTRAP` for a compiler with a prebuilt `core`: the crates that use unstable features.
 const UNSTABLE_CRATES: &str = "aya_ebpf,lb_ebpf,lb,decap,bench";
 
 fn main() -> ExitCode {
@@ -55,24 +53,15 @@ fn build() -> Result<()> {
     for witness in &found.witnesses {
         println!("cargo::rerun-if-changed={}", witness.display());
     }
-    set_environment(&found, &out_dir);
-
-    let root_dir = workspace.join(PACKAGE);
-    let root_dir = root_dir.to_str().context("the path of the workspace is not UTF-8")?;
-    aya_build::build_ebpf(
-        [Package { name: PACKAGE, root_dir, ..Package::default() }],
-        Toolchain::Custom(found.compiler.toolchain()),
-    )
-    .map_err(|error| {
-        anyhow!("the eBPF programs did not build with {}, see the warnings above: {error:#}", found.compiler)
-    })?;
+    println!("cargo::rerun-if-changed={}", workspace.join(PACKAGE).display());
+    let release = compile(&found, workspace, &out_dir)
+        .with_context(|| format!("the eBPF programs did not build with {}", found.compiler))?;
 
     let shown = target_dir(&out_dir).map(|dir| dir.join("bpf"));
     for program in PROGRAMS {
         let built = out_dir.join(program);
-        if !built.is_file() {
-            return Err(anyhow!("package {PACKAGE} has built no program `{program}`"));
-        }
+        fs::copy(release.join(program), &built)
+            .with_context(|| format!("package {PACKAGE} has built no program `{program}`"))?;
         if let Some(shown) = &shown {
             publish(&built, &shown.join(program))
                 .with_context(|| format!("cannot copy `{program}` to {}", shown.display()))?;
@@ -81,34 +70,70 @@ fn build() -> Result<()> {
     Ok(())
 }
 
-/// Prepares this process's environment for the cargo that aya-build calls.
-fn set_environment(found: &Found, out_dir: &Path) {
-    let mut vars = vec![
-        // aya-build makes a warning of every line its cargo says; errors are said all the same.
-        ("CARGO_TERM_QUIET", "true".into()),
-        // A build directory shared with the outer cargo would wait for the outer cargo's lock for ever.
-        ("CARGO_BUILD_BUILD_DIR", out_dir.join("aya-build/target").join(PACKAGE).into_os_string()),
-        // bpf-linker optimises the linked whole; an LTO of rustc before that only costs time.
-        ("CARGO_PROFILE_RELEASE_LTO", "off".into()),
+/// Calls cargo for the BPF target; the directory with the programs.
+fn compile(found: &Found, workspace: &Path, out_dir: &Path) -> Result<PathBuf> {
+    let var = |name: &str| env::var(name).with_context(|| format!("{name} is not set"));
+    let target = match var("CARGO_CFG_TARGET_ENDIAN")?.as_str() {
+        "big" => "bpfeb-unknown-none",
+        _ => "bpfel-unknown-none",
+    };
+    // Of the instruction set's versions, v3 (Linux 5.12 for all of it) has 32-bit jumps, and atomics that
+    // give back what was there before.
+    let flags = [
+        format!("--cfg=bpf_target_arch=\"{}\"", var("CARGO_CFG_TARGET_ARCH")?),
+        "-Cdebuginfo=2".to_owned(),
+        "-Clink-arg=--btf".to_owned(),
+        "-Ctarget-cpu=v3".to_owned(),
     ];
+    let target_dir = out_dir.join("ebpf");
+    let mut cargo = match &found.compiler {
+        Compiler::System => Command::new("cargo"),
+        Compiler::BuildsCore { .. } | Compiler::HasCore { .. } => {
+            let mut rustup = Command::new("rustup");
+            rustup.args(["run", found.compiler.toolchain(), "cargo"]);
+            rustup
+        }
+    };
+    cargo
+        .current_dir(workspace)
+        .args(["build", "--quiet", "--package", PACKAGE, "--bins", "--release", "--target", target])
+        .arg("--target-dir")
+        .arg(&target_dir)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        // A build directory shared with the outer cargo would wait for the outer cargo's lock for ever.
+        .env("CARGO_BUILD_BUILD_DIR", &target_dir)
+        // bpf-linker optimises the linked whole; an LTO of rustc before that only costs time.
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        // The outer cargo's choice of compiler is not ours.
+        .env_remove("RUSTC")
+        .env_remove("RUSTC_WRAPPER")
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
+        .stdin(Stdio::null());
     match found.compiler {
         Compiler::HasCore { .. } | Compiler::System => {
-            vars.push(("RUSTC_BOOTSTRAP", UNSTABLE_CRATES.into()));
+            cargo.env("RUSTC_BOOTSTRAP", UNSTABLE_CRATES);
         }
-        Compiler::BuildsCore { .. } => {}
+        Compiler::BuildsCore { .. } => {
+            cargo.args(["-Z", "build-std=core"]);
+        }
     }
     // The linker may lie in cargo's own directory, which need not be on the path.
     if let Some(dir) = found.linker.parent() {
         let path = env::var_os("PATH").unwrap_or_default();
         let dirs = env::split_paths(&path).chain([dir.to_owned()]);
         if let Ok(path) = env::join_paths(dirs) {
-            vars.push(("PATH", path));
+            cargo.env("PATH", path);
         }
     }
-    for (name, value) in vars {
-        // SAFETY: called from `main` before aya-build starts its first thread; this process has one thread.
-        unsafe { env::set_var(name, value) };
+    let output = cargo.output().with_context(|| format!("cannot run {cargo:?}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    for line in said.lines().filter(|line| !line.trim().is_empty()) {
+        println!("cargo::warning={line}");
     }
+    if !output.status.success() {
+        bail!("{}; the warnings above tell why", output.status);
+    }
+    Ok(target_dir.join(target).join("release"))
 }
 
 /// Cargo marks the root of the target directory by a file, wherever the profile's directory lies under it.

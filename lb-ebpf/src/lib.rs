@@ -3,7 +3,10 @@
 //! All `unsafe` of the dataplane lives here: [`frame`] proves the bounds, [`maps`] holds every map,
 //! [`tables`] lends the maps to the core, [`emit`] counts and sends.
 #![no_std]
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "the compare-and-exchange of BPF is in no stable interface of `core`")]
 
+mod atomic;
 pub mod emit;
 pub mod frame;
 pub mod maps;

@@ -12,10 +12,11 @@ use lb_common::{
     abi::{LOG_BUCKET, Slot},
     core::{
         DropReason, Tables,
-        affinity::{Place, Step, choose_flow},
+        affinity::{Place, choose_flow},
         icmp,
         parse::walk_extensions,
         quic::{self, Format},
+        schedule,
     },
 };
 
@@ -37,16 +38,8 @@ pub extern "C" fn extensions(ctx: *mut xdp_md, l3: u64, first: u64) -> u64 {
 /// See [`choose_flow`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn choose(ctx: *mut xdp_md, place: u64, slot: u64, hash: u64, step: u64) -> u64 {
-    choose_flow(
-        &Frame::new(ctx),
-        &Maps::new(ctx),
-        Place(opaque(place)),
-        Slot(slot),
-        hash,
-        Step::from_u64(step),
-    )
-    .into()
+pub extern "C" fn choose(ctx: *mut xdp_md, place: u64, slot: u64, hash: u64, isn: u64) -> u64 {
+    choose_flow(&Frame::new(ctx), &Maps::new(ctx), Place(opaque(place)), Slot(slot), hash, isn as u32).into()
 }
 
 /// See [`quic::route`].
@@ -54,6 +47,13 @@ pub extern "C" fn choose(ctx: *mut xdp_md, place: u64, slot: u64, hash: u64, ste
 #[inline(never)]
 pub extern "C" fn quic(ctx: *mut xdp_md, place: u64, format: u64) -> u64 {
     quic::route(&Frame::new(ctx), &Maps::new(ctx), Place(opaque(place)), Format(opaque(format))).0
+}
+
+/// See [`schedule::pick`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn pick(ctx: *mut xdp_md, service: u64, least_connections: u64) -> u64 {
+    schedule::pick(&Maps::new(ctx), opaque(service) as u32, opaque(least_connections) != 0).into()
 }
 
 /// See [`icmp::too_big`], IPv4; `l3` is the offset of the IP header. 1 = the packet is the answer now, 0 = it

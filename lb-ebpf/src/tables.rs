@@ -1,15 +1,15 @@
 //! The core's tables over the maps.
 
-use crate::{maps, outline};
+use crate::{atomic, maps, outline};
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
 use lb_common::{
     abi::{
-        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, ICMP_BUCKET, PortKey, PortRangeKey,
+        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, HalfOpen, ICMP_BUCKET, PortKey, PortRangeKey,
         ServiceEntry, Slot, VipEntry,
     },
     core::{
-        FlowCell, Tables,
-        affinity::{Place, Step},
+        FlowCell, HalfOpenCell, Tables,
+        affinity::Place,
         parse::Chain,
         quic::{Format, Route},
     },
@@ -47,6 +47,60 @@ impl FlowCell for Cell {
         // SAFETY: as in `load`.
         unsafe { self.0.write_volatile(entry.0) };
     }
+
+    #[inline(always)]
+    fn exchange(&self, old: FlowEntry, new: FlowEntry) -> bool {
+        // SAFETY: as in `load`.
+        unsafe { atomic::exchange(self.0, old.0, new.0) }
+    }
+}
+
+/// The place of a half-open entry. Elements are replaced as a whole; only the entry's word is written in place.
+struct HalfCell(*mut HalfOpen);
+
+impl HalfCell {
+    #[inline(always)]
+    fn entry(&self) -> Cell {
+        // SAFETY: the first field of a map value that the kernel keeps until this program returns.
+        Cell(unsafe { &raw mut (*self.0).entry })
+    }
+}
+
+impl FlowCell for HalfCell {
+    #[inline(always)]
+    fn load(&self) -> FlowEntry {
+        self.entry().load()
+    }
+
+    #[inline(always)]
+    fn store(&self, entry: FlowEntry) {
+        self.entry().store(entry);
+    }
+
+    #[inline(always)]
+    fn exchange(&self, old: FlowEntry, new: FlowEntry) -> bool {
+        self.entry().exchange(old, new)
+    }
+}
+
+impl HalfOpenCell for HalfCell {
+    #[inline(always)]
+    fn isn(&self) -> u32 {
+        // SAFETY: as in `HalfCell::entry`; 4-aligned.
+        unsafe { (&raw const (*self.0).isn).read_volatile() }
+    }
+}
+
+/// Counts a handshake that found no room.
+#[inline(always)]
+fn begun(result: Result<(), i32>) -> bool {
+    if result.is_err()
+        && let Some(stats) = maps::FLOW_STATS.get_ptr_mut(0)
+    {
+        // SAFETY: this CPU's own element.
+        unsafe { (*stats).refused += 1 };
+    }
+    result.is_ok()
 }
 
 /// Counts an insertion. One that lost the race against another CPU found its flow recorded.
@@ -132,8 +186,82 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn choose<P: Packet>(&self, _: &P, place: Place, slot: Slot, hash: u64, step: Step) -> u32 {
-        outline::choose(self.ctx, place.0, slot.0, hash, step as u64) as u32
+    fn choose<P: Packet>(&self, _: &P, place: Place, slot: Slot, hash: u64, isn: u32) -> u32 {
+        outline::choose(self.ctx, place.0, slot.0, hash, isn.into()) as u32
+    }
+
+    #[inline(always)]
+    fn half_open4(&self, key: &FlowKey4) -> Option<impl HalfOpenCell> {
+        maps::HALF_OPEN4.get_ptr_mut(key).map(HalfCell)
+    }
+
+    #[inline(always)]
+    fn half_open6(&self, key: &FlowKey6) -> Option<impl HalfOpenCell> {
+        maps::HALF_OPEN6.get_ptr_mut(key).map(HalfCell)
+    }
+
+    #[inline(always)]
+    fn add_half_open4(&self, key: &FlowKey4, entry: HalfOpen) -> bool {
+        begun(maps::HALF_OPEN4.insert(key, entry, 0))
+    }
+
+    #[inline(always)]
+    fn add_half_open6(&self, key: &FlowKey6, entry: HalfOpen) -> bool {
+        begun(maps::HALF_OPEN6.insert(key, entry, 0))
+    }
+
+    #[inline(always)]
+    fn remove_half_open4(&self, key: &FlowKey4) {
+        // Gone already: another CPU was quicker.
+        let _ = maps::HALF_OPEN4.remove(key);
+    }
+
+    #[inline(always)]
+    fn remove_half_open6(&self, key: &FlowKey6) {
+        // As for IPv4.
+        let _ = maps::HALF_OPEN6.remove(key);
+    }
+
+    #[inline(always)]
+    fn schedule(&self, id: u32) -> Option<(u32, u32)> {
+        let schedule = maps::SCHEDULES.get_ptr(id)?;
+        // SAFETY: base and size are the first 8 bytes of an array element, 8-aligned, which the daemon writes with one
+        // atomic store.
+        let word = unsafe { schedule.cast::<u64>().read_volatile() };
+        Some((word as u32, (word >> 32) as u32))
+    }
+
+    #[inline(always)]
+    fn schedule_word(&self, index: u32) -> Option<u64> {
+        let word = maps::SCHEDULE.get_ptr(index)?;
+        // SAFETY: as in `slot`.
+        Some(unsafe { word.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn take_turn(&self, id: u32) -> u64 {
+        let Some(schedule) = maps::SCHEDULES.get_ptr_mut(id) else { return 0 };
+        // SAFETY: a field of 8 bytes, 8-aligned, of an array element.
+        unsafe { atomic::add(&raw mut (*schedule).turns, 1) }
+    }
+
+    #[inline(always)]
+    fn active(&self, backend: u32) -> u64 {
+        let Some(count) = maps::ACTIVE.get_ptr(backend) else { return 0 };
+        // SAFETY: as in `slot`.
+        unsafe { count.read_volatile() }
+    }
+
+    #[inline(always)]
+    fn count_active(&self, backend: u32, more: bool) {
+        let Some(count) = maps::ACTIVE.get_ptr_mut(backend) else { return };
+        // SAFETY: an array element of 8 bytes, 8-aligned.
+        unsafe { atomic::add(count, if more { 1 } else { u64::MAX }) };
+    }
+
+    #[inline(always)]
+    fn pick(&self, service: u32, least_connections: bool) -> u32 {
+        outline::opaque(outline::pick(self.ctx, service.into(), least_connections.into())) as u32
     }
 
     #[inline(always)]

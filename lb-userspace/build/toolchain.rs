@@ -181,7 +181,7 @@ impl Places {
     fn usable(&self, name: &str) -> Option<(Compiler, PathBuf)> {
         let root = self.toolchain_root(name)?;
         let toolchain = name.to_owned();
-        // aya-build asks for build-std by the channel, so a prebuilt core counts outside nightly only.
+        // A nightly builds core itself; a prebuilt core counts outside nightly only.
         if name.starts_with(NIGHTLY) {
             let source = root.join("lib/rustlib/src/rust/library/core/src/lib.rs");
             source.is_file().then_some((Compiler::BuildsCore { toolchain }, root))

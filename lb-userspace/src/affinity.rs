@@ -39,6 +39,15 @@ pub fn change(slot: Slot, wanted: u32, dead: impl Fn(u32) -> bool, track: bool) 
     if next == (owner, home, state) { slot } else { slot.with(next.0, next.1, next.2) }
 }
 
+/// A slot whose flows may live anywhere, each with an entry: as `tracked` until no such entry is left.
+#[must_use]
+pub fn track(slot: Slot) -> Slot {
+    match slot.state() {
+        SlotState::Plain => slot.with(slot.owner(), slot.home(), SlotState::Tracked),
+        SlotState::Moving | SlotState::Tracked => slot,
+    }
+}
+
 /// A moving slot once every flow that lives at its home without an entry has been silent for the idle
 /// timeout: new home, entries still asked.
 #[must_use]

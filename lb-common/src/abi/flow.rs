@@ -23,14 +23,18 @@ pub struct FlowKey6 {
 }
 
 /// Value of the flow tables, one word read and written at once, from the low bits up:
-/// `backend:24 | incarnation:8 | seen:16 | tag:12 | closing:1 | half_open:1 | zero:2`.
+/// `backend:24 | incarnation:8 | seen:16 | tag:12 | closing:1 | open:1 | zero:2`.
+///
+/// The bit `open` says that a handshake is under way. In `HALF_OPEN4` and `HALF_OPEN6`: this one ([`FlowEntry::is_half_open`]).
+/// In `FLOWS4` and `FLOWS6`: another one of the same addresses and ports, which may have an entry there
+/// ([`FlowEntry::is_pending`]).
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 #[repr(transparent)]
 pub struct FlowEntry(pub u64);
 
 impl FlowEntry {
     const CLOSING: u64 = 1 << 60;
-    const HALF_OPEN: u64 = 1 << 61;
+    const OPEN: u64 = 1 << 61;
 
     /// Log2 of the unit of [`FlowEntry::seen`] in nanoseconds: about 2.1 s, so that 16 bits last 39 hours.
     pub const SEEN_SHIFT: u32 = 31;
@@ -46,7 +50,7 @@ impl FlowEntry {
                 | ((incarnation & 0xff) as u64) << 24
                 | Self::clock(now_ns) << 32
                 | (Self::tag_of(hash) as u64) << 48
-                | if half_open { Self::HALF_OPEN } else { 0 },
+                | if half_open { Self::OPEN } else { 0 },
         )
     }
 
@@ -86,10 +90,23 @@ impl FlowEntry {
         self.0 & Self::CLOSING != 0
     }
 
-    /// Only a SYN was seen.
+    /// Of an entry among the half-open ones: only a SYN was seen. Without it: confirmed where it lies, because there was
+    /// no room among the confirmed ones.
     #[inline(always)]
     pub const fn is_half_open(self) -> bool {
-        self.0 & Self::HALF_OPEN != 0
+        self.0 & Self::OPEN != 0
+    }
+
+    /// Of an entry among the confirmed ones: there may be a half-open one beside it. Never taken back but by a new entry.
+    #[inline(always)]
+    pub const fn is_pending(self) -> bool {
+        self.0 & Self::OPEN != 0
+    }
+
+    /// The same with a half-open one beside it.
+    #[inline(always)]
+    pub const fn pending(self) -> Self {
+        Self(self.0 | Self::OPEN)
     }
 
     /// Time of the last packet.
@@ -108,18 +125,25 @@ impl FlowEntry {
         if units > u16::MAX - Self::FUTURE { 0 } else { (units as u64) << Self::SEEN_SHIFT }
     }
 
-    /// The entry after a packet that is no SYN.
+    /// The entry after another packet.
     #[inline(always)]
     pub const fn touched(self, now_ns: u64, closing: bool) -> Self {
-        let kept = self.0 & !(0xffff << 32) & !Self::CLOSING & !Self::HALF_OPEN;
+        let kept = self.0 & !(0xffff << 32) & !Self::CLOSING;
         Self(kept | Self::clock(now_ns) << 32 | if closing { Self::CLOSING } else { 0 })
+    }
+
+    /// The half-open entry after the packet that ends the handshake.
+    #[inline(always)]
+    pub const fn confirmed(self, now_ns: u64, closing: bool) -> Self {
+        Self(self.touched(now_ns, closing).0 & !Self::OPEN)
     }
 }
 
 impl core::fmt::Debug for FlowEntry {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let state = match (self.is_half_open(), self.is_closing()) {
-            (true, _) => "half-open",
+            (true, false) => "open",
+            (true, true) => "open, closing",
             (false, true) => "closing",
             (false, false) => "confirmed",
         };
@@ -143,7 +167,9 @@ mod tests {
             let later = now.saturating_add(100 << FlowEntry::SEEN_SHIFT);
             prop_assert_eq!(entry.idle_ns(later) >> FlowEntry::SEEN_SHIFT, (later - now) >> FlowEntry::SEEN_SHIFT);
             let closed = entry.touched(later, true);
-            prop_assert!(closed.is_closing() && !closed.is_half_open());
+            prop_assert!(closed.is_closing() && closed.is_half_open() == half);
+            prop_assert_eq!(entry.confirmed(later, true), FlowEntry::new(backend, incarnation, hash, later, false).touched(later, true));
+            prop_assert!(closed.pending().is_pending() && closed.pending().is_closing());
             prop_assert_eq!((closed.backend(), closed.tag(), closed.idle_ns(later)), (backend, entry.tag(), 0));
             prop_assert!(!closed.touched(later, false).is_closing());
         }

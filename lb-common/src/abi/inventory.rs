@@ -68,7 +68,7 @@ pub const LOG_BUCKET: u32 = 1;
 pub const DROP_CAPACITY: u32 = 64;
 
 /// Handshakes under way of either family.
-pub const HALF_OPEN_CAPACITY: u32 = 1 << 16;
+pub const HALF_OPEN_CAPACITY: u32 = 1 << 15;
 /// Words of all schedules.
 pub const SCHEDULE_CAPACITY: u32 = 1 << 16;
 /// Deny and allow prefixes of either family.
@@ -78,13 +78,13 @@ pub const MARKS4_CAPACITY: u32 = 1 << 19;
 /// Words of `MARKS6`: a hashed bitmap. See `core::guard`.
 pub const MARKS6_CAPACITY: u32 = 1 << 16;
 /// Sources that are counted at once.
-pub const SOURCE_CAPACITY: u32 = 1 << 16;
+pub const SOURCE_CAPACITY: u32 = 1 << 15;
 /// Datagrams in fragments at once.
-pub const FRAGMENT_CAPACITY: u32 = 1 << 14;
+pub const FRAGMENT_CAPACITY: u32 = 1 << 13;
 /// Listening places of `nat` backends.
 pub const NAT_CAPACITY: u32 = 1 << 16;
 /// NAT sessions at once.
-pub const SESSION_CAPACITY: u32 = 1 << 17;
+pub const SESSION_CAPACITY: u32 = 1 << 16;
 /// Source addresses of all NAT pools.
 pub const POOL_ADDRESS_CAPACITY: u32 = 1 << 12;
 /// Ways to clients that each CPU remembers.

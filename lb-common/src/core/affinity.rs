@@ -1,21 +1,29 @@
-//! Which backend a packet of a slot that changed hands goes to: the flow table, asked only there.
+//! Which backend a packet goes to where the ring alone does not tell: its slot has changed hands, or a scheduler places
+//! the flows.
 //!
 //! The rules are those of ARCHITECTURE.md, "Connection affinity". Their invariant: every live flow without
 //! an entry lives at its slot's home. A flow that cannot be recorded therefore goes home: lack of memory
 //! delays a change, it breaks nothing established.
+//!
+//! Handshakes have tables of their own, so that a flood of SYNs takes no room from a flow, and a SYN that somebody made
+//! up takes no flow from its backend: only a segment that its sequence number makes a successor of the SYN confirms it.
 
-use super::{FlowCell, FlowKey, Ip, Tables};
+use super::{FlowCell, FlowKey, HalfOpenCell, Ip, Tables};
 use crate::{
-    abi::{BackendEntry, FlowEntry, FlowKey4, FlowKey6, Slot, SlotState},
+    abi::{BackendEntry, FlowEntry, FlowKey4, FlowKey6, HalfOpen, ServiceEntry, Slot, SlotState},
     packet::Packet,
-    wire::{ipv4, ipv6, tcp},
+    wire::{ipv4, ipv6, proto, tcp, udp},
 };
+
+/// A segment confirms a handshake if its sequence number is at most so far behind the SYN's: what a client can
+/// send before the balancer sees any of it is a first window, which has no scale yet (RFC 7323 section 2.2).
+const FIRST_WINDOW: u32 = 1 << 16;
 
 /// What a packet means to its flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Step {
-    /// A TCP SYN: the flow begins.
+    /// A TCP SYN, or the first packet of a QUIC connection: the flow begins.
     Begin = 0,
     /// Anything in the middle; every UDP packet, since UDP has no beginning.
     Within = 1,
@@ -53,15 +61,47 @@ impl Step {
     }
 }
 
-/// Where in the frame the flow's addresses and ports are, in one number that passes between kernel
-/// functions: offset of the IP header, length of the IP headers, protocol, version.
+/// What there is to know of a packet beside its bytes, in one number that passes between kernel functions.
+/// From the low bits up: offset of the IP header (8), length of the IP headers (16), protocol (8), IPv6, [`Step`] (2),
+/// "the ISN is given", round-robin, least-connections, a gap (2), service id (16).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Place(pub u64);
 
 impl Place {
+    const V6: u64 = 1 << 32;
+    const STEP_SHIFT: u32 = 33;
+    const ISN_GIVEN: u64 = 1 << 35;
+    const ROUND_ROBIN: u64 = 1 << 36;
+    const LEAST_CONNECTIONS: u64 = 1 << 37;
+    const SERVICE_SHIFT: u32 = 40;
+
     #[inline(always)]
     pub(super) const fn of(ip: &Ip) -> Self {
-        Self(ip.l3 as u64 | (ip.header_len as u64) << 8 | (ip.proto as u64) << 24 | (ip.v6 as u64) << 32)
+        let v6 = if ip.v6 { Self::V6 } else { 0 };
+        Self(ip.l3 as u64 | (ip.header_len as u64) << 8 | (ip.proto as u64) << 24 | v6)
+    }
+
+    /// Of a service with these flags.
+    #[inline(always)]
+    pub(super) const fn of_service(self, id: u32, flags: u32) -> Self {
+        const SHIFT: u32 = Place::ROUND_ROBIN.trailing_zeros() - ServiceEntry::ROUND_ROBIN.trailing_zeros();
+        const _: () = assert!(ServiceEntry::LEAST_CONNECTIONS as u64 == Place::LEAST_CONNECTIONS >> SHIFT);
+        let scheduled = ((flags & ServiceEntry::SCHEDULED) as u64) << SHIFT;
+        Self(self.0 | scheduled | (id as u64 & 0xffff) << Self::SERVICE_SHIFT)
+    }
+
+    /// At this step of its flow.
+    #[inline(always)]
+    pub(super) const fn at(self, step: Step) -> Self {
+        Self(self.0 | (step as u64) << Self::STEP_SHIFT)
+    }
+
+    /// Of a flow whose beginning is known by a number that the caller gives, and not by a TCP sequence number. Every packet
+    /// of such a flow has this mark; the number counts at [`Step::Begin`] alone.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with_isn(self) -> Self {
+        Self(self.0 | Self::ISN_GIVEN)
     }
 
     // The masks bound the offsets for the verifier, which knows nothing of a function's arguments.
@@ -74,6 +114,48 @@ impl Place {
     pub(super) const fn l4(self) -> usize {
         self.l3() + ((self.0 >> 8) as usize & 0x3ff)
     }
+
+    #[inline(always)]
+    const fn proto(self) -> u32 {
+        (self.0 >> 24) as u32 & 0xff
+    }
+
+    #[inline(always)]
+    const fn step(self) -> Step {
+        Step::from_u64(self.0 >> Self::STEP_SHIFT & 3)
+    }
+
+    #[inline(always)]
+    const fn service(self) -> u32 {
+        (self.0 >> Self::SERVICE_SHIFT) as u32 & 0xffff
+    }
+
+    #[inline(always)]
+    const fn is_scheduled(self) -> bool {
+        self.0 & (Self::ROUND_ROBIN | Self::LEAST_CONNECTIONS) != 0
+    }
+
+    #[inline(always)]
+    const fn counts(self) -> bool {
+        self.0 & Self::LEAST_CONNECTIONS != 0
+    }
+
+    /// Does a flow of this kind begin with a packet that can be told from all others?
+    #[inline(always)]
+    const fn has_handshake(self) -> bool {
+        self.proto() == proto::TCP as u32 || self.0 & Self::ISN_GIVEN != 0
+    }
+}
+
+/// A packet and its flow, less the key.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask {
+    pub place: Place,
+    pub slot: Slot,
+    pub hash: u64,
+    /// TCP: the sequence number.
+    pub seq: u32,
+    pub now_ns: u64,
 }
 
 /// Makes the flow's key from the frame and chooses its backend; 0 = nobody.
@@ -84,90 +166,196 @@ pub fn choose_flow<P: Packet, T: Tables>(
     place: Place,
     slot: Slot,
     hash: u64,
-    step: Step,
+    isn: u32,
 ) -> u32 {
-    let Some(ports) = packet.view::<4>(place.l4()) else { return 0 };
-    let proto = (place.0 >> 24) as u32 & 0xff;
-    if place.0 >> 32 & 1 == 0 {
+    // Ports stand at the same place in both protocols, and a TCP header has its sequence number within the length of a UDP header.
+    let Some(l4) = packet.view::<{ udp::LEN }>(place.l4()) else { return 0 };
+    let seq = if place.0 & Place::ISN_GIVEN == 0 { l4.u32::<{ tcp::SEQ }>() } else { isn };
+    let ask = Ask { place, slot, hash, seq, now_ns: tables.now_ns() };
+    let (ports, proto) = (l4.raw32::<0>().to_ne_bytes(), place.proto());
+    if place.0 & Place::V6 == 0 {
         let Some(ip) = packet.view::<{ ipv4::LEN }>(place.l3()) else { return 0 };
         let src = ip.raw32::<{ ipv4::SRC }>().to_ne_bytes();
         let dst = ip.raw32::<{ ipv4::DST }>().to_ne_bytes();
-        choose(tables, slot, hash, step, &FlowKey4 { src, dst, ports: *ports.0, proto })
+        choose(tables, &ask, &FlowKey4 { src, dst, ports, proto })
     } else {
         let Some(src) = packet.view::<16>(place.l3() + ipv6::SRC) else { return 0 };
         let Some(dst) = packet.view::<16>(place.l3() + ipv6::DST) else { return 0 };
-        choose(tables, slot, hash, step, &FlowKey6 { src: *src.0, dst: *dst.0, ports: *ports.0, proto })
+        choose(tables, &ask, &FlowKey6 { src: *src.0, dst: *dst.0, ports, proto })
     }
 }
 
-/// The backend's id for a packet of a slot that is not plain; 0 = nobody.
+/// The backend's id for a packet of the flow with this key; 0 = nobody.
 #[inline(always)]
-fn choose<T: Tables, K: FlowKey>(tables: &T, slot: Slot, hash: u64, step: Step, key: &K) -> u32 {
-    let (now, tag) = (tables.now_ns(), FlowEntry::tag_of(hash));
+pub fn choose<T: Tables, K: FlowKey>(tables: &T, ask: &Ask, key: &K) -> u32 {
+    let tag = FlowEntry::tag_of(ask.hash);
+    let step = ask.place.step();
+    let begins = matches!(step, Step::Begin);
     let mut found = key.find(tables);
     // Another tag: the element was recycled for another flow while we looked. Found again, it is this flow's
     // own, from before the service got another seed.
     if found.as_ref().is_some_and(|cell| cell.load().tag() != tag) {
         found = key.find(tables);
     }
-    if let Some(cell) = found {
-        let entry = cell.load();
-        if entry.tag() == tag && is_alive(tables, entry) {
-            let closing = match step {
-                // A SYN on a flow that lives says nothing about it: a late duplicate, or somebody's guess.
-                Step::Begin if !entry.is_closing() => return entry.backend(),
-                Step::Begin => return override_entry(tables, &cell, slot.owner(), hash, now, true),
-                Step::Within => false,
-                Step::End => true,
-                Step::Acknowledge => entry.is_closing(),
-            };
-            let new = entry.touched(now, closing);
-            if new.0 != entry.0 {
-                cell.store(new);
-            }
+    let entry = found.as_ref().map_or(FlowEntry(0), FlowCell::load);
+    let lives = entry.tag() == tag && is_alive(tables, entry);
+    if let (Some(cell), true) = (&found, lives && !entry.is_closing()) {
+        // A SYN on a flow that lives says nothing about it: a late duplicate, or somebody's guess.
+        if begins {
             return entry.backend();
         }
-        let begins = matches!(step, Step::Begin);
-        let chosen = if begins { slot.owner() } else { slot.home() };
-        return override_entry(tables, &cell, chosen, hash, now, begins);
+        // The most common case, and the only lookup it needs.
+        if !entry.is_pending() {
+            touch(tables, ask, cell, entry);
+            return entry.backend();
+        }
     }
-    let (owner, home) = (slot.owner(), slot.home());
-    match step {
-        // What goes home needs no entry.
-        Step::Begin if owner == home => owner,
-        // Nobody takes new flows: every backend is draining.
-        Step::Begin if owner == 0 => 0,
-        Step::Begin => {
-            let Some(backend) = tables.backend(owner) else { return home };
-            let entry = FlowEntry::new(owner, backend.incarnation, hash, now, true);
-            if key.add(tables, entry) { owner } else { home }
-        }
-        Step::Within | Step::Acknowledge => {
-            if let (SlotState::Moving, Some(backend)) = (slot.state(), tables.backend(home)) {
-                // Whether or not there is room: the flow is at home.
-                key.add(tables, FlowEntry::new(home, backend.incarnation, hash, now, false));
+    let mut other_handshake = false;
+    if ask.place.has_handshake() {
+        if let Some(cell) = key.half_open(tables) {
+            let (half, isn) = (cell.load(), cell.isn());
+            if half.tag() == tag && is_alive(tables, half) {
+                if !half.is_half_open() {
+                    if !begins {
+                        touch(tables, ask, &cell, half);
+                    }
+                    return half.backend();
+                }
+                if begins && isn == ask.seq {
+                    // Sent again: the handshake goes on where it began.
+                    let new = half.touched(ask.now_ns, false);
+                    if new.0 != half.0 {
+                        cell.exchange(half, new);
+                    }
+                    return half.backend();
+                }
+                if !begins && confirms(ask, isn) {
+                    let new = half.confirmed(ask.now_ns, matches!(step, Step::End));
+                    let recorded = match &found {
+                        Some(place) => replace(place, entry, new),
+                        None => key.add(tables, new),
+                    };
+                    if recorded {
+                        key.remove_half_open(tables);
+                    } else {
+                        // A handshake that the backend has answered must not be lost for lack of room: it has its place already.
+                        cell.exchange(half, new);
+                    }
+                    if ask.place.counts() {
+                        if lives && !entry.is_closing() {
+                            tables.count_active(entry.backend(), false);
+                        }
+                        if !new.is_closing() {
+                            tables.count_active(new.backend(), true);
+                        }
+                    }
+                    return half.backend();
+                }
+                other_handshake = begins;
             }
-            home
         }
-        Step::End => home,
+    }
+    let (home, owner) = (ask.slot.home(), ask.slot.owner());
+    if begins {
+        let owner = if ask.place.is_scheduled() { pick(tables, ask) } else { owner };
+        // Nobody takes new flows, or what goes home needs no entry.
+        let at_home = owner == home && !ask.place.is_scheduled() && !other_handshake;
+        if owner == 0 || at_home && (!lives || entry.backend() == owner) {
+            return owner;
+        }
+        // What cannot be recorded goes where the packets after it will go.
+        let otherwise = if lives { entry.backend() } else { home };
+        let Some(backend) = tables.backend(owner) else { return otherwise };
+        let half = FlowEntry::new(owner, backend.incarnation, ask.hash, ask.now_ns, true);
+        if !key.add_half_open(tables, HalfOpen { entry: half.0, isn: ask.seq, pad: 0 }) {
+            return otherwise;
+        }
+        if let (Some(place), true) = (&found, lives && !entry.is_pending()) {
+            replace(place, entry, entry.pending());
+        }
+        return owner;
+    }
+    if let (Some(cell), true) = (&found, lives) {
+        touch(tables, ask, cell, entry);
+        return entry.backend();
+    }
+    // A flow without an entry, or with one of a backend that has died since.
+    let begins_unseen = ask.place.is_scheduled() && !ask.place.has_handshake();
+    let chosen = if begins_unseen { pick(tables, ask) } else { home };
+    let recorded = begins_unseen || found.is_some() || matches!(ask.slot.state(), SlotState::Moving);
+    if chosen == 0 || !recorded {
+        return chosen;
+    }
+    let Some(backend) = tables.backend(chosen) else { return home };
+    let new = FlowEntry::new(chosen, backend.incarnation, ask.hash, ask.now_ns, false);
+    let new = new.touched(ask.now_ns, matches!(step, Step::End));
+    let added = match &found {
+        Some(place) => place.exchange(entry, new),
+        None => key.add(tables, new),
+    };
+    if !begins_unseen {
+        // Whether or not there is room: the flow is at home.
+        return chosen;
+    }
+    if !added {
+        return home;
+    }
+    // Another CPU may have placed it at the same time: the one that was first is obeyed.
+    match key.find(tables) {
+        Some(cell) if cell.load().tag() == tag => {
+            let winner = cell.load();
+            if ask.place.counts() && winner.0 == new.0 {
+                tables.count_active(chosen, true);
+            }
+            winner.backend()
+        }
+        _ => chosen,
     }
 }
 
-/// Gives the place of a dead or closed flow to its successor.
+/// Is this packet a successor of the handshake's first one?
 #[inline(always)]
-fn override_entry<T: Tables>(
-    tables: &T,
-    cell: &impl FlowCell,
-    chosen: u32,
-    hash: u64,
-    now: u64,
-    half_open: bool,
-) -> u32 {
-    // Nobody (every backend is draining) is no successor.
-    if let (1.., Some(backend)) = (chosen, tables.backend(chosen)) {
-        cell.store(FlowEntry::new(chosen, backend.incarnation, hash, now, half_open));
+const fn confirms(ask: &Ask, isn: u32) -> bool {
+    ask.place.proto() != proto::TCP as u32 || ask.seq.wrapping_sub(isn).wrapping_sub(1) < FIRST_WINDOW
+}
+
+/// The scheduler's choice for a new flow.
+#[inline(always)]
+fn pick<T: Tables>(tables: &T, ask: &Ask) -> u32 {
+    let picked = tables.pick(ask.place.service(), ask.place.counts());
+    match tables.backend(picked) {
+        // The schedule was replaced under our eyes and its words are another's: the ring knows somebody.
+        Some(backend) if picked != 0 && backend.service != ask.place.service() => ask.slot.owner(),
+        _ => picked,
     }
-    chosen
+}
+
+/// Notes that a packet of the flow has come.
+#[inline(always)]
+fn touch<T: Tables>(tables: &T, ask: &Ask, cell: &impl FlowCell, entry: FlowEntry) {
+    let closing = match ask.place.step() {
+        Step::Begin | Step::Within => false,
+        Step::End => true,
+        Step::Acknowledge => entry.is_closing(),
+    };
+    let new = entry.touched(ask.now_ns, closing);
+    if new.0 == entry.0 {
+        return;
+    }
+    // Who changes the entry counts it: one CPU does.
+    if cell.exchange(entry, new) && ask.place.counts() && closing != entry.is_closing() {
+        tables.count_active(entry.backend(), !closing);
+    }
+}
+
+/// Puts one entry in the place of another. A packet of the old one on another CPU may touch it meanwhile, once.
+#[inline(always)]
+fn replace(cell: &impl FlowCell, old: FlowEntry, new: FlowEntry) -> bool {
+    if cell.exchange(old, new) {
+        return true;
+    }
+    let old = cell.load();
+    old.tag() == new.tag() && cell.exchange(old, new)
 }
 
 /// Does the backend that an entry names still live the life it had then?

@@ -5,11 +5,14 @@
 //! bytes and tables and return data; the kernel program, the tests and `explain` run the same code.
 
 pub mod affinity;
+#[cfg(test)]
+mod affinity_tests;
 pub mod decap;
 pub mod forward;
 pub mod icmp;
 pub mod parse;
 pub mod quic;
+pub mod schedule;
 mod select;
 mod service;
 mod tables;
@@ -20,7 +23,7 @@ mod verdict;
 pub use service::find as find_service;
 
 pub use parse::{Ip, L4};
-pub use tables::{FlowCell, FlowKey, Tables};
+pub use tables::{FlowCell, FlowKey, HalfOpenCell, NoCell, Tables};
 pub use verdict::{Decision, DropReason, Forward, Refusal};
 
 use crate::{

@@ -233,7 +233,7 @@ fn transport<'t, P: Packet, T: Tables>(
     vip: &VipEntry,
     ip: Ip,
     ttl: u8,
-    flow: impl FnOnce(u64, u32) -> u64,
+    flow: impl Fn(u64, u32) -> u64,
 ) -> Decision<'t> {
     if !forwarded(ip.proto) {
         return Decision::Pass;
@@ -274,6 +274,12 @@ fn transport<'t, P: Packet, T: Tables>(
     if entry.ring_size == 0 {
         return refuse(DropReason::NoBackend);
     }
+    let hash = flow(entry.seed, l4.ports);
+    let index = if entry.flags & ServiceEntry::SOURCE_IP == 0 {
+        hash::slot(hash, entry.ring_size)
+    } else {
+        hash::slot(flow(entry.seed, 0), entry.ring_size)
+    };
     let (mut step, mut route) = (step, Route::BY_HASH);
     if entry.flags & ServiceEntry::QUIC != 0 {
         route = tables.quic(packet, Place::of(&ip), Format::of(id, entry));
@@ -281,5 +287,5 @@ fn transport<'t, P: Packet, T: Tables>(
             step = Step::Begin;
         }
     }
-    select::select(packet, tables, id, entry, flow(entry.seed, l4.ports), step, route, ip)
+    select::select(packet, tables, id, entry, (hash, index), step, route, ip)
 }

@@ -5,10 +5,10 @@ use super::{
     affinity::{Place, Step},
     quic::Route,
 };
-use crate::{abi::ServiceEntry, hash, packet::Packet};
+use crate::{abi::ServiceEntry, packet::Packet};
 
-/// Sends the flow with this hash to its slot's backend, unless `route` names another; the flow table is asked only
-/// where the slot has changed hands.
+/// Sends the flow with this hash to the backend of its slot, unless `route` names another; the flow tables are asked only
+/// where the slot has changed hands or the service is scheduled.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "inlined into its one caller")]
 pub(super) fn select<'t, P: Packet, T: Tables>(
@@ -16,21 +16,22 @@ pub(super) fn select<'t, P: Packet, T: Tables>(
     tables: &'t T,
     id: u32,
     service: &ServiceEntry,
-    flow: u64,
+    (flow, index): (u64, u32),
     step: Step,
     route: Route,
     ip: Ip,
 ) -> Decision<'t> {
-    let index = hash::slot(flow, service.ring_size);
     let Some(slot) = tables.slot(service.ring_base.wrapping_add(index)) else {
         return Decision::Drop(Refusal { reason: DropReason::Internal });
     };
     let backend_id = if route.backend() != 0 {
         route.backend()
-    } else if slot.is_plain() {
+    } else if slot.is_plain() && service.flags & ServiceEntry::SCHEDULED == 0 {
         slot.owner()
     } else {
-        tables.choose(packet, Place::of(&ip), slot, flow, step)
+        let place = Place::of(&ip).of_service(id, service.flags).at(step);
+        let place = if service.flags & ServiceEntry::QUIC == 0 { place } else { place.with_isn() };
+        tables.choose(packet, place, slot, flow, route.isn())
     };
     if backend_id == 0 {
         return Decision::Drop(Refusal { reason: DropReason::NoBackend });

@@ -2,13 +2,14 @@
 //! bucket that limits what the balancer sends of its own.
 
 use super::{
-    affinity::{Place, Step, choose_flow},
+    affinity::{Place, choose_flow},
     parse::{Chain, walk_extensions},
     quic::{self, Format, Route},
+    schedule,
 };
 use crate::abi::{
-    BackendEntry, Bucket, CidKey, FlowEntry, FlowKey4, FlowKey6, PortKey, PortRangeKey, ServiceEntry, Slot,
-    VipEntry,
+    BackendEntry, Bucket, CidKey, FlowEntry, FlowKey4, FlowKey6, HalfOpen, PortKey, PortRangeKey,
+    ServiceEntry, Slot, VipEntry,
 };
 use crate::packet::Packet;
 
@@ -50,13 +51,75 @@ pub trait Tables {
         walk_extensions(packet, l3, first)
     }
 
-    /// Chooses the backend of a flow whose slot is not plain; 0 = nobody. As rare as `extensions`.
+    /// Chooses the backend of a flow that the flow tables are asked about; 0 = nobody. `isn` counts where the place says so.
+    /// As rare as `extensions`.
     #[inline(always)]
-    fn choose<P: Packet>(&self, packet: &P, place: Place, slot: Slot, hash: u64, step: Step) -> u32
+    fn choose<P: Packet>(&self, packet: &P, place: Place, slot: Slot, hash: u64, isn: u32) -> u32
     where
         Self: Sized,
     {
-        choose_flow(packet, self, place, slot, hash, step)
+        choose_flow(packet, self, place, slot, hash, isn)
+    }
+
+    // What follows belongs to flows that begin. Tables that keep no flows need none of it.
+
+    /// The half-open entry of a flow.
+    #[inline(always)]
+    fn half_open4(&self, _: &FlowKey4) -> Option<impl HalfOpenCell> {
+        None::<NoCell>
+    }
+    /// The same for IPv6.
+    #[inline(always)]
+    fn half_open6(&self, _: &FlowKey6) -> Option<impl HalfOpenCell> {
+        None::<NoCell>
+    }
+    /// Records a handshake in the place of any other of the same flow; false if there is no room.
+    #[inline(always)]
+    fn add_half_open4(&self, _: &FlowKey4, _: HalfOpen) -> bool {
+        false
+    }
+    /// The same for IPv6.
+    #[inline(always)]
+    fn add_half_open6(&self, _: &FlowKey6, _: HalfOpen) -> bool {
+        false
+    }
+    /// Forgets a handshake.
+    #[inline(always)]
+    fn remove_half_open4(&self, _: &FlowKey4) {}
+    /// The same for IPv6.
+    #[inline(always)]
+    fn remove_half_open6(&self, _: &FlowKey6) {}
+
+    /// Base and size of a service's schedule, read at once.
+    #[inline(always)]
+    fn schedule(&self, _: u32) -> Option<(u32, u32)> {
+        None
+    }
+    /// A word of a schedule, read at once.
+    #[inline(always)]
+    fn schedule_word(&self, _: u32) -> Option<u64> {
+        None
+    }
+    /// Takes the next turn of a service: how many were taken before.
+    #[inline(always)]
+    fn take_turn(&self, _: u32) -> u64 {
+        0
+    }
+    /// Flows under way of a backend of a least-connections service.
+    #[inline(always)]
+    fn active(&self, _: u32) -> u64 {
+        0
+    }
+    /// One such flow more, or one less.
+    #[inline(always)]
+    fn count_active(&self, _: u32, _more: bool) {}
+    /// Chooses the backend of a new flow of a scheduled service; 0 = nobody.
+    #[inline(always)]
+    fn pick(&self, service: u32, least_connections: bool) -> u32
+    where
+        Self: Sized,
+    {
+        schedule::pick(self, service, least_connections)
     }
 
     /// Reads the QUIC header of a datagram. As rare as `extensions`: services of other protocols do without.
@@ -75,6 +138,39 @@ pub trait FlowCell {
     fn load(&self) -> FlowEntry;
     /// Replaces it at once.
     fn store(&self, entry: FlowEntry);
+    /// Replaces it if it is still the one that was read: another CPU may have been quicker.
+    #[inline(always)]
+    fn exchange(&self, old: FlowEntry, new: FlowEntry) -> bool {
+        let same = self.load().0 == old.0;
+        if same {
+            self.store(new);
+        }
+        same
+    }
+}
+
+/// The place of a half-open entry.
+pub trait HalfOpenCell: FlowCell {
+    /// The initial sequence number of its SYN.
+    fn isn(&self) -> u32;
+}
+
+/// The cell of tables that keep no flows.
+pub enum NoCell {}
+
+impl FlowCell for NoCell {
+    fn load(&self) -> FlowEntry {
+        match *self {}
+    }
+    fn store(&self, _: FlowEntry) {
+        match *self {}
+    }
+}
+
+impl HalfOpenCell for NoCell {
+    fn isn(&self) -> u32 {
+        match *self {}
+    }
 }
 
 /// A flow's key, of either family.
@@ -83,6 +179,12 @@ pub trait FlowKey: Copy {
     fn find<T: Tables>(&self, tables: &T) -> Option<impl FlowCell>;
     /// Records the flow.
     fn add<T: Tables>(&self, tables: &T, entry: FlowEntry) -> bool;
+    /// The flow's half-open entry.
+    fn half_open<T: Tables>(&self, tables: &T) -> Option<impl HalfOpenCell>;
+    /// Records the handshake.
+    fn add_half_open<T: Tables>(&self, tables: &T, entry: HalfOpen) -> bool;
+    /// Forgets the handshake.
+    fn remove_half_open<T: Tables>(&self, tables: &T);
 }
 
 impl FlowKey for FlowKey4 {
@@ -94,6 +196,18 @@ impl FlowKey for FlowKey4 {
     fn add<T: Tables>(&self, tables: &T, entry: FlowEntry) -> bool {
         tables.add_flow4(self, entry)
     }
+    #[inline(always)]
+    fn half_open<T: Tables>(&self, tables: &T) -> Option<impl HalfOpenCell> {
+        tables.half_open4(self)
+    }
+    #[inline(always)]
+    fn add_half_open<T: Tables>(&self, tables: &T, entry: HalfOpen) -> bool {
+        tables.add_half_open4(self, entry)
+    }
+    #[inline(always)]
+    fn remove_half_open<T: Tables>(&self, tables: &T) {
+        tables.remove_half_open4(self);
+    }
 }
 
 impl FlowKey for FlowKey6 {
@@ -104,6 +218,18 @@ impl FlowKey for FlowKey6 {
     #[inline(always)]
     fn add<T: Tables>(&self, tables: &T, entry: FlowEntry) -> bool {
         tables.add_flow6(self, entry)
+    }
+    #[inline(always)]
+    fn half_open<T: Tables>(&self, tables: &T) -> Option<impl HalfOpenCell> {
+        tables.half_open6(self)
+    }
+    #[inline(always)]
+    fn add_half_open<T: Tables>(&self, tables: &T, entry: HalfOpen) -> bool {
+        tables.add_half_open6(self, entry)
+    }
+    #[inline(always)]
+    fn remove_half_open<T: Tables>(&self, tables: &T) {
+        tables.remove_half_open6(self);
     }
 }
 

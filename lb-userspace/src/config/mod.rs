@@ -21,7 +21,7 @@ mod tests;
 
 pub use duration::{format_duration, parse_duration};
 pub use error::{ConfigError, Problem};
-pub use node::{MetricsConfig, NodeConfig, TunnelConfig, XdpMode};
+pub use node::{FlowsConfig, MetricsConfig, NodeConfig, TunnelConfig, XdpMode};
 pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};
 pub use settings::{Origin, Origins, Setting, services_hash};
 
@@ -43,6 +43,7 @@ pub struct Config {
     pub node: NodeConfig,
     pub metrics: MetricsConfig,
     pub tunnel: TunnelConfig,
+    pub flows: FlowsConfig,
     /// In the order of the file; names are unique and no two services overlap.
     pub services: Vec<ServiceSpec>,
     /// Which of the settings the file set.
@@ -110,6 +111,7 @@ pub fn parse_on(file_name: &str, text: &str, hostname: &str) -> Result<Config, C
     };
     let metrics = root.table("metrics").map(|(table, at)| node::read_metrics(&notes, table, at));
     let tunnel = root.table("tunnel").map(|(table, at)| node::read_tunnel(&notes, table, at));
+    let flows = root.table("flows").map(|(table, at)| node::read_flows(&notes, table, at));
     let defaults = root.table("defaults");
     let defaults = defaults.map(|(table, at)| ServiceSettings::read_defaults(&notes, table, at));
     let defaults = defaults.unwrap_or(ServiceSettings::ABSENT);
@@ -124,6 +126,7 @@ pub fn parse_on(file_name: &str, text: &str, hostname: &str) -> Result<Config, C
         node,
         metrics: metrics.unwrap_or_default(),
         tunnel: tunnel.unwrap_or_default(),
+        flows: flows.unwrap_or_default(),
         services,
         origins: Origins(notes.finish()?),
     })

@@ -1,4 +1,4 @@
-//! The sections about this node: `[node]`, `[metrics]`, `[tunnel]`.
+//! The sections about this node: `[node]`, `[metrics]`, `[tunnel]`, `[flows]`.
 
 use super::{
     address,
@@ -7,6 +7,7 @@ use super::{
     schema,
 };
 use ipnet::{Ipv4Net, Ipv6Net};
+use lb_common::abi::{FLOW_CAPACITY, HALF_OPEN_CAPACITY};
 use std::{
     collections::HashMap,
     fmt,
@@ -53,6 +54,20 @@ impl fmt::Display for XdpMode {
 pub struct MetricsConfig {
     /// `None` if nobody is to listen.
     pub listen: Option<SocketAddr>,
+}
+
+/// `[flows]`: room for tracked flows, of either IP version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowsConfig {
+    pub max_flows: u32,
+    /// Handshakes under way.
+    pub max_half_open: u32,
+}
+
+impl Default for FlowsConfig {
+    fn default() -> Self {
+        Self { max_flows: FLOW_CAPACITY, max_half_open: HALF_OPEN_CAPACITY }
+    }
 }
 
 /// `[tunnel]`: the outer source addresses of `ipip` and `gue`.
@@ -136,6 +151,16 @@ pub(super) fn read_metrics<'a>(notes: &'a Notes<'a>, table: &'a DeTable<'a>, at:
     let metrics = Section::open(notes, table, at, "[metrics]", vec!["metrics".to_owned()], &schema::METRICS);
     let listen = metrics.text("listen", address::LISTEN, address::listen);
     MetricsConfig { listen: metrics.pick("listen", &listen, MetricsConfig::default().listen) }
+}
+
+pub(super) fn read_flows<'a>(notes: &'a Notes<'a>, table: &'a DeTable<'a>, at: usize) -> FlowsConfig {
+    let flows = Section::open(notes, table, at, "[flows]", vec!["flows".to_owned()], &schema::FLOWS);
+    let room = |key, default| flows.pick(key, &flows.integer(key, 1024, 1 << 24), default);
+    let default = FlowsConfig::default();
+    FlowsConfig {
+        max_flows: room("max_flows", default.max_flows),
+        max_half_open: room("max_half_open", default.max_half_open),
+    }
 }
 
 pub(super) fn read_tunnel<'a>(notes: &'a Notes<'a>, table: &'a DeTable<'a>, at: usize) -> TunnelConfig {

@@ -24,8 +24,8 @@ impl Schema {
             "[[service.backend]]" => &[&SERVICE, &SERVICE_HEALTH, &SERVICE_QUIC],
             "[defaults]" => &[&DEFAULTS_HEALTH, &NODE],
             "[defaults.health]" => &[&DEFAULTS],
-            "the file" => &[&NODE, &METRICS, &TUNNEL, &SERVICE, &SERVICE_HEALTH, &BACKEND],
-            _ => &[&NODE, &METRICS, &TUNNEL],
+            "the file" => &[&NODE, &METRICS, &TUNNEL, &FLOWS, &SERVICE, &SERVICE_HEALTH, &BACKEND],
+            _ => &[&NODE, &METRICS, &TUNNEL, &FLOWS],
         };
         near.iter().find(|schema| schema.keys.contains(&key)).copied()
     }
@@ -36,7 +36,7 @@ const NO_DEFAULT: &str = "it has no default: set it in each [[service]]";
 
 pub(super) static ROOT: Schema = Schema {
     header: "the file",
-    keys: &["node", "metrics", "tunnel", "defaults", "service"],
+    keys: &["node", "metrics", "tunnel", "flows", "defaults", "service"],
     refused: &[("vrrp", LATER), ("sync", LATER), ("firewall", LATER), ("bgp", LATER)],
 };
 
@@ -54,6 +54,9 @@ pub(super) static TUNNEL: Schema = Schema {
     refused: &[],
 };
 
+pub(super) static FLOWS: Schema =
+    Schema { header: "[flows]", keys: &["max_flows", "max_half_open"], refused: &[] };
+
 pub(super) static DEFAULTS: Schema = Schema {
     header: "[defaults]",
     keys: &[
@@ -64,6 +67,8 @@ pub(super) static DEFAULTS: Schema = Schema {
         "ring_size",
         "seed",
         "idle_timeout",
+        "idle_timeout_tcp",
+        "idle_timeout_udp",
         "gue_port",
         "health",
     ],

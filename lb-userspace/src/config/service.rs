@@ -47,6 +47,9 @@ pub(super) struct ServiceSettings {
     ring_size: Setting<u32>,
     seed: Setting<u64>,
     idle_timeout: Setting<Duration>,
+    /// Of `[defaults]` only.
+    idle_timeout_tcp: Setting<Duration>,
+    idle_timeout_udp: Setting<Duration>,
     gue_port: Setting<u16>,
     pub(super) health: HealthSettings,
 }
@@ -61,6 +64,8 @@ impl ServiceSettings {
         ring_size: Setting::Absent,
         seed: Setting::Absent,
         idle_timeout: Setting::Absent,
+        idle_timeout_tcp: Setting::Absent,
+        idle_timeout_udp: Setting::Absent,
         gue_port: Setting::Absent,
         health: HealthSettings::ABSENT,
     };
@@ -75,12 +80,19 @@ impl ServiceSettings {
             forward: section.word("forward", &forwards, &["nat", "snat"]),
             scheduler: section.word(
                 "scheduler",
-                &[("maglev", Scheduler::Maglev)],
-                &["source-ip", "round-robin", "least-connections"],
+                &[
+                    ("maglev", Scheduler::Maglev),
+                    ("source-ip", Scheduler::SourceIp),
+                    ("round-robin", Scheduler::RoundRobin),
+                    ("least-connections", Scheduler::LeastConnections),
+                ],
+                &[],
             ),
             ring_size: section.read("ring_size", ring_size),
             seed: section.integer("seed", 0, i64::MAX),
             idle_timeout: duration(section, "idle_timeout", second, day),
+            idle_timeout_tcp: Setting::Absent,
+            idle_timeout_udp: Setting::Absent,
             gue_port: section.integer("gue_port", 1, 65_535),
             health: HealthSettings::ABSENT,
         }
@@ -90,6 +102,9 @@ impl ServiceSettings {
         let path = vec!["defaults".to_owned()];
         let section = Section::open(notes, table, at, "[defaults]", path.clone(), &schema::DEFAULTS);
         let mut settings = Self::read(&section);
+        let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
+        settings.idle_timeout_tcp = duration(&section, "idle_timeout_tcp", second, day);
+        settings.idle_timeout_udp = duration(&section, "idle_timeout_udp", second, day);
         if let Some((table, at)) = section.table("health") {
             let path = [path, vec!["health".to_owned()]].concat();
             let section =
@@ -280,6 +295,11 @@ impl ServiceDraft<'_> {
         };
         let seed = section.pick("seed", own.seed.or(&defaults.seed), default_seed(&name));
         let backends = self.backends.iter().filter_map(BackendDraft::build).collect();
+        let of_protocol = match protocol {
+            Protocol::Tcp => &defaults.idle_timeout_tcp,
+            Protocol::Udp => &defaults.idle_timeout_udp,
+            Protocol::Quic => &Setting::Absent,
+        };
         Some(ServiceSpec {
             addresses: addresses.iter().map(|(address, _)| *address).collect(),
             port: section.pick("port", &self.port, *self.port.value()?),
@@ -290,7 +310,7 @@ impl ServiceDraft<'_> {
             seed,
             idle_timeout: section.pick(
                 "idle_timeout",
-                own.idle_timeout.or(&defaults.idle_timeout),
+                own.idle_timeout.or(of_protocol).or(&defaults.idle_timeout),
                 default_idle_timeout(protocol),
             ),
             gue_port: section.pick("gue_port", own.gue_port.or(&defaults.gue_port), DEFAULT_GUE_PORT),

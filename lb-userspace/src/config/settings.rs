@@ -158,6 +158,8 @@ impl Config {
         if let Some(address) = self.tunnel.gue_source_ipv6 {
             push("tunnel", "gue_source_ipv6", json!(address));
         }
+        push("flows", "max_flows", json!(self.flows.max_flows));
+        push("flows", "max_half_open", json!(self.flows.max_half_open));
         entries
     }
 

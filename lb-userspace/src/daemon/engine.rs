@@ -116,19 +116,24 @@ impl Engine {
         let avoid = self.tracking.reserved();
         let tunnel = self.tunnel();
         let goal = loop {
+            self.image.resting = self.tracking.resting(Instant::now());
             match plan::build(&wanted, &self.image, &tunnel, &avoid, &mut self.rings) {
                 Ok(goal) => break goal,
                 Err(BuildError::RingFull { needed, capacity }) => {
                     let ring = (capacity + needed).next_power_of_two();
-                    self.grow(Capacities { ring, backends: self.image.backend_capacity })?;
+                    let backends = self.image.backend_capacity;
+                    self.grow(Capacities { ring, backends, ..Capacities::default() })?;
                 }
                 Err(BuildError::BackendsFull { capacity }) => {
                     let total: usize = wanted.iter().map(|s| s.backends.len()).sum();
                     let backends =
                         (total as u32 + avoid.len() as u32 + 2).max(capacity + 1).next_power_of_two();
-                    self.grow(Capacities { ring: self.image.ring_capacity, backends })?;
+                    let ring = self.image.ring_capacity;
+                    self.grow(Capacities { ring, backends, ..Capacities::default() })?;
                 }
-                Err(error @ BuildError::TooManyServices { .. }) => return Err(error.into()),
+                Err(error @ (BuildError::TooManyServices { .. } | BuildError::SchedulesFull { .. })) => {
+                    return Err(error.into());
+                }
             }
         };
         let actions = plan::diff(&self.image, &goal);

@@ -1,8 +1,15 @@
 //! The shell around [`crate::plan::Tracking`]: reads the clocks and the flow table, carries out what it asks for.
 
 use super::engine::Engine;
-use crate::{dataplane::DataplaneError, plan::Action};
-use std::time::{Duration, Instant};
+use crate::{
+    dataplane::DataplaneError,
+    plan::{Action, Walk},
+};
+use lb_common::abi::ServiceEntry;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 /// Between two walks through the flow table.
 const SCAN_INTERVAL: Duration = Duration::from_secs(5);
@@ -13,6 +20,8 @@ pub(super) struct Rounds {
     /// Flows that found no room since the maps were made.
     refused: u64,
     scanned: Option<Instant>,
+    /// By backend: by how much the count of its open flows was off at the last walk.
+    off: BTreeMap<u32, i64>,
 }
 
 impl Engine {
@@ -20,9 +29,15 @@ impl Engine {
     /// whoever gets its id.
     pub(super) fn forget_strangers(&mut self) -> Result<(), DataplaneError> {
         self.rounds.refused = self.kernel.maps().flow_stats()?.refused;
+        let walk = self.read_flows()?;
+        self.kernel.forget(&walk)
+    }
+
+    /// Handshakes first: one that is confirmed meanwhile is met among the flows.
+    fn read_flows(&self) -> Result<Walk, DataplaneError> {
+        let half_open = self.kernel.maps().half_open()?;
         let flows = self.kernel.maps().flows()?;
-        let walk = self.tracking.walk(&self.image, flows, monotonic_ns());
-        self.kernel.forget(&walk.over)
+        Ok(self.tracking.walk(&self.image, half_open, flows, monotonic_ns()))
     }
 
     /// One round, every second.
@@ -38,7 +53,7 @@ impl Engine {
             let refused_now = refused.saturating_sub(self.rounds.refused);
             tracing::warn!(
                 refused = refused_now,
-                "flows found no room in the flow table; slots settle later for it"
+                "flows found no room in the flow tables; slots settle later for it (see max_flows and max_half_open)"
             );
             self.rounds.refused = refused;
             self.tracking.note_refused(now);
@@ -55,13 +70,35 @@ impl Engine {
 
     /// Walks through the flow table: forgets what is over, and finds the tracked slots that need it no more.
     fn scan(&mut self, now: Instant) -> Result<(), DataplaneError> {
-        let flows = self.kernel.maps().flows()?;
-        let walk = self.tracking.walk(&self.image, flows, monotonic_ns());
-        self.kernel.forget(&walk.over)?;
+        let walk = self.read_flows()?;
+        self.kernel.forget(&walk)?;
+        self.put_counts_right(&walk);
         let cleared = self.tracking.clear(&self.image, &walk, now);
         self.change_slots(&cleared)?;
         self.tracking.walked(&walk, now);
         Ok(())
+    }
+
+    /// The program and [`Kernel::forget`](crate::dataplane::Kernel::forget) count the open flows of least-connections
+    /// services one by one; what they missed, two walks in a row agree on.
+    fn put_counts_right(&mut self, walk: &Walk) {
+        let mut off = BTreeMap::new();
+        for (id, record) in &self.image.backends {
+            let service = self.image.services.get(&record.entry.service);
+            if !service.is_some_and(|s| s.entry.flags & ServiceEntry::LEAST_CONNECTIONS != 0) {
+                continue;
+            }
+            let now = walk.active.get(id).copied().unwrap_or(0) - self.kernel.maps().active(*id);
+            let before = self.rounds.off.get(id).copied().unwrap_or(0);
+            let by =
+                if now.signum() == before.signum() { now.abs().min(before.abs()) * now.signum() } else { 0 };
+            if by != 0 {
+                tracing::debug!(backend = id, by, "the count of open flows was off");
+                self.kernel.maps().adjust_active(*id, by);
+            }
+            off.insert(*id, now - by);
+        }
+        self.rounds.off = off;
     }
 
     fn change_slots(&mut self, actions: &[Action]) -> Result<(), DataplaneError> {

@@ -88,7 +88,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let mut link_rx = hop_task.link_events();
     let pin_dir = config.node.pin_dir.clone();
     let made = !pin_dir.join(abi_name()).exists();
-    let kernel = Kernel::open(&pin_dir, Capacities::default()).map_err(|error| {
+    let config::FlowsConfig { max_flows, max_half_open } = config.flows;
+    let capacities = Capacities { flows: max_flows, half_open: max_half_open, ..Capacities::default() };
+    let kernel = Kernel::open(&pin_dir, capacities).map_err(|error| {
         // Only what this start made: maps that were there before are somebody's.
         if fresh && made {
             clean_up(&pin_dir);

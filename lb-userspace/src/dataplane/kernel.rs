@@ -1,14 +1,14 @@
 //! The loaded program with its maps: adopted from an earlier daemon where there are pins, made where not.
 
 use super::{Attached, DataplaneError, Maps, XdpMode, attach, elf};
-use crate::plan::{Action, Flow, Image};
+use crate::plan::{Action, Image, Walk};
 use aya::{
     Ebpf, EbpfLoader,
     maps::MapData,
     programs::{ProgramInfo, Xdp},
 };
 use aya_log::EbpfLogger;
-use lb_common::abi::{self, FlowEntry, MapInfo};
+use lb_common::abi::{self, MapInfo};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -30,11 +30,19 @@ pub struct Capacities {
     pub ring: u32,
     /// Backends of all services together, id 0 included.
     pub backends: u32,
+    /// Tracked flows, and handshakes under way, of either family. These maps keep the size they were made with.
+    pub flows: u32,
+    pub half_open: u32,
 }
 
 impl Default for Capacities {
     fn default() -> Self {
-        Self { ring: abi::RING_CAPACITY, backends: abi::BACKEND_CAPACITY }
+        Self {
+            ring: abi::RING_CAPACITY,
+            backends: abi::BACKEND_CAPACITY,
+            flows: abi::FLOW_CAPACITY,
+            half_open: abi::HALF_OPEN_CAPACITY,
+        }
     }
 }
 
@@ -43,6 +51,8 @@ impl Capacities {
         match (map.grows, map.name) {
             (true, "RING") => self.ring,
             (true, _) => self.backends,
+            (false, "FLOWS4" | "FLOWS6") => self.flows,
+            (false, "HALF_OPEN4" | "HALF_OPEN6") => self.half_open,
             (false, _) => map.capacity,
         }
     }
@@ -71,7 +81,17 @@ impl Kernel {
         let links = attach::Links::open(pin_dir)?;
         finish_growth(&maps_dir)?;
         for map in abi::INVENTORY {
-            check_pin(&maps_dir.join(map.name), map)?;
+            let pin = maps_dir.join(map.name);
+            check_pin(&pin, map)?;
+            let wanted = capacities.of(map);
+            if let Some(entries) = pinned_capacity(&pin, map)?.filter(|n| *n != wanted && !map.grows) {
+                tracing::warn!(
+                    map = map.name,
+                    entries,
+                    wanted,
+                    "the map keeps the size it was made with: flows in it go on; `lbd --detach` and a start make it anew"
+                );
+            }
         }
         let (ebpf, maps) = load(&maps_dir, capacities, |_| false)?;
         Ok(Self { ebpf, maps, pin_dir: pin_dir.to_owned(), links })
@@ -99,9 +119,10 @@ impl Kernel {
         Ok(())
     }
 
-    /// Forgets tracked flows, except those of which a packet came meanwhile.
-    pub fn forget(&mut self, flows: &[(Flow, FlowEntry)]) -> Result<(), DataplaneError> {
-        flows.iter().try_for_each(|(flow, entry)| self.maps.forget(flow, *entry))
+    /// Forgets what is over, except flows of which a packet came meanwhile.
+    pub fn forget(&mut self, walk: &Walk) -> Result<(), DataplaneError> {
+        walk.half_over.iter().try_for_each(|(flow, entry)| self.maps.forget_half_open(flow, *entry))?;
+        walk.over.iter().try_for_each(|(flow, entry)| self.maps.forget(flow, *entry))
     }
 
     /// What the maps hold.
@@ -115,7 +136,8 @@ impl Kernel {
     pub fn grow(&mut self, wanted: Capacities) -> Result<(), DataplaneError> {
         let maps_dir = self.pin_dir.join(abi_name());
         let (ring, backends) = self.maps.capacities();
-        let capacities = Capacities { ring: wanted.ring.max(ring), backends: wanted.backends.max(backends) };
+        let capacities =
+            Capacities { ring: wanted.ring.max(ring), backends: wanted.backends.max(backends), ..wanted };
         let grown = |map: &MapInfo| {
             map.grows && capacities.of(map) > if map.name == "RING" { ring } else { backends }
         };

@@ -1,6 +1,6 @@
 //! The maps: reading them back, and the only place where they are written.
 
-use super::{DataplaneError, batch};
+use super::{DataplaneError, batch, flow_tables::FlowTables};
 use crate::plan::{Action, BackendRecord, Flow, Image, ServiceRecord};
 use aya::{
     Ebpf, Pod,
@@ -19,12 +19,12 @@ use std::{
 };
 
 /// An array map in our address space: words are read and written atomically, without a system call.
-struct Mapped {
+pub(super) struct Mapped {
     base: NonNull<AtomicU64>,
     bytes: usize,
     /// Words of 8 bytes a value takes.
     stride: usize,
-    len: u32,
+    pub(super) len: u32,
     _map: MapData,
 }
 
@@ -56,13 +56,13 @@ impl Mapped {
         }
     }
 
-    fn word(&self, index: u32, word: usize) -> &AtomicU64 {
+    pub(super) fn word(&self, index: u32, word: usize) -> &AtomicU64 {
         assert!(index < self.len && word < self.stride, "index {index} of {}", self.len);
         // SAFETY: the assertion keeps the place inside the mapping, which lives as long as `self`.
         unsafe { &*self.base.as_ptr().add(index as usize * self.stride + word) }
     }
 
-    fn load<T: Pod>(&self, index: u32) -> T {
+    pub(super) fn load<T: Pod>(&self, index: u32) -> T {
         assert_eq!(size_of::<T>(), self.stride * 8);
         let words: Vec<u64> = (0..self.stride).map(|w| self.word(index, w).load(Ordering::Acquire)).collect();
         // SAFETY: as many bytes as T has, and T is plain data.
@@ -103,23 +103,24 @@ pub struct Maps {
     vips6: HashMap<MapData, [u8; 16], VipEntry>,
     ports: HashMap<MapData, PortKey, u32>,
     port_ranges: LpmTrie<MapData, [u8; 8], u32>,
-    services: Mapped,
+    pub(super) services: Mapped,
     ring: Mapped,
-    backends: Mapped,
+    pub(super) backends: Mapped,
     service_stats: PerCpuArray<MapData, Stats>,
     backend_stats: PerCpuArray<MapData, Stats>,
     drops: PerCpuArray<MapData, u64>,
-    flows4: HashMap<MapData, FlowKey4, u64>,
-    flows6: HashMap<MapData, FlowKey6, u64>,
+    pub(super) flows4: HashMap<MapData, FlowKey4, u64>,
+    pub(super) flows6: HashMap<MapData, FlowKey6, u64>,
     flow_stats: PerCpuArray<MapData, FlowStats>,
     /// Descriptors of FLOWS4 and FLOWS6, which aya's handles do not give out.
-    flow_fds: [OwnedFd; 2],
+    pub(super) flow_fds: [OwnedFd; 2],
+    pub(super) tables: FlowTables,
     service_names: Array<MapData, Identity>,
     backend_names: Array<MapData, Identity>,
     cids: HashMap<MapData, CidKey, u32>,
 }
 
-fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
+pub(super) fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
 where
     T: TryFrom<Map, Error = aya::maps::MapError>,
 {
@@ -130,7 +131,7 @@ where
 }
 
 /// A second descriptor of a hash map.
-fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, DataplaneError> {
+pub(super) fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, DataplaneError> {
     match ebpf.map(name) {
         Some(Map::HashMap(data)) => data
             .fd()
@@ -141,7 +142,7 @@ fn descriptor(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, DataplaneError
     }
 }
 
-fn mapped(ebpf: &mut Ebpf, name: &'static str) -> Result<Mapped, DataplaneError> {
+pub(super) fn mapped(ebpf: &mut Ebpf, name: &'static str) -> Result<Mapped, DataplaneError> {
     match ebpf.take_map(name) {
         Some(Map::Array(data)) => Mapped::new(name, data),
         _ => panic!("the program has no array {name}: abi and program differ"),
@@ -163,6 +164,7 @@ impl Maps {
             backend_stats: take(ebpf, "BACKEND_STATS")?,
             drops: take(ebpf, "DROPS")?,
             flow_fds: [descriptor(ebpf, "FLOWS4")?, descriptor(ebpf, "FLOWS6")?],
+            tables: FlowTables::take(ebpf)?,
             flows4: take(ebpf, "FLOWS4")?,
             flows6: take(ebpf, "FLOWS6")?,
             flow_stats: take(ebpf, "FLOW_STATS")?,
@@ -220,6 +222,7 @@ impl Maps {
             let identity = self.backend_names.get(&id, 0).map_err(DataplaneError::map("BACKEND_NAMES"))?;
             image.backends.insert(id, BackendRecord { entry, identity });
         }
+        self.tables.observe(&mut image);
         Ok(image)
     }
 
@@ -237,6 +240,10 @@ impl Maps {
                 for (index, _, new) in words {
                     self.ring.word(*index, 0).store(new.0, Ordering::Release);
                 }
+                Ok(())
+            }
+            Action::Schedule { id, new, .. } => {
+                self.tables.set_schedule(*id, new.as_ref());
                 Ok(())
             }
             Action::Service { id, old, new } => self.set_service(*id, old.as_ref(), new.as_ref()),
@@ -290,6 +297,7 @@ impl Maps {
         const IFINDEX_WORD: usize = 1;
         if old.is_none() {
             clear_stats(&mut self.backend_stats, "BACKEND_STATS", id)?;
+            self.tables.clear_active(id);
         }
         if let Some(record) = new {
             if old.is_none_or(|old| old.identity != record.identity) {
@@ -373,17 +381,6 @@ impl Maps {
         word.ok().map(FlowEntry)
     }
 
-    /// Forgets a flow, unless a packet of it came since `seen` was read.
-    pub fn forget(&mut self, flow: &Flow, seen: FlowEntry) -> Result<(), DataplaneError> {
-        if self.flow(flow) != Some(seen) {
-            return Ok(());
-        }
-        match flow {
-            Flow::V4(key) => gone_is_fine(self.flows4.remove(key)).map_err(DataplaneError::map("FLOWS4")),
-            Flow::V6(key) => gone_is_fine(self.flows6.remove(key)).map_err(DataplaneError::map("FLOWS6")),
-        }
-    }
-
     /// How many flows were recorded and how many found no room, since the maps were made.
     pub fn flow_stats(&self) -> Result<FlowStats, DataplaneError> {
         let values = self.flow_stats.get(&0, 0).map_err(DataplaneError::map("FLOW_STATS"))?;
@@ -398,6 +395,7 @@ impl Maps {
         for index in 0..old.ring.len.min(self.ring.len) {
             self.ring.word(index, 0).store(old.slot(index).0, Ordering::Release);
         }
+        self.tables.copy_active(&old.tables);
         for id in 0..old.backends.len.min(self.backends.len) {
             let entry: BackendEntry = old.backends.load(id);
             if entry.kind == 0 {

@@ -13,6 +13,7 @@ mod batch;
 pub mod decap;
 mod elf;
 mod error;
+mod flow_tables;
 mod kernel;
 mod maps;
 

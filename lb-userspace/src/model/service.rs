@@ -58,6 +58,12 @@ pub enum Forward {
 pub enum Scheduler {
     /// Consistent hashing of source address and both ports.
     Maglev,
+    /// Consistent hashing of the source address alone.
+    SourceIp,
+    /// In turn; every flow is recorded.
+    RoundRobin,
+    /// The backend with the fewest open flows for its weight; every flow is recorded.
+    LeastConnections,
 }
 
 impl Protocol {
@@ -94,6 +100,9 @@ impl fmt::Display for Scheduler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Maglev => "maglev",
+            Self::SourceIp => "source-ip",
+            Self::RoundRobin => "round-robin",
+            Self::LeastConnections => "least-connections",
         })
     }
 }

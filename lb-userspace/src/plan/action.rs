@@ -1,6 +1,6 @@
 //! Changes of the maps and their safe order.
 
-use super::{BackendRecord, Image, ServiceRecord};
+use super::{BackendRecord, Image, ScheduleRecord, ServiceRecord};
 use lb_common::abi::{CidKey, PortKey, PortRangeKey, Slot, VipEntry};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,6 +15,12 @@ pub enum Action {
         id: u32,
         old: Option<BackendRecord>,
         new: Option<BackendRecord>,
+    },
+    /// A service's schedule, at a new place if its words differ.
+    Schedule {
+        id: u32,
+        old: Option<ScheduleRecord>,
+        new: Option<ScheduleRecord>,
     },
     /// Words of the ring array: index, old word, new word.
     Slots {
@@ -55,6 +61,7 @@ impl Action {
     pub fn inverse(&self) -> Self {
         match self.clone() {
             Self::Backend { id, old, new } => Self::Backend { id, old: new, new: old },
+            Self::Schedule { id, old, new } => Self::Schedule { id, old: new, new: old },
             Self::Slots { service, words } => {
                 Self::Slots { service, words: words.into_iter().map(|(i, old, new)| (i, new, old)).collect() }
             }
@@ -77,6 +84,9 @@ impl fmt::Display for Action {
         match self {
             Self::Backend { id, old, new } => {
                 write!(f, "{} backend {id}", verb(old.is_some(), new.is_some()))
+            }
+            Self::Schedule { id, old, new } => {
+                write!(f, "{} schedule of service {id}", verb(old.is_some(), new.is_some()))
             }
             Self::Slots { service, words } => write!(f, "write {} slots of service {service}", words.len()),
             Self::Service { id, old, new } => {
@@ -104,7 +114,7 @@ impl fmt::Display for Action {
 }
 
 /// The actions that turn `old` into `new`, in an order in which no packet meets half a change:
-/// backends before slots and server ids, slots before services, services before ports, ports before VIPs; removals the
+/// backends before server ids, schedules and slots, those before services, services before ports, ports before VIPs; removals the
 /// other way round, after everything that replaces them.
 #[must_use]
 pub fn diff(old: &Image, new: &Image) -> Vec<Action> {
@@ -118,6 +128,13 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Action> {
 
     actions.extend(backends_set.into_iter().map(|(id, old, new)| Action::Backend { id, old, new }));
     actions.extend(cids_set.into_iter().map(|(key, old, new)| Action::Cid { key, old, new }));
+    let schedules = |id: &u32| (old.schedules.get(id).cloned(), new.schedules.get(id).cloned());
+    for id in new.schedules.keys() {
+        let (old, new) = schedules(id);
+        if old != new {
+            actions.push(Action::Schedule { id: *id, old, new });
+        }
+    }
     for (id, record) in &new.services {
         let base = record.entry.ring_base;
         let after = new.rings.get(id).map_or(&[][..], Vec::as_slice);
@@ -156,6 +173,11 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Action> {
                 actions.push(Action::Slots { service: id, words });
             }
         }
+    }
+    // A service that is no longer scheduled says so in its entry first.
+    for id in old.schedules.keys().filter(|id| !new.schedules.contains_key(id)) {
+        let (old, new) = schedules(id);
+        actions.push(Action::Schedule { id: *id, old, new });
     }
     actions.extend(cids_gone.into_iter().map(|(key, old, new)| Action::Cid { key, old, new }));
     actions.extend(backends_gone.into_iter().map(|(id, old, new)| Action::Backend { id, old, new }));

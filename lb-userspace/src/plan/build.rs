@@ -4,6 +4,7 @@ use super::{
     BackendRecord, Image, ServiceRecord,
     image::{identity, name_of},
     ports::{Claim, lay_out},
+    schedule::{self, Words},
 };
 use crate::{
     affinity, maglev,
@@ -87,6 +88,11 @@ pub enum BuildError {
     /// The backend array must grow first.
     #[error("the backend array is full ({capacity})")]
     BackendsFull { capacity: u32 },
+    /// Only services with the schedulers `round-robin` and `least-connections` need it.
+    #[error(
+        "the schedules have no {needed} free words in a row: fewer backends with these schedulers are needed"
+    )]
+    SchedulesFull { needed: usize },
     #[error("{found} services: at most {MAX_SERVICES} fit")]
     TooManyServices { found: usize },
 }
@@ -102,6 +108,7 @@ pub fn build(
 ) -> Result<Image, BuildError> {
     let mut image = Image::empty(observed.ring_capacity, observed.backend_capacity);
     let mut places = Places::of(observed);
+    let mut words = Words::of(observed);
     let mut service_ids = Ids::new(observed.services.keys().copied(), 0, MAX_SERVICES);
     let mut backend_ids =
         Ids::new(observed.backends.keys().chain(avoid).copied(), 1, observed.backend_capacity);
@@ -126,9 +133,10 @@ pub fn build(
             ring_size: service.ring_size,
             seed: service.spec.seed,
             idle_ns: u64::try_from(service.spec.idle_timeout.as_nanos()).unwrap_or(u64::MAX),
-            flags: service.spec.quic.as_ref().map_or(0, |quic| {
-                ServiceEntry::QUIC | u32::from(quic.config_id) << ServiceEntry::QUIC_CONFIG_SHIFT
-            }),
+            flags: schedule::flags(service.spec.scheduler)
+                | service.spec.quic.as_ref().map_or(0, |quic| {
+                    ServiceEntry::QUIC | u32::from(quic.config_id) << ServiceEntry::QUIC_CONFIG_SHIFT
+                }),
             quic_id_len: service.spec.quic.as_ref().map_or(0, |quic| quic.server_id_length.into()),
         };
         image
@@ -159,7 +167,15 @@ pub fn build(
             image.backends.insert(backend_id, backend_record(service, id, backend, before, tunnel));
         }
         let before = kept.and_then(|id| observed.rings.get(&id));
-        image.rings.insert(id, slots(service, &ids, before, rings));
+        let was = kept.map_or(0, |id| observed.services[&id].entry.flags);
+        // Flows that a scheduler has placed live anywhere: without it, the table goes on being asked.
+        let placed = was & ServiceEntry::SCHEDULED != 0 && entry.flags & ServiceEntry::SCHEDULED == 0;
+        let slots = slots(service, &ids, before, rings).into_iter();
+        image.rings.insert(id, slots.map(|s| if placed { affinity::track(s) } else { s }).collect());
+        let schedule = words.place(kept, service, &ids);
+        if let Some(schedule) = schedule.map_err(|needed| BuildError::SchedulesFull { needed })? {
+            image.schedules.insert(id, schedule);
+        }
     }
     rings.forget_unused(wanted.len());
     for (vip, (address, claims)) in vip_numbers(&claims, observed).into_iter().zip(&claims) {
@@ -193,11 +209,14 @@ impl<'a> KnownIds<'a> {
     }
 
     /// A service keeps its id while its ring does: base and size are two words of its entry, and a
-    /// packet must not see one of each, so another size or seed is another service.
+    /// packet must not see one of each, so another size or seed is another service. So is one whose flows find their
+    /// slots in another way.
     fn service(&self, observed: &Image, wanted: &WantedService) -> Option<u32> {
         let id = *self.services.get(wanted.spec.name.as_str())?;
         let entry = &observed.services[&id].entry;
-        (entry.ring_size == wanted.ring_size && entry.seed == wanted.spec.seed).then_some(id)
+        let source_ip = (entry.flags ^ schedule::flags(wanted.spec.scheduler)) & ServiceEntry::SOURCE_IP;
+        (entry.ring_size == wanted.ring_size && entry.seed == wanted.spec.seed && source_ip == 0)
+            .then_some(id)
     }
 
     /// A backend keeps its id while its address stays: another address is another server.

@@ -1,7 +1,9 @@
 //! What the maps hold.
 
+use super::ScheduleRecord;
 use lb_common::abi::{
-    BackendEntry, CidKey, Identity, NAME_LEN, PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry,
+    BackendEntry, CidKey, Identity, NAME_LEN, PortKey, PortRangeKey, SCHEDULE_CAPACITY, ServiceEntry, Slot,
+    VipEntry,
 };
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -17,6 +19,12 @@ pub struct Image {
     pub cids: BTreeMap<CidKey, u32>,
     /// By service id: the words of its ring.
     pub rings: BTreeMap<u32, Vec<Slot>>,
+    /// By service id: where new flows of scheduled services go.
+    pub schedules: BTreeMap<u32, ScheduleRecord>,
+    /// Base and size of places in the schedule array that were freed a moment ago: a program may still read there.
+    pub resting: Vec<(u32, u32)>,
+    /// Words the schedule array holds.
+    pub schedule_capacity: u32,
     /// Slots the ring array holds.
     pub ring_capacity: u32,
     /// Backends the backend array holds, id 0 included.
@@ -41,7 +49,7 @@ impl Image {
     /// An image without entries, of empty maps with these capacities.
     #[must_use]
     pub fn empty(ring_capacity: u32, backend_capacity: u32) -> Self {
-        Self { ring_capacity, backend_capacity, ..Self::default() }
+        Self { ring_capacity, backend_capacity, schedule_capacity: SCHEDULE_CAPACITY, ..Self::default() }
     }
 
     /// Id of the service of this name.
@@ -79,6 +87,7 @@ impl Image {
         }
         match action {
             Action::Backend { id, new, .. } => set(&mut self.backends, *id, *new),
+            Action::Schedule { id, new, .. } => set(&mut self.schedules, *id, new.clone()),
             Action::Service { id, new, .. } => {
                 set(&mut self.services, *id, *new);
                 match new {

@@ -4,10 +4,10 @@
 use super::Image;
 use lb_common::{
     abi::{
-        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, MAX_SERVICES, PortKey, PortRangeKey,
+        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, HalfOpen, MAX_SERVICES, PortKey, PortRangeKey,
         ServiceEntry, Slot, VipEntry,
     },
-    core::{FlowCell, Tables},
+    core::{FlowCell, NoCell, Tables},
 };
 use std::net::IpAddr;
 
@@ -16,19 +16,6 @@ use std::net::IpAddr;
 /// rate limit would have is a matter of time, not of tables.
 #[derive(Debug, Clone, Copy)]
 pub struct Memory<'a>(pub &'a Image);
-
-/// An image holds no flows.
-enum NoCell {}
-
-impl FlowCell for NoCell {
-    fn load(&self) -> FlowEntry {
-        match *self {}
-    }
-
-    fn store(&self, _: FlowEntry) {
-        match *self {}
-    }
-}
 
 static NO_SERVICE: ServiceEntry =
     ServiceEntry { ring_base: 0, ring_size: 0, seed: 0, idle_ns: 0, flags: 0, quic_id_len: 0 };
@@ -116,6 +103,28 @@ impl Tables for Memory<'_> {
         self.0.cids.get(key).copied()
     }
 
+    fn add_half_open4(&self, _: &FlowKey4, _: HalfOpen) -> bool {
+        true
+    }
+
+    fn add_half_open6(&self, _: &FlowKey6, _: HalfOpen) -> bool {
+        true
+    }
+
+    fn schedule(&self, id: u32) -> Option<(u32, u32)> {
+        let record = self.0.schedules.get(&id);
+        (id < MAX_SERVICES).then(|| record.map_or((0, 0), |r| (r.base, r.words.len() as u32)))
+    }
+
+    fn schedule_word(&self, index: u32) -> Option<u64> {
+        let word = self
+            .0
+            .schedules
+            .values()
+            .find_map(|record| record.words.get(index.checked_sub(record.base)? as usize).copied());
+        (index < self.0.schedule_capacity).then(|| word.unwrap_or(0))
+    }
+
     fn now_ns(&self) -> u64 {
         0
     }
@@ -189,6 +198,22 @@ impl Tables for MemoryOfFlow<'_> {
 
     fn cid(&self, key: &CidKey) -> Option<u32> {
         self.image.cid(key)
+    }
+
+    fn add_half_open4(&self, key: &FlowKey4, entry: HalfOpen) -> bool {
+        self.image.add_half_open4(key, entry)
+    }
+
+    fn add_half_open6(&self, key: &FlowKey6, entry: HalfOpen) -> bool {
+        self.image.add_half_open6(key, entry)
+    }
+
+    fn schedule(&self, id: u32) -> Option<(u32, u32)> {
+        self.image.schedule(id)
+    }
+
+    fn schedule_word(&self, index: u32) -> Option<u64> {
+        self.image.schedule_word(index)
     }
 
     fn now_ns(&self) -> u64 {

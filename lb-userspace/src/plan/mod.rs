@@ -8,12 +8,14 @@ mod build;
 mod image;
 mod memory;
 mod ports;
+mod schedule;
 mod tend;
 
 pub use action::{Action, diff};
 pub use build::{BuildError, NextHopEntry, TunnelSettings, WantedBackend, WantedService, build};
 pub use image::{BackendRecord, Image, ServiceRecord, name_of};
 pub use memory::{Memory, MemoryOfFlow};
+pub use schedule::{ScheduleRecord, flags as scheduler_flags};
 pub use tend::{CLOSING_LIFE, Flow, GRACE, HALF_OPEN_LIFE, MARGIN, Tracking, Walk};
 
 #[cfg(test)]

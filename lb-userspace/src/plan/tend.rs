@@ -7,7 +7,7 @@
 use super::{Action, Image, Memory};
 use crate::affinity;
 use lb_common::{
-    abi::{BackendEntry, FlowEntry, FlowKey4, FlowKey6, Slot, SlotState},
+    abi::{BackendEntry, FlowEntry, FlowKey4, FlowKey6, HalfOpen, ServiceEntry, Slot, SlotState},
     core::{Tables, find_service},
     hash,
 };
@@ -46,8 +46,11 @@ pub struct Tracking {
     refused: Option<Instant>,
     /// Backend ids that are not given out again until no packet in flight and no tracked flow names them.
     freed: Vec<(Instant, u32)>,
-    /// Living flows at the last walk.
+    /// Base and size of places in the schedule array that programs under way may still read.
+    resting: Vec<(Instant, (u32, u32))>,
+    /// Living flows and handshakes at the last walk.
     flows: usize,
+    half_open: usize,
 }
 
 /// What a walk through the flow table found.
@@ -55,8 +58,13 @@ pub struct Tracking {
 pub struct Walk {
     /// Flows to forget, with the entries they had.
     pub over: Vec<(Flow, FlowEntry)>,
-    /// Flows that go on.
+    /// Handshakes to forget, with the entries they had.
+    pub half_over: Vec<(Flow, HalfOpen)>,
+    /// Flows that go on, and handshakes.
     pub living: usize,
+    pub half_open: usize,
+    /// By backend of a least-connections service: its open flows.
+    pub active: BTreeMap<u32, i64>,
     /// Service and slot of those that live elsewhere than at home.
     foreign: BTreeSet<(u32, u32)>,
 }
@@ -71,7 +79,9 @@ impl Tracking {
             tracked: BTreeMap::new(),
             refused: None,
             freed: Vec::new(),
+            resting: Vec::new(),
             flows: 0,
+            half_open: 0,
         }
     }
 
@@ -94,6 +104,12 @@ impl Tracking {
         self.tracked.retain(|id, _| after.rings.contains_key(id));
         let gone = before.backends.keys().filter(|id| !after.backends.contains_key(id));
         self.freed.extend(gone.map(|id| (now, *id)));
+        self.resting.retain(|(at, _)| now.saturating_duration_since(*at) <= GRACE);
+        for (id, old) in &before.schedules {
+            if after.schedules.get(id).is_none_or(|new| new.base != old.base) {
+                self.resting.push((now, (old.base, old.words.len() as u32)));
+            }
+        }
     }
 
     /// Takes note of flows that found no room: what cannot be recorded stays at home, so homes stay too.
@@ -107,6 +123,19 @@ impl Tracking {
         self.flows
     }
 
+    /// Handshakes that were under way at the last walk.
+    #[must_use]
+    pub fn half_open(&self) -> usize {
+        self.half_open
+    }
+
+    /// Base and size of places in the schedule array that must not be given out.
+    #[must_use]
+    pub fn resting(&self, now: Instant) -> Vec<(u32, u32)> {
+        let rests = |at: &Instant| now.saturating_duration_since(*at) <= GRACE;
+        self.resting.iter().filter(|(at, _)| rests(at)).map(|(_, range)| *range).collect()
+    }
+
     /// Backend ids that must not be given out.
     #[must_use]
     pub fn reserved(&self) -> BTreeSet<u32> {
@@ -116,7 +145,8 @@ impl Tracking {
     /// True if a walk through the flow table may find something to do.
     #[must_use]
     pub fn is_busy(&self, image: &Image) -> bool {
-        self.flows > 0
+        self.flows + self.half_open > 0
+            || image.services.values().any(|s| is_scheduled(&s.entry))
             || !self.freed.is_empty()
             || image.rings.values().flatten().any(|slot| !slot.is_plain())
     }
@@ -132,31 +162,30 @@ impl Tracking {
         })
     }
 
-    /// Judges every flow of the table, read before `clock_ns` of the monotonic clock.
+    /// Judges every handshake and every flow, in the order they were read in, before `clock_ns` of the monotonic clock.
     #[must_use]
-    pub fn walk(&self, image: &Image, flows: Vec<(Flow, FlowEntry)>, clock_ns: u64) -> Walk {
+    pub fn walk(
+        &self,
+        image: &Image,
+        half_open: Vec<(Flow, HalfOpen)>,
+        flows: Vec<(Flow, FlowEntry)>,
+        clock_ns: u64,
+    ) -> Walk {
         let mut walk = Walk::default();
-        for (flow, entry) in flows {
-            let place = locate(image, &flow).filter(|place| FlowEntry::tag_of(place.hash) == entry.tag());
-            let Some(place) = place else {
-                walk.over.push((flow, entry));
-                continue;
-            };
-            let slot = image.rings[&place.service][place.slot as usize];
-            let longest = Duration::from_nanos(image.services[&place.service].entry.idle_ns) + MARGIN;
-            let limit = match (entry.is_half_open(), entry.is_closing()) {
-                (true, _) => longest.min(HALF_OPEN_LIFE),
-                (false, true) => longest.min(CLOSING_LIFE),
-                (false, false) => longest,
-            };
-            let idle = Duration::from_nanos(entry.idle_ns(clock_ns));
-            if idle > limit || !is_alive(image, entry) || slot.is_plain() {
-                walk.over.push((flow, entry));
-                continue;
+        for (flow, half) in half_open {
+            let entry = FlowEntry(half.entry);
+            let under_way = entry.is_half_open();
+            if walk.lives(image, &flow, entry, under_way, clock_ns) {
+                *(if under_way { &mut walk.half_open } else { &mut walk.living }) += 1;
+            } else {
+                walk.half_over.push((flow, half));
             }
-            walk.living += 1;
-            if entry.backend() != slot.home() {
-                walk.foreign.insert((place.service, place.slot));
+        }
+        for (flow, entry) in flows {
+            if walk.lives(image, &flow, entry, false, clock_ns) {
+                walk.living += 1;
+            } else {
+                walk.over.push((flow, entry));
             }
         }
         walk
@@ -175,8 +204,48 @@ impl Tracking {
     /// A walk that began at `now` is over and its flows are forgotten: what was freed before is free.
     pub fn walked(&mut self, walk: &Walk, now: Instant) {
         self.flows = walk.living;
+        self.half_open = walk.half_open;
         self.freed.retain(|(at, _)| now.saturating_duration_since(*at) <= GRACE);
     }
+}
+
+impl Walk {
+    /// True for an entry to keep. One that lives elsewhere than at home keeps its slot tracked.
+    fn lives(
+        &mut self,
+        image: &Image,
+        flow: &Flow,
+        entry: FlowEntry,
+        under_way: bool,
+        clock_ns: u64,
+    ) -> bool {
+        let place = locate(image, flow).filter(|place| FlowEntry::tag_of(place.hash) == entry.tag());
+        let Some(place) = place else { return false };
+        let slot = image.rings[&place.service][place.slot as usize];
+        let service = &image.services[&place.service].entry;
+        let longest = Duration::from_nanos(service.idle_ns) + MARGIN;
+        let limit = match (under_way, entry.is_closing()) {
+            (true, _) => longest.min(HALF_OPEN_LIFE),
+            (false, true) => longest.min(CLOSING_LIFE),
+            (false, false) => longest,
+        };
+        let asked = !slot.is_plain() || is_scheduled(service);
+        if Duration::from_nanos(entry.idle_ns(clock_ns)) > limit || !is_alive(image, entry) || !asked {
+            return false;
+        }
+        if entry.backend() != slot.home() && !is_scheduled(service) {
+            self.foreign.insert((place.service, place.slot));
+        }
+        if service.flags & ServiceEntry::LEAST_CONNECTIONS != 0 && !under_way && !entry.is_closing() {
+            *self.active.entry(entry.backend()).or_default() += 1;
+        }
+        true
+    }
+}
+
+/// Every packet of such a service asks the flow tables.
+fn is_scheduled(service: &ServiceEntry) -> bool {
+    service.flags & ServiceEntry::SCHEDULED != 0
 }
 
 /// The changes of slots: service, index, word now -> word then.
@@ -212,14 +281,15 @@ fn locate(image: &Image, flow: &Flow) -> Option<Place> {
     };
     let service = find_service(&tables, vip, proto as u8, ports as u16)?;
     let entry = &image.services.get(&service)?.entry;
-    let hash = match flow {
+    let hash = |ports| match flow {
         Flow::V4(key) => hash::flow4(entry.seed, u32::from_be_bytes(key.src), ports),
         Flow::V6(key) => {
             let src = u128::from_be_bytes(key.src);
             hash::flow6(entry.seed, (src >> 64) as u64, src as u64, ports)
         }
     };
-    Some(Place { service, slot: hash::slot(hash, entry.ring_size), hash })
+    let of_slot = if entry.flags & ServiceEntry::SOURCE_IP == 0 { hash(ports) } else { hash(0) };
+    Some(Place { service, slot: hash::slot(of_slot, entry.ring_size), hash: hash(ports) })
 }
 
 fn is_alive(image: &Image, entry: FlowEntry) -> bool {
