@@ -17,6 +17,7 @@ use lb_common::{
         echo, fragment,
         icmp::{self, Message},
         parse::walk_extensions,
+        quic::{self, Format},
         quote, schedule,
     },
 };
@@ -41,6 +42,13 @@ pub extern "C" fn extensions(ctx: *mut xdp_md, l3: u64, first: u64) -> u64 {
 #[inline(never)]
 pub extern "C" fn choose(ctx: *mut xdp_md, place: u64, slot: u64, hash: u64, isn: u64) -> u64 {
     choose_flow(&Frame::new(ctx), &Maps::new(ctx), Place(opaque(place)), Slot(slot), hash, isn as u32).into()
+}
+
+/// See [`quic::route`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn quic(ctx: *mut xdp_md, place: u64, format: u64) -> u64 {
+    quic::route(&Frame::new(ctx), &Maps::new(ctx), Place(opaque(place)), Format(opaque(format))).0
 }
 
 /// See [`schedule::pick`].

@@ -4,7 +4,7 @@ use crate::{atomic, guard, maps, observe, outline};
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
 use lb_common::{
     abi::{
-        BackendEntry, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, PortKey,
+        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, PortKey,
         PortRangeKey, ServiceEntry, Slot, VipEntry,
     },
     core::{
@@ -13,6 +13,7 @@ use lb_common::{
         found::Found,
         guard::{Admission, denied4, denied6},
         parse::Chain,
+        quic::{Format, Route},
     },
     packet::Packet,
 };
@@ -401,6 +402,17 @@ impl<const OBSERVED: bool> Tables for Maps<OBSERVED> {
     fn admit<P: Packet>(&self, _: &P, place: Place, service: u32, flags: u32, step: Step) -> Admission {
         let flags = u64::from(flags) << 8 | step as u64;
         Admission(outline::opaque(guard::admit(self.ctx, place.0, service.into(), flags)))
+    }
+
+    #[inline(always)]
+    fn cid(&self, key: &CidKey) -> Option<u32> {
+        // SAFETY: as in `vip4`.
+        unsafe { maps::CIDS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn quic<P: Packet>(&self, _: &P, place: Place, format: Format) -> Route {
+        Route(outline::quic(self.ctx, place.0, format.0))
     }
 
     #[inline(always)]

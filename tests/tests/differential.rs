@@ -8,8 +8,8 @@ use lb_common::{
     core::DropReason,
 };
 use lb_tests::{
-    kernel::{Balancer, Counters, Host, Outcome, Verdict, World, plain_world, vip},
-    packets::{Extension, Generator, Packet, Rng, check, describe},
+    kernel::{Balancer, Counters, Host, Outcome, Verdict, World, plain_world, sound, vip},
+    packets::{Extension, Generator, Packet, Rng, describe},
 };
 use lb_userspace::plan::Image;
 
@@ -260,7 +260,7 @@ fn the_host_survives_a_million_frames() {
                 }
             }
             let outcome = host.run(&frame);
-            if let Err(why) = well_formed(&frame, &outcome) {
+            if let Err(why) = sound::check(&frame, &outcome) {
                 panic!(
                     "frame {number}, bend {bend} of seed {}: {why}\nin: {}\nout: {}",
                     seed(),
@@ -285,59 +285,4 @@ fn the_host_survives_short_frames() {
             assert_eq!(host.run(&[0xff; 14][..len]).verdict, Verdict::Pass);
         }
     }
-}
-
-/// What leaves is an IP packet of the length its header says, with a right checksum wherever it is ours to make;
-/// and what was in it is still in it.
-fn well_formed(frame: &[u8], outcome: &Outcome) -> Result<(), String> {
-    match outcome.verdict {
-        Verdict::Drop => return Ok(()),
-        Verdict::Pass if outcome.frame == frame => return Ok(()),
-        Verdict::Pass => return Err("a frame that passes was changed".to_owned()),
-        Verdict::Aborted => return Err("the core never aborts".to_owned()),
-        Verdict::Tx | Verdict::Redirect => {}
-    }
-    let (before, after) = (check::parse(frame)?, check::parse(&outcome.frame)?);
-    if after.src == before.dst && after.dst == before.src {
-        // The answer to a packet that is not forwarded, or to an echo request, of which a wrong checksum stays wrong.
-        if matches!((after.protocol, after.payload.first()), (1, Some(0)) | (58, Some(129))) {
-            let same = after.payload[4..] == before.payload[4..] && after.ip.len() == before.ip.len();
-            let right = after.checksum_ok == before.checksum_ok
-                && check::icmp(&after).is_ok() == check::icmp(&before).is_ok();
-            return if same && right { Ok(()) } else { Err(format!("{after:?} was {before:?}")) };
-        }
-        let icmp = check::icmp(&after)?;
-        return match after.checksum_ok && before.ip.starts_with(icmp.quote) {
-            true => Ok(()),
-            false => Err(format!("{icmp:?}")),
-        };
-    }
-    let tunnelled = after.src != before.src;
-    let inner = match after.protocol {
-        // The VIPs forward TCP and UDP alone, so these are ours.
-        4 | 41 => check::parse_ip(after.payload)?,
-        17 if tunnelled => check::parse_ip(&after.payload[8..])?,
-        _ => after.clone(),
-    };
-    if tunnelled && !(after.checksum_ok && after.ttl == 64 && after.tos == before.tos) {
-        return Err(format!("{after:?}"));
-    }
-    let same = (inner.src, inner.dst, inner.payload, inner.tos, after.padding)
-        == (before.src, before.dst, before.payload, before.tos, before.padding);
-    if !same || inner.ttl != before.ttl - 1 || inner.checksum_ok != before.checksum_ok {
-        return Err(format!("{inner:?} was {before:?}"));
-    }
-    // A checksum of ours over IPv6 is right wherever the packet inside is right.
-    if tunnelled && after.protocol == 17 {
-        let right = before.checksum_ok
-            && match before.protocol {
-                6 => check::tcp(&before).is_ok(),
-                17 => check::udp(&before).is_ok(),
-                _ => false,
-            };
-        if right {
-            check::udp(&after)?;
-        }
-    }
-    Ok(())
 }

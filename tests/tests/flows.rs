@@ -75,6 +75,7 @@ fn service(number: u8, protocol: Protocol, backends: Vec<WantedBackend>) -> Want
             gue_port: 6080,
             health: HealthSpec::default(),
             guard: GuardSpec::default(),
+            quic: None,
             backends: Vec::new(),
         },
         ring_size: RING_SIZE,

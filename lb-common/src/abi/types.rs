@@ -118,6 +118,8 @@ impl ServiceEntry {
     pub const SESSIONS: u32 = 64;
     /// `nat` of a client that is itself a backend of the service needs a session.
     pub const HAIRPIN: u32 = 128;
+    /// The three bits from here up: the config id of the service's QUIC connection IDs.
+    pub const QUIC_CONFIG_SHIFT: u32 = 29;
     /// The flow table is asked for every packet.
     pub const SCHEDULED: u32 = Self::ROUND_ROBIN | Self::LEAST_CONNECTIONS;
 }

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     abi::{
-        BackendEntry, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, PortKey,
+        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, PortKey,
         PortRangeKey, ServiceEntry, Slot,
         SlotState::{self, Moving, Plain, Tracked},
         VipEntry,
@@ -132,6 +132,9 @@ impl Tables for World {
     }
     fn count_active(&self, backend: u32, more: bool) {
         *self.active.borrow_mut().entry(backend).or_default() += if more { 1 } else { -1 };
+    }
+    fn cid(&self, _: &CidKey) -> Option<u32> {
+        None
     }
     fn now_ns(&self) -> u64 {
         self.now.get()

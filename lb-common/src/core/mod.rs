@@ -15,6 +15,7 @@ pub mod fragment;
 pub mod guard;
 pub mod icmp;
 pub mod parse;
+pub mod quic;
 pub mod quote;
 pub mod schedule;
 mod select;

@@ -3,7 +3,9 @@
 use super::{
     Answer, AnswerKind, Decision, DropReason, Refusal, Tables,
     affinity::{Place, Step},
-    found, fragment, select, service,
+    found, fragment,
+    quic::{Format, Route},
+    select, service,
 };
 use crate::{
     abi::{ServiceEntry, VipEntry},
@@ -365,8 +367,19 @@ fn transport<'t, P: Packet, T: Tables>(
     if entry.ring_size == 0 {
         return refuse(DropReason::NoBackend);
     }
+    // `counted` is for limits on new connections: a client sends many 0-RTT packets, but few Initial ones.
+    let (mut step, mut counted, mut route) = (step, step, Route::BY_HASH);
+    if entry.flags & ServiceEntry::QUIC != 0 {
+        route = tables.quic(packet, Place::of(&ip), Format::of(id, entry));
+        if route.begins() {
+            step = Step::Begin;
+        }
+        if route.is_initial() {
+            counted = Step::Begin;
+        }
+    }
     if entry.flags & (ServiceEntry::ALLOW_LIST | ServiceEntry::LIMITED) != 0
-        && let Some(reason) = tables.admit(packet, Place::of(&ip), id, entry.flags, step).refusal()
+        && let Some(reason) = tables.admit(packet, Place::of(&ip), id, entry.flags, counted).refusal()
     {
         return refuse(reason);
     }
@@ -376,5 +389,5 @@ fn transport<'t, P: Packet, T: Tables>(
     } else {
         hash::slot(flow(entry.seed, 0), entry.ring_size)
     };
-    select::select(packet, tables, id, entry, (hash, index), step, ip)
+    select::select(packet, tables, id, entry, (hash, index), step, route, ip)
 }

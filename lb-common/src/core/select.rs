@@ -3,12 +3,14 @@
 use super::{
     Decision, DropReason, Forward, Ip, Refusal, Tables,
     affinity::{Place, Step},
+    quic::Route,
 };
 use crate::{abi::ServiceEntry, packet::Packet};
 
-/// Sends the flow with this hash to the backend of its slot; the flow tables are asked only where the slot has changed
-/// hands or the service is scheduled.
+/// Sends the flow with this hash to the backend of its slot, unless `route` names another; the flow tables are asked only
+/// where the slot has changed hands or the service is scheduled.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "inlined into its one caller")]
 pub(super) fn select<'t, P: Packet, T: Tables>(
     packet: &P,
     tables: &'t T,
@@ -16,15 +18,20 @@ pub(super) fn select<'t, P: Packet, T: Tables>(
     service: &ServiceEntry,
     (flow, index): (u64, u32),
     step: Step,
+    route: Route,
     ip: Ip,
 ) -> Decision<'t> {
     let Some(slot) = tables.slot(service.ring_base.wrapping_add(index)) else {
         return Decision::Drop(Refusal { reason: DropReason::Internal });
     };
-    let backend_id = if slot.is_plain() && service.flags & ServiceEntry::SCHEDULED == 0 {
+    let backend_id = if route.backend() != 0 {
+        route.backend()
+    } else if slot.is_plain() && service.flags & ServiceEntry::SCHEDULED == 0 {
         slot.owner()
     } else {
-        tables.choose(packet, Place::of(&ip).of_service(id, service.flags).at(step), slot, flow, 0)
+        let place = Place::of(&ip).of_service(id, service.flags).at(step);
+        let place = if service.flags & ServiceEntry::QUIC == 0 { place } else { place.with_isn() };
+        tables.choose(packet, place, slot, flow, route.isn())
     };
     if backend_id == 0 {
         return Decision::Drop(Refusal { reason: DropReason::NoBackend });

@@ -7,11 +7,12 @@ use super::{
     fragment,
     guard::Admission,
     parse::{Chain, walk_extensions},
+    quic::{self, Format, Route},
     quote, schedule,
 };
 use crate::abi::{
-    BackendEntry, Bucket, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, PortKey,
-    PortRangeKey, ServiceEntry, Slot, VipEntry,
+    BackendEntry, Bucket, CidKey, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen,
+    PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry,
 };
 use crate::packet::Packet;
 
@@ -39,6 +40,8 @@ pub trait Tables {
     fn add_flow4(&self, key: &FlowKey4, entry: FlowEntry) -> bool;
     /// The same for IPv6.
     fn add_flow6(&self, key: &FlowKey6, entry: FlowEntry) -> bool;
+    /// The backend whose server id is in QUIC connection IDs.
+    fn cid(&self, key: &CidKey) -> Option<u32>;
     /// Nanoseconds of the monotonic clock.
     fn now_ns(&self) -> u64;
     /// Where the first fragment of a datagram went.
@@ -175,6 +178,15 @@ pub trait Tables {
         Self: Sized,
     {
         fragment::trace(packet, self, l3, v6, backend, entropy);
+    }
+
+    /// Reads the QUIC header of a datagram. As rare as `extensions`: services of other protocols do without.
+    #[inline(always)]
+    fn quic<P: Packet>(&self, packet: &P, place: Place, format: Format) -> Route
+    where
+        Self: Sized,
+    {
+        quic::route(packet, self, place, format)
     }
 }
 

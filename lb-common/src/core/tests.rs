@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     abi::{
-        BackendEntry, FlowEntry, FlowKey4, FlowKey6, ForwardKind, FragmentKey, FragmentTrace, INLINE_RULES,
-        PortKey, PortRangeKey, PortRule, ServiceEntry, Slot, VipEntry,
+        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, ForwardKind, FragmentKey, FragmentTrace,
+        INLINE_RULES, PortKey, PortRangeKey, PortRule, ServiceEntry, Slot, VipEntry,
     },
     csum,
     packet::{Buffer, Packet},
@@ -75,6 +75,9 @@ impl Tables for One {
     }
     fn add_flow6(&self, _: &FlowKey6, _: FlowEntry) -> bool {
         false
+    }
+    fn cid(&self, _: &CidKey) -> Option<u32> {
+        None
     }
     fn now_ns(&self) -> u64 {
         0

@@ -73,7 +73,7 @@ pub struct Forward<'t> {
     pub ip: Ip,
     /// The flow hash; its lower half varies the outer header.
     pub hash: u64,
-    /// Index of the slot that chose the backend, within the service's ring.
+    /// Index of the slot of the flow's hash, which chose the backend unless a connection ID did, within the service's ring.
     pub slot: u32,
 }
 

@@ -91,7 +91,7 @@ Examples:
   lbctl explain tcp 198.51.100.7:4000 192.0.2.10:443
   lbctl explain udp '[2001:db8:1::7]:5353' '[2001:db8::10]:53'")]
     Explain {
-        /// tcp or udp
+        /// tcp, udp or quic
         #[arg(value_name = "PROTO", value_parser = parse::protocol)]
         protocol: Protocol,
         /// Where the packet comes from: 198.51.100.7:4000 or [2001:db8:1::7]:4000

@@ -87,10 +87,14 @@ pub fn service(view: &ServiceView) -> String {
     } else {
         format!("{total}: {plain} plain, {moving} moving, {tracked} tracked")
     };
+    let connection_ids = view.quic.as_ref().map_or_else(String::new, |quic| {
+        let length = count(quic.server_id_length.into(), "byte");
+        format!("; server ids of {length} in connection IDs, config id {}", quic.config_id)
+    });
     let mut text = pairs(&[
         ("service", view.name.clone()),
         ("addresses", addresses(view, ", ")),
-        ("ports", format!("{}, {port}", view.protocol)),
+        ("ports", format!("{}, {port}{connection_ids}", view.protocol)),
         ("forward", view.forward.to_string()),
         ("scheduler", view.scheduler.to_string()),
         ("slots", slots),
@@ -140,6 +144,9 @@ fn note(backend: &BackendView) -> String {
         && let Some(reason) = &backend.health_reason
     {
         notes.push(reason.clone());
+    }
+    if let Some(id) = &backend.server_id {
+        notes.push(format!("server id {id}"));
     }
     if !backend.reachable {
         notes.push("unreachable: no next hop".to_owned());

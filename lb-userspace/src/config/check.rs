@@ -1,6 +1,7 @@
 //! What no setting shows by itself: duplicates, overlaps and limits.
 
 use super::{
+    quic,
     reader::{Refusal, Setting},
     service::ServiceDraft,
 };
@@ -22,6 +23,7 @@ pub(super) fn check(services: &[ServiceDraft<'_>]) {
     for service in services {
         check_addresses(service);
         check_backends(service);
+        quic::check(service);
     }
     check_overlaps(services, &check_names(services));
     check_vips(services);
@@ -105,10 +107,10 @@ fn check_backends(service: &ServiceDraft<'_>) {
     }
 }
 
-/// Two services may not claim the same port of an address and protocol. A copy of a service, seen by
+/// Two services may not claim the same port of an address and protocol; QUIC is UDP. A copy of a service, seen by
 /// its name, is one mistake and not two.
 fn check_overlaps(services: &[ServiceDraft<'_>], copies: &HashSet<usize>) {
-    let mut claims: HashMap<(IpAddr, Protocol), Vec<(PortSpec, usize)>> = HashMap::new();
+    let mut claims: HashMap<(IpAddr, u8), Vec<(PortSpec, usize, Protocol)>> = HashMap::new();
     for (i, service) in services.iter().enumerate() {
         let Some(addresses) = service.addresses.value() else { continue };
         let protocol = match &service.protocol {
@@ -121,13 +123,13 @@ fn check_overlaps(services: &[ServiceDraft<'_>], copies: &HashSet<usize>) {
             continue;
         }
         let conflict = addresses.iter().find_map(|(address, at)| {
-            let others = claims.get(&(*address, protocol))?;
+            let others = claims.get(&(*address, protocol.number()))?;
             others
                 .iter()
-                .find(|(other, _)| other.overlaps(*port))
-                .map(|(other, j)| (*address, *at, *other, *j))
+                .find(|(other, ..)| other.overlaps(*port))
+                .map(|(other, j, theirs)| (*address, *at, *other, *j, *theirs))
         });
-        if let Some((address, at, other, j)) = conflict {
+        if let Some((address, at, other, j, theirs)) = conflict {
             let first = &services[j].section;
             let ports = |port: PortSpec| match port {
                 PortSpec::Any => "every port".to_owned(),
@@ -136,7 +138,7 @@ fn check_overlaps(services: &[ServiceDraft<'_>], copies: &HashSet<usize>) {
             };
             let found = format!("addresses has \"{address}\" with {protocol} {}", ports(*port));
             let why = Refusal::expected(format!(
-                "no overlap with {} (line {}), which has {protocol} {} there",
+                "no overlap with {} (line {}), which has {theirs} {} there",
                 first.place,
                 first.notes.line(first.at),
                 ports(other)
@@ -147,7 +149,7 @@ fn check_overlaps(services: &[ServiceDraft<'_>], copies: &HashSet<usize>) {
         }
         let distinct: HashSet<IpAddr> = addresses.iter().map(|(address, _)| *address).collect();
         for address in distinct {
-            claims.entry((address, protocol)).or_default().push((*port, i));
+            claims.entry((address, protocol.number())).or_default().push((*port, i, protocol));
         }
     }
 }

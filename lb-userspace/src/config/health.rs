@@ -190,11 +190,11 @@ pub(super) fn merge(section: &Section<'_>, own: &HealthSettings, of: &Checked<'_
     HealthSpec { check, interval, timeout, rise, fall, port }
 }
 
-/// A TCP connection says something about a TCP service; about a UDP service nothing does by itself.
+/// A TCP connection says something about a TCP service; about a UDP or QUIC service nothing does by itself.
 fn default_kind(protocol: Protocol) -> Kind {
     match protocol {
         Protocol::Tcp => Kind::Tcp,
-        Protocol::Udp => Kind::None,
+        Protocol::Udp | Protocol::Quic => Kind::None,
     }
 }
 

@@ -11,6 +11,7 @@ mod error;
 mod firewall;
 mod health;
 mod node;
+mod quic;
 mod reader;
 mod schema;
 mod service;

@@ -18,9 +18,10 @@ impl Schema {
         }
         // A key written too high or too low in the file belongs in a neighbour first.
         let near: &[&'static Schema] = match self.header {
-            "[[service]]" => &[&SERVICE_HEALTH, &SERVICE_LIMITS, &BACKEND, &NODE],
+            "[[service]]" => &[&SERVICE_HEALTH, &SERVICE_LIMITS, &SERVICE_QUIC, &BACKEND, &NODE],
             "[service.health]" => &[&SERVICE, &BACKEND],
-            "[[service.backend]]" => &[&SERVICE, &SERVICE_HEALTH],
+            "[service.quic]" => &[&SERVICE, &BACKEND],
+            "[[service.backend]]" => &[&SERVICE, &SERVICE_HEALTH, &SERVICE_QUIC],
             "[defaults]" => &[&DEFAULTS_HEALTH, &NODE],
             "[defaults.health]" => &[&DEFAULTS],
             "[service.limits]" => &[&SERVICE],
@@ -109,6 +110,7 @@ pub(super) static SERVICE: Schema = Schema {
         "allow",
         "limits",
         "health",
+        "quic",
         "backend",
     ],
     refused: &[],
@@ -122,8 +124,14 @@ const HEALTH_KEYS: &[&str] = &[
 pub(super) static SERVICE_HEALTH: Schema =
     Schema { header: "[service.health]", keys: HEALTH_KEYS, refused: &[] };
 
+pub(super) static SERVICE_QUIC: Schema =
+    Schema { header: "[service.quic]", keys: &["server_id_length", "config_id"], refused: &[] };
+
 pub(super) static DEFAULTS_HEALTH: Schema =
     Schema { header: "[defaults.health]", keys: HEALTH_KEYS, refused: &[] };
 
-pub(super) static BACKEND: Schema =
-    Schema { header: "[[service.backend]]", keys: &["name", "address", "port", "weight"], refused: &[] };
+pub(super) static BACKEND: Schema = Schema {
+    header: "[[service.backend]]",
+    keys: &["name", "address", "port", "weight", "server_id"],
+    refused: &[],
+};

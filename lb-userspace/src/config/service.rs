@@ -4,12 +4,13 @@ use super::{
     address,
     firewall::{self, LimitSettings},
     health::{self, Checked, HealthSettings, duration},
+    quic::{self, QuicDraft},
     reader::{Notes, Refusal, Section, Setting, integer, text, wrong_type},
     schema,
 };
 use crate::model::{
     BackendName, BackendSpec, DEFAULT_WEIGHT, Forward, GuardSpec, HealthSpec, LimitSpec, MAX_RING,
-    MAX_WEIGHT, MIN_RING, PortSpec, Protocol, Scheduler, ServiceName, ServiceSpec, is_ring_size,
+    MAX_WEIGHT, MIN_RING, PortSpec, Protocol, Scheduler, ServerId, ServiceName, ServiceSpec, is_ring_size,
 };
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
@@ -24,6 +25,9 @@ pub fn default_idle_timeout(protocol: Protocol) -> Duration {
     match protocol {
         Protocol::Tcp => Duration::from_secs(300),
         Protocol::Udp => Duration::from_secs(30),
+        // Twice what most stacks negotiate (RFC 9000 section 10.1): the hash is asked for connections alone whose IDs
+        // name no server.
+        Protocol::Quic => Duration::from_secs(60),
     }
 }
 
@@ -74,12 +78,12 @@ impl ServiceSettings {
     };
 
     fn read(section: &Section<'_>) -> Self {
-        let protocols = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+        let protocols = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("quic", Protocol::Quic)];
         let forwards = [("dsr", Forward::Dsr), ("ipip", Forward::Ipip), ("gue", Forward::Gue)];
         let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
         Self {
             port: section.read("port", port),
-            protocol: section.word("protocol", &protocols, &["quic"]),
+            protocol: section.word("protocol", &protocols, &[]),
             forward: section.word("forward", &forwards, &["nat", "snat"]),
             scheduler: section.word(
                 "scheduler",
@@ -161,6 +165,7 @@ pub(super) struct ServiceDraft<'a> {
     pub(super) protocol: Setting<Protocol>,
     pub(super) backends: Vec<BackendDraft<'a>>,
     pub(super) ring_size: Setting<u32>,
+    pub(super) quic: QuicDraft<'a>,
     settings: ServiceSettings,
     health: HealthSpec,
     limits: LimitSpec,
@@ -172,6 +177,7 @@ pub(super) struct BackendDraft<'a> {
     pub(super) name: Setting<BackendName>,
     pub(super) address: Setting<IpAddr>,
     weight: Setting<u16>,
+    pub(super) server_id: Setting<ServerId>,
 }
 
 const NAME: &str = "1 to 63 letters, digits, '-', '_' or '.', the first a letter or digit";
@@ -219,7 +225,20 @@ pub(super) fn read_service<'a>(
     let backends = backends.collect();
     let health = read_health(&section, &port, &protocol, defaults);
     let limits = firewall::read_limits(&section, protocol.value().copied(), &defaults.limits);
-    ServiceDraft { name, addresses, port, protocol, backends, ring_size, settings, health, limits, section }
+    let quic = quic::read(&section);
+    ServiceDraft {
+        name,
+        addresses,
+        port,
+        protocol,
+        backends,
+        ring_size,
+        quic,
+        settings,
+        health,
+        limits,
+        section,
+    }
 }
 
 fn read_health(
@@ -281,7 +300,8 @@ fn read_backend<'a>(
             .but("no forwarding mode of this version changes ports: remove it");
         section.refuse(at, "port", format!("port = {port}"), why);
     }
-    BackendDraft { section, name, address, weight }
+    let server_id = quic::read_server_id(&section);
+    BackendDraft { section, name, address, weight, server_id }
 }
 
 impl ServiceDraft<'_> {
@@ -302,6 +322,7 @@ impl ServiceDraft<'_> {
         let of_protocol = match protocol {
             Protocol::Tcp => &defaults.idle_timeout_tcp,
             Protocol::Udp => &defaults.idle_timeout_udp,
+            Protocol::Quic => &Setting::Absent,
         };
         Some(ServiceSpec {
             addresses: addresses.iter().map(|(address, _)| *address).collect(),
@@ -322,6 +343,7 @@ impl ServiceDraft<'_> {
                 allow: section.pick("allow", own.allow.or(&defaults.allow), BTreeSet::new()),
                 limits: self.limits,
             },
+            quic: self.quic.build(protocol, &self.backends),
             backends,
             name,
         })

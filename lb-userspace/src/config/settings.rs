@@ -125,6 +125,10 @@ fn service_entries(service: &ServiceSpec) -> Vec<Entry> {
     for (key, value) in health_entries(&service.health) {
         push(&["health"], key, value);
     }
+    if let Some(quic) = &service.quic {
+        push(&["quic"], "server_id_length", json!(quic.server_id_length));
+        push(&["quic"], "config_id", json!(quic.config_id));
+    }
     for backend in &service.backends {
         let parts = ["backend", backend.name.as_str()];
         push(&parts, "name", json!(backend.name));
@@ -133,6 +137,9 @@ fn service_entries(service: &ServiceSpec) -> Vec<Entry> {
             push(&parts, "port", json!(port));
         }
         push(&parts, "weight", json!(backend.weight));
+        if let Some(quic) = &service.quic {
+            push(&parts, "server_id", json!(quic.server_id(backend).to_string()));
+        }
     }
     entries
 }
@@ -238,7 +245,8 @@ impl Config {
         let services = self.services.iter().flat_map(service_entries).filter_map(|(path, value)| {
             let (section, key) = match path.as_slice() {
                 [_, _, key] => ("[[service]]", key),
-                [_, _, section, key] if section == "limits" => ("[service.limits]", key),
+                [_, _, part, key] if part == "limits" => ("[service.limits]", key),
+                [_, _, part, key] if part == "quic" => ("[service.quic]", key),
                 [_, _, _, key] => ("[service.health]", key),
                 [_, _, _, _, key] => ("[[service.backend]]", key),
                 _ => return None,

@@ -73,9 +73,21 @@ pub struct ServiceView {
     pub scheduler: Scheduler,
     pub packets: u64,
     pub bytes: u64,
+    /// How its servers form their connection IDs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quic: Option<QuicView>,
     /// Slots of its ring, by state.
     pub slots: SlotsView,
     pub backends: Vec<BackendView>,
+}
+
+/// Connection IDs of a QUIC service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuicView {
+    /// Bytes of a server id.
+    pub server_id_length: u8,
+    /// The three upper bits of their first octet.
+    pub config_id: u8,
 }
 
 /// How many slots of a ring are in which state.
@@ -95,6 +107,9 @@ pub struct BackendView {
     /// Port it is reached on; absent where the service has several ports.
     pub port: Option<u16>,
     pub weight: u16,
+    /// In the connection IDs it gives out, in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_id: Option<String>,
     pub admin: Admin,
     pub health: Health,
     /// Last reason given by the health check, e.g. "connection refused".

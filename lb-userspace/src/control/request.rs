@@ -95,7 +95,7 @@ pub enum FlowError {
         "'{0}' is no TCP flag; expected fin, syn, rst, psh, ack, urg or none, or several with commas between"
     )]
     Flags(String),
-    #[error("'{0}' is not a protocol; expected tcp or udp")]
+    #[error("'{0}' is not a protocol; expected tcp, udp or quic")]
     Protocol(String),
     #[error("'{found}' is not an address with a port: {why}; expected 192.0.2.1:1024 or [2001:db8::1]:1024")]
     Endpoint { found: String, why: &'static str },
@@ -124,6 +124,7 @@ pub fn parse_protocol(text: &str) -> Result<Protocol, FlowError> {
     match text {
         "tcp" => Ok(Protocol::Tcp),
         "udp" => Ok(Protocol::Udp),
+        "quic" => Ok(Protocol::Quic),
         _ => Err(FlowError::Protocol(shorten(text))),
     }
 }
@@ -197,7 +198,7 @@ mod tests {
         assert!(why("").contains("expected 192.0.2.1:1024"));
         assert_eq!(
             parse_protocol("sctp").unwrap_err().to_string(),
-            "'sctp' is not a protocol; expected tcp or udp"
+            "'sctp' is not a protocol; expected tcp, udp or quic"
         );
     }
 }

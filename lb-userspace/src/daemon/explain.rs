@@ -12,7 +12,7 @@ use crate::{
     plan::{self, Flow, Memory, MemoryOfFlow},
 };
 use lb_common::{
-    abi::{FlowEntry, FlowKey4, FlowKey6, ForwardKind, Note, Slot, SlotState},
+    abi::{FlowEntry, FlowKey4, FlowKey6, ForwardKind, Note, ServiceEntry, Slot, SlotState},
     core::{Decision, DropReason, decide, forward},
     packet::Buffer,
     wire::{ipv4, ipv6, tcp},
@@ -70,7 +70,7 @@ impl Engine {
     ) -> ExplainView {
         let entry = flow_key(protocol, source, destination).and_then(|key| self.kernel.maps().flow(&key));
         let flags = packet.flags.unwrap_or(if entry.is_none() { tcp::SYN } else { tcp::ACK });
-        let frame = frame(protocol, source, destination, flags, packet.length);
+        let frame = frame(protocol, source, destination, flags, packet.length, entry.is_none());
         let asked = if frame.len() > LONGEST_FRAME {
             Err(format!("a test run takes no frame of more than {LONGEST_FRAME} bytes"))
         } else {
@@ -157,6 +157,10 @@ impl Engine {
         if found.flow.is_some() {
             reason.push_str("; this flow is recorded in the flow table");
         }
+        let service = found.service.and_then(|id| self.image.services.get(&id));
+        if service.is_some_and(|service| service.entry.flags & ServiceEntry::QUIC != 0) {
+            reason.push_str("; packets whose connection ID names a server go there instead");
+        }
         view.reason = match why {
             Some(why) => format!("{why} ({reason})"),
             None => reason,
@@ -188,7 +192,7 @@ impl Engine {
             .services
             .iter()
             .map(|s| &s.spec)
-            .filter(|s| s.protocol == protocol && s.addresses.contains(&destination.ip()))
+            .filter(|s| s.protocol.number() == protocol.number() && s.addresses.contains(&destination.ip()))
             .filter(|s| {
                 let (lo, hi) = s.port.bounds();
                 (lo..=hi).contains(&destination.port())
@@ -253,13 +257,14 @@ fn flow_key(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> 
 }
 
 /// A frame with these addresses, ports and (TCP) flags, its IP packet of `length` bytes where that holds the headers;
-/// addresses of two families give one that is for nobody.
+/// addresses of two families give one that is for nobody. `first`: of a QUIC connection's first flight.
 fn frame(
     protocol: Protocol,
     source: SocketAddr,
     destination: SocketAddr,
     flags: u8,
     length: Option<u16>,
+    first: bool,
 ) -> Vec<u8> {
     let mut transport = match protocol {
         Protocol::Tcp => {
@@ -268,12 +273,19 @@ fn frame(
             header[13] = flags;
             header
         }
-        Protocol::Udp => vec![0, 0, 0, 0, 0, 8, 0, 0],
+        Protocol::Udp => vec![0; 8],
+        Protocol::Quic => {
+            // An Initial or a Handshake packet (RFC 9000 section 17.2) whose ID of eight bytes names no server.
+            let mut datagram =
+                vec![0, 0, 0, 0, 0, 0, 0, 0, if first { 0xc0 } else { 0xe0 }, 0, 0, 0, 1, 8, 0xff];
+            datagram.resize(38, 0);
+            datagram
+        }
     };
     let ip = if source.is_ipv4() { ipv4::LEN } else { ipv6::LEN };
     let size = usize::from(length.unwrap_or(0)).saturating_sub(ip).max(transport.len());
     transport.resize(size, 0);
-    if protocol == Protocol::Udp {
+    if protocol != Protocol::Tcp {
         transport[4..6].copy_from_slice(&(size as u16).to_be_bytes());
     }
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];

@@ -4,7 +4,8 @@ use super::engine::{Engine, address_of};
 use crate::{
     config::Origin as ConfigOrigin,
     control::api::{
-        BackendView, ConfigView, DropView, InterfaceView, ServiceView, SettingView, SlotsView, StatusView,
+        BackendView, ConfigView, DropView, InterfaceView, QuicView, ServiceView, SettingView, SlotsView,
+        StatusView,
     },
     control::command::CommandError,
     dataplane::abi_name,
@@ -141,6 +142,10 @@ impl Engine {
             scheduler: spec.scheduler,
             packets: stats.packets,
             bytes: stats.bytes,
+            quic: spec
+                .quic
+                .as_ref()
+                .map(|quic| QuicView { server_id_length: quic.server_id_length, config_id: quic.config_id }),
             slots,
             backends,
         })
@@ -167,6 +172,7 @@ impl Engine {
             address: backend.spec.address,
             port: backend.spec.port.or(service.spec.port.single()),
             weight: backend.spec.weight,
+            server_id: service.spec.quic.as_ref().map(|quic| quic.server_id(&backend.spec).to_string()),
             admin: backend.admin,
             health: self.health_of(&service.spec.name, &backend.spec.name, backend.spec.address),
             health_reason: unreachable.or_else(|| reasons.get(&key).cloned()),

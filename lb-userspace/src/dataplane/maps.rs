@@ -7,8 +7,8 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
 };
 use lb_common::abi::{
-    BackendEntry, FlowEntry, FlowKey4, FlowKey6, FlowStats, Identity, MAX_SERVICES, PortKey, PortRangeKey,
-    ServiceEntry, Slot, Stats, VipEntry,
+    BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, FlowStats, Identity, MAX_SERVICES, PortKey,
+    PortRangeKey, ServiceEntry, Slot, Stats, VipEntry,
 };
 use std::{
     io,
@@ -118,6 +118,7 @@ pub struct Maps {
     service_names: Array<MapData, Identity>,
     backend_names: Array<MapData, Identity>,
     lists: Lists,
+    cids: HashMap<MapData, CidKey, u32>,
 }
 
 pub(super) fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
@@ -171,6 +172,7 @@ impl Maps {
             service_names: take(ebpf, "SERVICE_NAMES")?,
             backend_names: take(ebpf, "BACKEND_NAMES")?,
             lists: Lists::take(ebpf)?,
+            cids: take(ebpf, "CIDS")?,
         })
     }
 
@@ -198,6 +200,10 @@ impl Maps {
         for entry in self.port_ranges.iter() {
             let (key, service) = entry.map_err(DataplaneError::map("PORT_RANGES"))?;
             image.port_ranges.insert(range_key(&key), service);
+        }
+        for entry in self.cids.iter() {
+            let (key, backend) = entry.map_err(DataplaneError::map("CIDS"))?;
+            image.cids.insert(key, backend);
         }
         for id in 0..MAX_SERVICES {
             let entry: ServiceEntry = self.services.load(id);
@@ -248,6 +254,13 @@ impl Maps {
                 Ok(())
             }
             Action::Service { id, old, new } => self.set_service(*id, old.as_ref(), new.as_ref()),
+            Action::Cid { key, new, .. } => {
+                let done = match new {
+                    Some(backend) => self.cids.insert(key, backend, 0),
+                    None => gone_is_fine(self.cids.remove(key)),
+                };
+                done.map_err(DataplaneError::map("CIDS"))
+            }
             Action::Port { key, new, .. } => {
                 let done = match new {
                     Some(service) => self.ports.insert(key, service, 0),

@@ -13,6 +13,7 @@ pub(super) fn backend(name: &str, admin: Admin, health: Health) -> BackendView {
         address: "10.0.0.11".parse().unwrap(),
         port: Some(443),
         weight: 100,
+        server_id: None,
         admin,
         health,
         health_reason: None,
@@ -34,6 +35,7 @@ pub(super) fn service(name: &str, backends: Vec<BackendView>) -> ServiceView {
         scheduler: Scheduler::Maglev,
         packets: 1200,
         bytes: 120_000,
+        quic: None,
         slots: SlotsView { total: 307, plain: 300, moving: 5, tracked: 2 },
         backends,
     }

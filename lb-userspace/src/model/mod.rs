@@ -7,6 +7,7 @@ mod guard;
 mod health;
 mod name;
 mod port;
+mod quic;
 mod ring;
 mod service;
 
@@ -19,5 +20,8 @@ pub use guard::{
 pub use health::{DnsCheck, ExecCheck, HealthCheck, HealthSpec, HttpCheck, StatusRange, UdpCheck};
 pub use name::{BackendName, NameError, ServiceName};
 pub use port::{PortError, PortSpec};
+pub use quic::{
+    DEFAULT_SERVER_ID_LENGTH, MAX_CONFIG_ID, MAX_SERVER_ID_LENGTH, QuicSpec, ServerId, ServerIdError,
+};
 pub use ring::{MAX_RING, MIN_RING, is_ring_size};
 pub use service::{Forward, Protocol, Scheduler, ServiceSpec};

@@ -1,6 +1,6 @@
 //! A service: what clients connect to.
 
-use super::{BackendSpec, GuardSpec, HealthSpec, PortSpec, ServiceName};
+use super::{BackendSpec, GuardSpec, HealthSpec, PortSpec, QuicSpec, ServiceName};
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::IpAddr, time::Duration};
 
@@ -25,6 +25,8 @@ pub struct ServiceSpec {
     pub gue_port: u16,
     pub health: HealthSpec,
     pub guard: GuardSpec,
+    /// Of [`Protocol::Quic`], and only of it.
+    pub quic: Option<QuicSpec>,
     /// Unique names and unique addresses.
     pub backends: Vec<BackendSpec>,
 }
@@ -35,6 +37,8 @@ pub struct ServiceSpec {
 pub enum Protocol {
     Tcp,
     Udp,
+    /// UDP whose packets go where their connection ID says.
+    Quic,
 }
 
 /// How packets reach the backends.
@@ -68,7 +72,7 @@ impl Protocol {
     pub fn number(self) -> u8 {
         match self {
             Self::Tcp => lb_common::abi::PROTO_TCP,
-            Self::Udp => lb_common::abi::PROTO_UDP,
+            Self::Udp | Self::Quic => lb_common::abi::PROTO_UDP,
         }
     }
 }
@@ -78,6 +82,7 @@ impl fmt::Display for Protocol {
         f.pad(match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Quic => "quic",
         })
     }
 }

@@ -4,7 +4,7 @@ use super::{
     BackendRecord, Image, ScheduleRecord, ServiceRecord,
     lists::{self, ListAction},
 };
-use lb_common::abi::{PortKey, PortRangeKey, Slot, VipEntry};
+use lb_common::abi::{CidKey, PortKey, PortRangeKey, Slot, VipEntry};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -34,6 +34,12 @@ pub enum Action {
         id: u32,
         old: Option<ServiceRecord>,
         new: Option<ServiceRecord>,
+    },
+    /// Backend of a server id of a QUIC service.
+    Cid {
+        key: CidKey,
+        old: Option<u32>,
+        new: Option<u32>,
     },
     Port {
         key: PortKey,
@@ -65,6 +71,7 @@ impl Action {
                 Self::Slots { service, words: words.into_iter().map(|(i, old, new)| (i, new, old)).collect() }
             }
             Self::Service { id, old, new } => Self::Service { id, old: new, new: old },
+            Self::Cid { key, old, new } => Self::Cid { key, old: new, new: old },
             Self::Port { key, old, new } => Self::Port { key, old: new, new: old },
             Self::PortRange { key, old, new } => Self::PortRange { key, old: new, new: old },
             Self::Vip { address, old, new } => Self::Vip { address, old: new, new: old },
@@ -91,6 +98,9 @@ impl fmt::Display for Action {
             Self::Service { id, old, new } => {
                 write!(f, "{} service {id}", verb(old.is_some(), new.is_some()))
             }
+            Self::Cid { key, old, new } => {
+                write!(f, "{} a server id of service {}", verb(old.is_some(), new.is_some()), key.service)
+            }
             Self::Port { key, old, new } => {
                 write!(f, "{} port {} of VIP {}", verb(old.is_some(), new.is_some()), key.port, key.vip)
             }
@@ -111,18 +121,20 @@ impl fmt::Display for Action {
 }
 
 /// The actions that turn `old` into `new`, in an order in which no packet meets half a change:
-/// backends before schedules and slots, those before services, services before ports, ports before VIPs; removals the
+/// backends before server ids, schedules and slots, those before services, services before ports, ports before VIPs; removals the
 /// other way round, after everything that replaces them.
 #[must_use]
 pub fn diff(old: &Image, new: &Image) -> Vec<Action> {
     let mut actions = Vec::new();
     let (backends_set, backends_gone) = split(&old.backends, &new.backends);
     let (services_set, services_gone) = split(&old.services, &new.services);
+    let (cids_set, cids_gone) = split(&old.cids, &new.cids);
     let (ports_set, ports_gone) = split(&old.ports, &new.ports);
     let (ranges_set, ranges_gone) = split(&old.port_ranges, &new.port_ranges);
     let (vips_set, vips_gone) = split(&old.vips, &new.vips);
 
     actions.extend(backends_set.into_iter().map(|(id, old, new)| Action::Backend { id, old, new }));
+    actions.extend(cids_set.into_iter().map(|(key, old, new)| Action::Cid { key, old, new }));
     let schedules = |id: &u32| (old.schedules.get(id).cloned(), new.schedules.get(id).cloned());
     for id in new.schedules.keys() {
         let (old, new) = schedules(id);
@@ -177,6 +189,7 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Action> {
         let (old, new) = schedules(id);
         actions.push(Action::Schedule { id: *id, old, new });
     }
+    actions.extend(cids_gone.into_iter().map(|(key, old, new)| Action::Cid { key, old, new }));
     actions.extend(backends_gone.into_iter().map(|(id, old, new)| Action::Backend { id, old, new }));
     actions.extend(lists_gone);
     actions

@@ -14,7 +14,7 @@ use crate::{
 use ipnet::{Ipv4Net, Ipv6Net};
 #[cfg(doc)]
 use lb_common::abi::VipEntry;
-use lb_common::abi::{BackendEntry, ForwardKind, MAX_SERVICES, ServiceEntry, Slot};
+use lb_common::abi::{BackendEntry, CidKey, ForwardKind, MAX_SERVICES, ServiceEntry, Slot};
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
@@ -138,8 +138,12 @@ pub fn build(
             ring_size: service.ring_size,
             seed: service.spec.seed,
             idle_ns: u64::try_from(service.spec.idle_timeout.as_nanos()).unwrap_or(u64::MAX),
-            flags: lists::service_flags(&service.spec.guard) | schedule::flags(service.spec.scheduler),
-            quic_id_len: 0,
+            flags: lists::service_flags(&service.spec.guard)
+                | schedule::flags(service.spec.scheduler)
+                | service.spec.quic.as_ref().map_or(0, |quic| {
+                    ServiceEntry::QUIC | u32::from(quic.config_id) << ServiceEntry::QUIC_CONFIG_SHIFT
+                }),
+            quic_id_len: service.spec.quic.as_ref().map_or(0, |quic| quic.server_id_length.into()),
         };
         image
             .services
@@ -162,6 +166,10 @@ pub fn build(
                     .ok_or(BuildError::BackendsFull { capacity: observed.backend_capacity })?,
             };
             ids.push(backend_id);
+            if let Some(quic) = &service.spec.quic {
+                let key = CidKey { service: id, server: quic.server_id(&backend.spec).padded() };
+                image.cids.insert(key, backend_id);
+            }
             let before = old.and_then(|old| observed.backends.get(&old));
             image.backends.insert(backend_id, backend_record(service, id, backend, before, tunnel));
         }

@@ -4,8 +4,8 @@ use super::ScheduleRecord;
 use crate::model::Prefixes;
 use ipnet::IpNet;
 use lb_common::abi::{
-    BackendEntry, Identity, Limits, NAME_LEN, PortKey, PortRangeKey, SCHEDULE_CAPACITY, ServiceEntry, Slot,
-    VipEntry,
+    BackendEntry, CidKey, Identity, Limits, NAME_LEN, PortKey, PortRangeKey, SCHEDULE_CAPACITY, ServiceEntry,
+    Slot, VipEntry,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,6 +21,8 @@ pub struct Image {
     pub port_ranges: BTreeMap<PortRangeKey, u32>,
     pub services: BTreeMap<u32, ServiceRecord>,
     pub backends: BTreeMap<u32, BackendRecord>,
+    /// Backends by the server id in QUIC connection IDs.
+    pub cids: BTreeMap<CidKey, u32>,
     /// By service id: the words of its ring.
     pub rings: BTreeMap<u32, Vec<Slot>>,
     /// The deny list with its exceptions. Shared, since it may be long and most changes leave it alone.
@@ -130,6 +132,7 @@ impl Image {
             }
             Action::Port { key, new, .. } => set(&mut self.ports, *key, *new),
             Action::PortRange { key, new, .. } => set(&mut self.port_ranges, *key, *new),
+            Action::Cid { key, new, .. } => set(&mut self.cids, *key, *new),
             Action::Vip { address, new, .. } => set(&mut self.vips, *address, *new),
             Action::List(action) => action.apply(self),
         }

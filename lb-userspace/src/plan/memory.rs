@@ -5,8 +5,8 @@ use super::Image;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::{
     abi::{
-        Arrivals, BackendEntry, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, Limits,
-        MAX_SERVICES, PortKey, PortRangeKey, ServiceEntry, Slot, SourceKey, VipEntry,
+        Arrivals, BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen,
+        Limits, MAX_SERVICES, PortKey, PortRangeKey, ServiceEntry, Slot, SourceKey, VipEntry,
     },
     core::{
         FlowCell, NoCell, Tables,
@@ -103,6 +103,10 @@ impl Tables for Memory<'_> {
 
     fn add_flow6(&self, _: &FlowKey6, _: FlowEntry) -> bool {
         true
+    }
+
+    fn cid(&self, key: &CidKey) -> Option<u32> {
+        self.0.cids.get(key).copied()
     }
 
     fn add_half_open4(&self, _: &FlowKey4, _: HalfOpen) -> bool {
@@ -280,6 +284,10 @@ impl Tables for MemoryOfFlow<'_> {
 
     fn add_flow6(&self, key: &FlowKey6, entry: FlowEntry) -> bool {
         self.image.add_flow6(key, entry)
+    }
+
+    fn cid(&self, key: &CidKey) -> Option<u32> {
+        self.image.cid(key)
     }
 
     fn add_half_open4(&self, key: &FlowKey4, entry: HalfOpen) -> bool {

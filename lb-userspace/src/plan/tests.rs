@@ -71,6 +71,7 @@ fn service(number: u8, ports: &[PortSpec], ring_size: u32, backends: &[WantedBac
                 gue_port: 6080,
                 health: HealthSpec::default(),
                 guard: GuardSpec::default(),
+                quic: None,
                 backends: backends.iter().map(|b| b.spec.clone()).collect(),
             },
             ring_size,

@@ -2,7 +2,7 @@
 
 use super::changes::{BackendChanges, Change, ChangeKind, Membership, RuntimeChanges};
 use crate::model::{
-    Admin, BackendName, BackendSpec, MAX_BACKENDS, ServiceName, ServiceSpec, not_for_backend,
+    Admin, BackendName, BackendSpec, MAX_BACKENDS, ServerId, ServiceName, ServiceSpec, not_for_backend,
 };
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
@@ -76,6 +76,8 @@ pub enum StaleReason {
     AddressTaken { address: IpAddr, by: BackendName },
     #[error("{address} is an address of the service now")]
     AddressOfService { address: IpAddr },
+    #[error("backend '{by}' has the server id {id} that {address} makes")]
+    ServerIdTaken { address: IpAddr, id: ServerId, by: BackendName },
     #[error("{address} is {why}")]
     BadAddress { address: IpAddr, why: &'static str },
     #[error("the service has room for {room} backends only")]
@@ -175,7 +177,7 @@ fn apply_to(
             note(name, changed, &|_| Some(StaleReason::BackendGone));
             continue;
         };
-        match obstacle(&service, *address) {
+        match obstacle(&service, name, *address) {
             Some(obstacle) => {
                 let reason = obstacle.stale(*address);
                 note(name, changed, &|_| Some(reason.clone()));
@@ -196,11 +198,12 @@ pub(super) enum Obstacle {
     BadAddress(&'static str),
     AddressOfService,
     AddressTaken(BackendName),
+    ServerIdTaken(ServerId, BackendName),
     NoRoom(usize),
 }
 
-/// What keeps a backend with that address from joining the service, if anything does.
-pub(super) fn obstacle(service: &EffectiveService, address: IpAddr) -> Option<Obstacle> {
+/// What keeps a backend with that name and address from joining the service, if anything does.
+pub(super) fn obstacle(service: &EffectiveService, name: &BackendName, address: IpAddr) -> Option<Obstacle> {
     if let Some(why) = not_for_backend(address) {
         return Some(Obstacle::BadAddress(why));
     }
@@ -209,6 +212,12 @@ pub(super) fn obstacle(service: &EffectiveService, address: IpAddr) -> Option<Ob
     }
     if let Some(other) = service.backends.iter().find(|backend| backend.spec.address == address) {
         return Some(Obstacle::AddressTaken(other.spec.name.clone()));
+    }
+    if let Some(quic) = &service.spec.quic {
+        let own = quic.server_id(&BackendSpec { name: name.clone(), address, port: None, weight: 0 });
+        if let Some(other) = service.backends.iter().find(|backend| quic.server_id(&backend.spec) == own) {
+            return Some(Obstacle::ServerIdTaken(own, other.spec.name.clone()));
+        }
     }
     // A ring has at least a slot for each.
     let room = service.spec.ring_size.map_or(MAX_BACKENDS, |size| MAX_BACKENDS.min(size as usize));
@@ -221,6 +230,7 @@ impl Obstacle {
             Self::BadAddress(why) => StaleReason::BadAddress { address, why },
             Self::AddressOfService => StaleReason::AddressOfService { address },
             Self::AddressTaken(by) => StaleReason::AddressTaken { address, by },
+            Self::ServerIdTaken(id, by) => StaleReason::ServerIdTaken { address, id, by },
             Self::NoRoom(room) => StaleReason::NoRoom { room },
         }
     }

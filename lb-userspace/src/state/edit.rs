@@ -5,7 +5,7 @@ use super::{
     changes::{BackendChanges, Change, Membership, RuntimeChanges, Stamp, Stamped},
 };
 use crate::model::{
-    Admin, BackendName, DEFAULT_WEIGHT, LimitError, PortSpec, ServiceName, ServiceSpec, Verdict,
+    Admin, BackendName, DEFAULT_WEIGHT, LimitError, PortSpec, ServerId, ServiceName, ServiceSpec, Verdict,
 };
 use ipnet::IpNet;
 use lb_common::abi::PREFIX_CAPACITY;
@@ -43,6 +43,10 @@ pub enum ChangeError {
         "{address} is an address of service '{service}', which backends have on their loopback only; give the backend's own address"
     )]
     AddressOfService { service: ServiceName, address: IpAddr },
+    #[error(
+        "backend '{by}' of service '{service}' has the server id {id} that {address} makes; give the new one a server_id in the configuration"
+    )]
+    ServerIdTaken { service: ServiceName, address: IpAddr, id: ServerId, by: BackendName },
     #[error("{address} is {why}; give a unicast address of the backend")]
     BadAddress { address: IpAddr, why: &'static str },
     #[error(
@@ -106,6 +110,7 @@ impl ChangeError {
             | Self::AddressTaken { .. }
             | Self::OnOtherList { .. }
             | Self::ListFull { .. }
+            | Self::ServerIdTaken { .. }
             | Self::NoRoom { .. } => ChangeErrorKind::Conflict,
             Self::AddressOfService { .. }
             | Self::BadAddress { .. }
@@ -161,11 +166,12 @@ impl RuntimeChanges {
             return Err(ChangeError::OtherAddress { service: service.clone(), backend: name, configured });
         }
         let service = service.clone();
-        if let Some(obstacle) = obstacle(&now, address) {
+        if let Some(obstacle) = obstacle(&now, &name, address) {
             return Err(match obstacle {
                 Obstacle::BadAddress(why) => ChangeError::BadAddress { address, why },
                 Obstacle::AddressOfService => ChangeError::AddressOfService { service, address },
                 Obstacle::AddressTaken(by) => ChangeError::AddressTaken { service, address, by },
+                Obstacle::ServerIdTaken(id, by) => ChangeError::ServerIdTaken { service, address, id, by },
                 Obstacle::NoRoom(room) => ChangeError::NoRoom { service, room },
             });
         }

@@ -172,7 +172,7 @@ fn errors_found_here() {
         ("backend add www web.. 10.0.0.300", "it is not an address"),
         ("backend weight www web4 -1", "a weight from 0 to 65535"),
         ("backend weight www web4 many", "a weight from 0 to 65535"),
-        ("explain sctp 192.0.2.1:1 192.0.2.2:2", "expected tcp or udp"),
+        ("explain sctp 192.0.2.1:1 192.0.2.2:2", "expected tcp, udp or quic"),
         ("explain tcp 192.0.2.1 192.0.2.2:2", "the port is missing"),
         ("explain tcp 2001:db8::1:80 192.0.2.2:2", "in brackets"),
         ("explain tcp [2001:db8::1]:80 192.0.2.2:2", "different families"),

@@ -200,6 +200,7 @@ fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<Vec<
                     address,
                     port: Some(port.unwrap_or(443)),
                     weight: weight.unwrap_or(100),
+                    server_id: None,
                     admin: Admin::Enabled,
                     health: Health::Unknown,
                     health_reason: None,
@@ -357,6 +358,7 @@ fn www() -> ServiceView {
         address: [10, 0, 0, 10 + n].into(),
         port: Some(443),
         weight: 100,
+        server_id: None,
         admin: Admin::Enabled,
         health,
         health_reason: reason.map(str::to_owned),
@@ -382,6 +384,7 @@ fn www() -> ServiceView {
         scheduler: Scheduler::Maglev,
         packets: 6_000,
         bytes: 384_000,
+        quic: None,
         slots: SlotsView { total: 1009, plain: 1009, moving: 0, tracked: 0 },
         backends: vec![
             web(1, Health::Up, Some("200 OK")),
@@ -452,7 +455,7 @@ fn explain(
             reason: format!("{} is no virtual address", destination.ip()),
             ..ExplainView::default()
         },
-        (true, _, 0) | (true, Protocol::Udp, _) => ExplainView {
+        (true, _, 0) | (true, Protocol::Udp | Protocol::Quic, _) => ExplainView {
             verdict: "drop".to_owned(),
             service: None,
             backend: None,

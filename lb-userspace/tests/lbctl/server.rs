@@ -50,7 +50,7 @@ fn explain_reads_its_query() {
     let wrong = |query: &str| daemon.refused("GET", &format!("/v1/explain?{query}"), "");
     for (query, part) in [
         ("", "missing field"),
-        ("protocol=sctp&source=1.2.3.4:5&destination=1.2.3.4:5", "expected tcp or udp"),
+        ("protocol=sctp&source=1.2.3.4:5&destination=1.2.3.4:5", "expected tcp, udp or quic"),
         ("protocol=tcp&source=1.2.3.4&destination=1.2.3.4:5", "the port is missing"),
         ("protocol=tcp&source=1.2.3.4:5&destination=1.2.3.4:99999", "is not an address with a port"),
         ("protocol=tcp&source=1.2.3.4:5&destination=[::1]:5", "different families"),

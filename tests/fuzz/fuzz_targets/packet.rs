@@ -6,13 +6,14 @@
 
 use lb_common::{
     abi::{
-        BackendEntry, FlowEntry, FlowKey4, FlowKey6, INLINE_RULES, PortKey, PortRangeKey, PortRule,
-        ServiceEntry, Slot, SlotState, VipEntry,
+        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, INLINE_RULES,
+        PortKey, PortRangeKey, PortRule, ServiceEntry, Slot, SlotState, VipEntry,
     },
     core::{
         Decision, DropReason, FlowCell, Tables,
         decap::{self, Allow, Outcome},
-        decide, forward, icmp,
+        decide, forward,
+        icmp::{self, Message},
     },
     packet::{Buffer, Packet},
 };
@@ -28,6 +29,7 @@ struct Everything {
     backend: BackendEntry,
     slot: Slot,
     flow: Cell<Option<u64>>,
+    trace: Cell<(FragmentKey, FragmentTrace)>,
 }
 
 impl Everything {
@@ -54,10 +56,17 @@ impl Everything {
         let state = [SlotState::Plain, SlotState::Moving, SlotState::Tracked][usize::from(shape[6] % 3)];
         Self {
             vip: VipEntry { vip: 1, flags: u32::from(shape[7] & 1), rules },
-            service: ServiceEntry { ring_size: 13, seed: 7, ..ServiceEntry::default() },
+            service: ServiceEntry {
+                ring_size: 13,
+                seed: 7,
+                flags: if shape[7] & 4 == 0 { 0 } else { ServiceEntry::QUIC },
+                quic_id_len: u32::from(shape[7] >> 4),
+                ..ServiceEntry::default()
+            },
             backend,
             slot: Slot::new(1, 1, state, 0),
             flow: Cell::new((shape[7] & 2 != 0).then(|| u64::from_be_bytes(shape))),
+            trace: Cell::default(),
         }
     }
 }
@@ -109,11 +118,18 @@ impl Tables for Everything {
         self.flow.set(Some(entry.0));
         true
     }
+    fn cid(&self, key: &CidKey) -> Option<u32> {
+        // Half of all server ids name the backend, the others one that is not there.
+        Some(1 + u32::from(key.server[0] & 1))
+    }
     fn now_ns(&self) -> u64 {
         1 << 40
     }
-    fn icmp_token(&self) -> bool {
-        true
+    fn fragment_trace(&self, key: &FragmentKey) -> Option<FragmentTrace> {
+        (self.trace.get().0 == *key).then(|| self.trace.get().1)
+    }
+    fn add_fragment_trace(&self, key: &FragmentKey, trace: &FragmentTrace) {
+        self.trace.set((*key, *trace));
     }
 }
 
@@ -146,7 +162,8 @@ fuzz_target!(|data: &[u8]| {
         Ok(()) => {}
         Err(DropReason::TooBig) => {
             assert_eq!(buffer.frame(), frame);
-            let _ = icmp::too_big(&mut buffer, l3, to.ip.v6, forward::path_mtu(to.backend));
+            let message = Message::too_big(to.ip.v6, forward::path_mtu(to.backend));
+            let _ = icmp::tell(&mut buffer, l3, to.ip.v6, message);
             return;
         }
         Err(_) => return,

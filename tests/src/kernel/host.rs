@@ -3,7 +3,7 @@
 use super::{Counter, Counters, Flows, INGRESS, Outcome, Verdict};
 use lb_common::{
     abi::{
-        BackendEntry, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, PortKey,
+        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, PortKey,
         PortRangeKey, ServiceEntry, Slot, VipEntry,
     },
     core::{
@@ -266,6 +266,9 @@ impl Tables for Recording<'_> {
         let mut active = self.active.borrow_mut();
         let count = active.entry(backend).or_default();
         *count = count.wrapping_add(if more { 1 } else { u64::MAX });
+    }
+    fn cid(&self, key: &CidKey) -> Option<u32> {
+        self.image.cid(key)
     }
     /// Entries are compared without their time, so any will do.
     fn now_ns(&self) -> u64 {

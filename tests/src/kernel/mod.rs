@@ -6,13 +6,14 @@
 mod beside;
 mod counters;
 mod host;
+pub mod sound;
 mod world;
 
 pub use beside::{Flood, Runner};
 pub use counters::{Counter, Counters, Flows};
 pub use host::Host;
 pub use world::{
-    BACKEND_CAPACITY, Predicted, RING_CAPACITY, World, client_address, plain_world, tunnel, vip,
+    BACKEND_CAPACITY, Predicted, QUIC_CONFIG, RING_CAPACITY, World, client_address, plain_world, tunnel, vip,
 };
 
 use aya::{

@@ -9,13 +9,13 @@ use lb_common::{
 use lb_userspace::{
     maglev,
     model::{
-        Admin, BackendSpec, Forward, GuardSpec, Health, HealthSpec, PortSpec, Protocol, Scheduler,
+        Admin, BackendSpec, Forward, GuardSpec, Health, HealthSpec, PortSpec, Protocol, QuicSpec, Scheduler,
         ServiceSpec,
     },
     plan::{self, Image, NextHopEntry, ServiceRecord, TunnelSettings, WantedBackend, WantedService},
 };
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
@@ -28,6 +28,8 @@ pub const BACKEND_CAPACITY: u32 = 128;
 const MTU: u16 = 1500;
 const RING_SIZE: u32 = 31;
 const GUE_PORT: u16 = 6080;
+/// Config id of the QUIC services, whose server ids are the last two bytes of a backend's address.
+pub const QUIC_CONFIG: u8 = 2;
 
 /// Services and the image of them.
 pub struct World {
@@ -110,6 +112,11 @@ fn service(
             gue_port: GUE_PORT,
             health: HealthSpec::default(),
             guard: GuardSpec::default(),
+            quic: (protocol == Protocol::Quic).then(|| QuicSpec {
+                server_id_length: 2,
+                config_id: QUIC_CONFIG,
+                server_ids: BTreeMap::new(),
+            }),
             backends: backends.iter().map(|b| b.spec.clone()).collect(),
         },
         ring_size: RING_SIZE,
@@ -134,13 +141,14 @@ pub fn tunnel() -> TunnelSettings {
 /// - 20: inline rules, TCP 80, 8000 to 8099 and every port, UDP 53;
 /// - 21: spilled rules, TCP 80, 81, 82, 8000 to 8098 and 9001 to 9006, UDP 53 and every port;
 /// - 23: no backend takes packets; 26: no next hop; 27: a backend that is the VIP itself (GUE, UDP, every port);
+/// - 24, 25: QUIC at 80 by DSR (`quic4`) and GUE over IPv6 (`quic6`), server ids of two bytes;
 /// - 28: an egress of 150 bytes, 29: of 100 bytes (IPIP, TCP 80);
 /// - 30 to 34: tables that contradict themselves ([`World::broken`]).
 #[must_use]
 pub fn plain_world() -> World {
     use Forward::{Dsr, Gue, Ipip};
     use PortSpec::{Any, Exact, Range};
-    use Protocol::{Tcp, Udp};
+    use Protocol::{Quic, Tcp, Udp};
     let three = |family| (1..=3).map(|n| backend(n, family)).collect::<Vec<_>>();
     let one = |n| vec![backend(n, 4)];
     let mut wanted = Vec::new();
@@ -179,6 +187,8 @@ pub fn plain_world() -> World {
         small[0].next_hop.as_mut().expect("a next hop").mtu = mtu;
         wanted.push(service(name, vip_number, Exact(80), Tcp, Ipip, small));
     }
+    wanted.push(service("quic4", 24, Exact(80), Quic, Dsr, three(4)));
+    wanted.push(service("quic6", 25, Exact(80), Quic, Gue, three(6)));
     let empty = Image::empty(RING_CAPACITY, BACKEND_CAPACITY);
     let mut image = plan::build(
         &wanted,
@@ -291,7 +301,7 @@ impl World {
         let (src, dst) = ((src, 40_000 + client % 1000).into(), (vip, port).into());
         match spec.protocol {
             Protocol::Tcp => Packet::tcp(src, dst),
-            Protocol::Udp => Packet::udp(src, dst),
+            Protocol::Udp | Protocol::Quic => Packet::udp(src, dst),
         }
     }
 

@@ -96,8 +96,12 @@ impl Generator {
         frame
     }
 
+    pub(super) fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// A valid packet, but for what a client may choose freely.
-    fn packet(&self, rng: &mut Rng) -> Packet {
+    pub(super) fn packet(&self, rng: &mut Rng) -> Packet {
         let v6 = rng.percent(50);
         let (src, dst) = self.addresses(rng, v6);
         let (mut sport, dport) = (rng.bits() as u16, self.port(rng));
@@ -211,7 +215,7 @@ impl Generator {
     }
 
     /// Makes a valid frame wrong in one way.
-    fn mutate(&self, rng: &mut Rng, frame: &mut Vec<u8>, l3: usize) {
+    pub(super) fn mutate(&self, rng: &mut Rng, frame: &mut Vec<u8>, l3: usize) {
         let v6 = frame.get(l3).is_some_and(|first| first >> 4 == 6);
         match rng.below(8) {
             // The frame ends early; from its front on, so that every header is cut somewhere.

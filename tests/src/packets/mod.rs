@@ -4,6 +4,7 @@
 
 mod build;
 pub mod check;
+mod garbage;
 mod generate;
 mod pieces;
 

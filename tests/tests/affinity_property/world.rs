@@ -110,6 +110,7 @@ fn service(number: u8, size: Size) -> WantedService {
             seed: u64::from(number),
             idle_timeout: IDLE,
             gue_port: 6080,
+            quic: None,
             guard: Default::default(),
             health: HealthSpec::default(),
             backends: Vec::new(),

@@ -140,14 +140,18 @@ fn one_hundred_thousand_prefixes() {
 
 /// Gives the service a guard, as the daemon would.
 fn guard(rig: &mut Rig, change: impl FnOnce(&mut lb_userspace::model::GuardSpec)) {
-    let service = rig.world.wanted.iter_mut().find(|s| s.spec.name.as_str() == SERVICE).expect("the service");
+    guard_of(rig, SERVICE, change);
+}
+
+fn guard_of(rig: &mut Rig, name: &str, change: impl FnOnce(&mut lb_userspace::model::GuardSpec)) {
+    let service = rig.world.wanted.iter_mut().find(|s| s.spec.name.as_str() == name).expect("the service");
     change(&mut service.spec.guard);
     let mut rings = lb_userspace::maglev::Cache::default();
     let image = &rig.world.image;
     let goal =
         plan::build(&rig.world.wanted, image, &lb_tests::kernel::tunnel(), &Default::default(), &mut rings);
     let goal = goal.expect("an image");
-    let id = goal.service_id(SERVICE).expect("the service");
+    let id = goal.service_id(name).expect("the service");
     rig.world.image.services.insert(id, goal.services[&id]);
     rig.world.image.allowed = goal.allowed;
     rig.world.image.limits = goal.limits;
@@ -229,4 +233,27 @@ fn limits_of_a_source_and_of_the_service() {
         rig.forwards("no limits any more", SERVICE, &syns[0]);
     }
     assert_eq!(rig.balancer.observe().limits.len(), 0);
+}
+
+#[test]
+fn an_initial_packet_of_quic_is_a_new_connection() {
+    let mut rig = Rig::new();
+    guard_of(&mut rig, "quic4", |guard| {
+        guard.limits.source_connections_per_second = 1;
+        guard.limits.burst_ms = 3_000;
+    });
+    let of_kind = |first: u8| {
+        // Version 1, and a connection ID of eight bytes that names no server.
+        let datagram = [&[first, 0, 0, 0, 1, 8, 0xff][..], &[0xee; 60]].concat();
+        rig.world.packet("quic4", false, 7).with(|p| *p.payload() = datagram)
+    };
+    let [initial, early, handshake] = [0xc0, 0xd0, 0xe0].map(of_kind);
+    for _ in 0..3 {
+        rig.forwards("a connection", "quic4", &initial);
+    }
+    rig.drops("one too many", &initial.build(), DropReason::SourceLimit);
+    for _ in 0..5 {
+        rig.forwards("0-RTT data of one", "quic4", &early);
+        rig.forwards("a handshake goes on", "quic4", &handshake);
+    }
 }

@@ -12,6 +12,7 @@ mod jumbo;
 mod link;
 mod modes;
 mod ports;
+mod quic;
 mod quote;
 mod rig;
 mod schedulers;

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::model::{
-    BackendSpec, DnsCheck, ExecCheck, GuardSpec, LimitSpec, MAX_BURST_MS, MAX_RATE, UdpCheck,
+    BackendSpec, DnsCheck, ExecCheck, GuardSpec, LimitSpec, MAX_BURST_MS, MAX_RATE, QuicSpec, ServerId,
+    UdpCheck,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -206,12 +207,13 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
     let backend = (name(), any::<u16>());
     let settings = (
         port(),
-        select(vec![Protocol::Tcp, Protocol::Udp]),
+        select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Quic]),
         select(vec![Forward::Dsr, Forward::Ipip, Forward::Gue]),
         option::of(select(vec![101u32, 10_007, 65_537])),
         0..=i64::MAX as u64,
         1_000..=86_400_000u64,
         1..=u16::MAX,
+        (4..=15u8, 0..=6u8),
     );
     (name(), 1..4usize, settings, health(), vec(backend, 0..5), guard()).prop_map(
         move |(name, addresses, settings, health, backends, mut guard)| {
@@ -219,7 +221,7 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
                 guard.limits.connections_per_second = 0;
                 guard.limits.source_connections_per_second = 0;
             }
-            let (port, protocol, forward, ring_size, seed, idle_timeout, gue_port) = settings;
+            let (port, protocol, forward, ring_size, seed, idle_timeout, gue_port, quic) = settings;
             let address = |i: usize| {
                 let i = i as u16;
                 if i.is_multiple_of(2) {
@@ -235,6 +237,19 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
                 port: None,
                 weight,
             });
+            let backends: Vec<_> = backends.collect();
+            let (server_id_length, config_id) = quic;
+            let server_ids = backends.iter().zip(0u8..).map(|(backend, i)| {
+                // Of every second one what its address makes.
+                let text = format!("{i:0width$x}", width = 2 * usize::from(server_id_length));
+                let id = if i % 2 == 0 {
+                    ServerId::of_address(backend.address, server_id_length)
+                } else {
+                    text.parse().unwrap()
+                };
+                (backend.name.clone(), id)
+            });
+            let quic = QuicSpec { server_id_length, config_id, server_ids: server_ids.collect() };
             ServiceSpec {
                 name: format!("{index}{}", &name[..name.len().min(60)]).parse().unwrap(),
                 addresses: (0..addresses).map(address).collect(),
@@ -253,7 +268,8 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
                 gue_port,
                 health,
                 guard,
-                backends: backends.collect(),
+                quic: (protocol == Protocol::Quic).then_some(quic),
+                backends,
             }
         },
     )
