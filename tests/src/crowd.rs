@@ -262,7 +262,7 @@ impl Shared {
                 Err(error) => {
                     let at = self.begun.elapsed();
                     self.with(|r| {
-                        r.broken.push(format!("visitor {number} to {target}, at {at:.1?}: {error}"))
+                        r.broken.push(format!("visitor {number} to {target}, at {at:.1?}: {error}"));
                     });
                 }
             }

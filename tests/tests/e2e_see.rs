@@ -82,14 +82,33 @@ fn explain_and_flows_before_and_during_a_drain() -> Result<()> {
     Ok(())
 }
 
-fn trace(balancer: &Balancer<'_>, arguments: &[&str]) -> Child {
-    let mut command = Command::new(program("lbctl"));
-    command.arg("--socket").arg(balancer.socket()).args(["-o", "json", "trace"]).args(arguments);
-    command.stdout(Stdio::piped()).spawn().expect("lbctl can be started")
+/// An `lbctl trace` that ends with the test.
+struct Tracer(Option<Child>);
+
+impl Tracer {
+    fn child(&mut self) -> &mut Child {
+        self.0.as_mut().expect("it runs")
+    }
 }
 
-fn lines(child: Child) -> Vec<TraceView> {
-    let output = child.wait_with_output().expect("lbctl ends");
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn trace(balancer: &Balancer<'_>, arguments: &[&str]) -> Tracer {
+    let mut command = Command::new(program("lbctl"));
+    command.arg("--socket").arg(balancer.socket()).args(["-o", "json", "trace"]).args(arguments);
+    Tracer(Some(command.stdout(Stdio::piped()).spawn().expect("lbctl can be started")))
+}
+
+fn lines(mut tracer: Tracer) -> Vec<TraceView> {
+    let output = tracer.0.take().expect("it runs").wait_with_output().expect("lbctl ends");
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout)
         .expect("text")
@@ -142,8 +161,8 @@ fn trace_shows_packets_and_leaves_nothing_behind() -> Result<()> {
     }
 
     assert_ne!(balancer.xdp_program("eth0"), plain, "one still traces");
-    vanishes.kill().expect("killed");
-    vanishes.wait().expect("its end");
+    vanishes.child().kill().expect("killed");
+    vanishes.child().wait().expect("its end");
     wait_until("the end of tracing", Duration::from_secs(2), || balancer.xdp_program("eth0") == plain)?;
     for backend in ["web1", "web2"] {
         balancer.lbctl(&["backend", "enable", "www", backend]);
@@ -167,7 +186,7 @@ fn a_restart_ends_a_trace() -> Result<()> {
     let tracing = balancer.xdp_program("eth0");
     balancer.kill();
     Requests::to(target).timeout(PATIENCE).run(&topology.client.ns, 20).assert_all_answered();
-    assert!(left.wait().is_ok(), "lbctl notices that lbd is gone");
+    assert!(left.child().wait().is_ok(), "lbctl notices that lbd is gone");
     balancer.restart()?;
     assert_ne!(balancer.xdp_program("eth0"), tracing);
     let view = explain(&balancer, "10.1.0.2:4000", &target.to_string(), "syn");

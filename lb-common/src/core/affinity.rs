@@ -216,48 +216,48 @@ pub fn choose<T: Tables, K: FlowKey>(tables: &T, ask: &Ask, key: &K) -> u32 {
         }
     }
     let mut other_handshake = false;
-    if ask.place.has_handshake() {
-        if let Some(cell) = key.half_open(tables) {
-            let (half, isn) = (cell.load(), cell.isn());
-            if half.tag() == tag && is_alive(tables, half) {
-                if !half.is_half_open() {
-                    if !begins {
-                        touch(tables, ask, &cell, half);
-                    }
-                    return half.backend();
+    if ask.place.has_handshake()
+        && let Some(cell) = key.half_open(tables)
+    {
+        let (half, isn) = (cell.load(), cell.isn());
+        if half.tag() == tag && is_alive(tables, half) {
+            if !half.is_half_open() {
+                if !begins {
+                    touch(tables, ask, &cell, half);
                 }
-                if begins && isn == ask.seq {
-                    // Sent again: the handshake goes on where it began.
-                    let new = half.touched(ask.now_ns, false);
-                    if new.0 != half.0 {
-                        cell.exchange(half, new);
-                    }
-                    return half.backend();
-                }
-                if !begins && confirms(ask, isn) {
-                    let new = half.confirmed(ask.now_ns, matches!(step, Step::End));
-                    let recorded = match &found {
-                        Some(place) => replace(place, entry, new),
-                        None => key.add(tables, new),
-                    };
-                    if recorded {
-                        key.remove_half_open(tables);
-                    } else {
-                        // A handshake that the backend has answered must not be lost for lack of room: it has its place already.
-                        cell.exchange(half, new);
-                    }
-                    if ask.place.counts() {
-                        if lives && !entry.is_closing() {
-                            tables.count_active(entry.backend(), false);
-                        }
-                        if !new.is_closing() {
-                            tables.count_active(new.backend(), true);
-                        }
-                    }
-                    return half.backend();
-                }
-                other_handshake = begins;
+                return half.backend();
             }
+            if begins && isn == ask.seq {
+                // Sent again: the handshake goes on where it began.
+                let new = half.touched(ask.now_ns, false);
+                if new.0 != half.0 {
+                    cell.exchange(half, new);
+                }
+                return half.backend();
+            }
+            if !begins && confirms(ask, isn) {
+                let new = half.confirmed(ask.now_ns, matches!(step, Step::End));
+                let recorded = match &found {
+                    Some(place) => replace(place, entry, new),
+                    None => key.add(tables, new),
+                };
+                if recorded {
+                    key.remove_half_open(tables);
+                } else {
+                    // A handshake that the backend has answered must not be lost for lack of room: it has its place already.
+                    cell.exchange(half, new);
+                }
+                if ask.place.counts() {
+                    if lives && !entry.is_closing() {
+                        tables.count_active(entry.backend(), false);
+                    }
+                    if !new.is_closing() {
+                        tables.count_active(new.backend(), true);
+                    }
+                }
+                return half.backend();
+            }
+            other_handshake = begins;
         }
     }
     let (home, owner) = (ask.slot.home(), ask.slot.owner());

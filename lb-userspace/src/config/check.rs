@@ -107,10 +107,13 @@ fn check_backends(service: &ServiceDraft<'_>) {
     }
 }
 
+/// Ports of a service, its number, its protocol.
+type Claim = (PortSpec, usize, Protocol);
+
 /// Two services may not claim the same port of an address and protocol; QUIC is UDP. A copy of a service, seen by
 /// its name, is one mistake and not two.
 fn check_overlaps(services: &[ServiceDraft<'_>], copies: &HashSet<usize>) {
-    let mut claims: HashMap<(IpAddr, u8), Vec<(PortSpec, usize, Protocol)>> = HashMap::new();
+    let mut claims: HashMap<(IpAddr, u8), Vec<Claim>> = HashMap::new();
     for (i, service) in services.iter().enumerate() {
         let Some(addresses) = service.addresses.value() else { continue };
         let protocol = match &service.protocol {

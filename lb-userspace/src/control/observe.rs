@@ -129,6 +129,7 @@ pub struct AskTrace {
 /// One line of `trace`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
+#[expect(clippy::large_enum_variant, reason = "lines pass one at a time, most of them packets")]
 pub enum TraceLine {
     Packet(TraceView),
     /// Records that this trace did not get since the last line of this kind.

@@ -85,7 +85,7 @@ impl Engine {
         let mut off = BTreeMap::new();
         for (id, record) in &self.image.backends {
             let service = self.image.services.get(&record.entry.service);
-            if !service.is_some_and(|s| s.entry.flags & ServiceEntry::LEAST_CONNECTIONS != 0) {
+            if service.is_none_or(|s| s.entry.flags & ServiceEntry::LEAST_CONNECTIONS == 0) {
                 continue;
             }
             let now = walk.active.get(id).copied().unwrap_or(0) - self.kernel.maps().active(*id);

@@ -31,10 +31,10 @@ pub fn marks4(prefixes: &Prefixes) -> Vec<u64> {
             continue;
         }
         // One that says what the whole block is anyway changes nothing.
-        let agrees = match (get(&words, block), verdict) {
-            (MARK_DENIED, Verdict::Deny) | (MARK_CLEAN | MARK_EXCEPTION, Verdict::Allow) => true,
-            _ => false,
-        };
+        let agrees = matches!(
+            (get(&words, block), verdict),
+            (MARK_DENIED, Verdict::Deny) | (MARK_CLEAN | MARK_EXCEPTION, Verdict::Allow)
+        );
         if !agrees {
             fill(&mut words, block, 1, MARK_ASK);
         }

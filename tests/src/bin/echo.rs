@@ -1,6 +1,8 @@
 //! A backend for tests of many connections, a process of its own because of the limit of open files: greets with its
 //! name in eight bytes, then gives every byte back. `echo NAME ADDRESS:PORT...`
 
+#![expect(clippy::print_stdout, reason = "whoever started it waits for a line")]
+
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};

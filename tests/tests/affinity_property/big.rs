@@ -48,7 +48,7 @@ impl Big {
     fn say(&mut self, at: usize, kind: Kind) {
         self.sent += 1;
         // Every flow meets both CPUs.
-        if self.sent % 64 == 0 {
+        if self.sent.is_multiple_of(64) {
             pin(self.rng.below(2));
         }
         if let Err(broken) = self.model.packet(&mut self.world, at, kind) {
