@@ -34,7 +34,7 @@ pub extern "C" fn verdict6(hi: u64, lo: u64) -> u64 {
 #[inline(never)]
 pub extern "C" fn allowed4(service: u64, address: u64) -> u64 {
     let key = (service << 32 | address & 0xffff_ffff).to_be_bytes();
-    maps::ALLOW4.get(Key::new(64, key)).is_some().into()
+    maps::ALLOWED4.get(Key::new(64, key)).is_some().into()
 }
 
 /// The same for IPv6.
@@ -45,7 +45,7 @@ pub extern "C" fn allowed6(service: u64, hi: u64, lo: u64) -> u64 {
     key[..4].copy_from_slice(&(service as u32).to_be_bytes());
     key[4..12].copy_from_slice(&hi.to_be_bytes());
     key[12..].copy_from_slice(&lo.to_be_bytes());
-    maps::ALLOW6.get(Key::new(160, key)).is_some().into()
+    maps::ALLOWED6.get(Key::new(160, key)).is_some().into()
 }
 
 /// See [`guard::admit`]; `flags` holds the service's flags and, in its last byte, the step.

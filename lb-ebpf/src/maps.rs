@@ -81,9 +81,9 @@ pub static MARKS4: Array<u64> = Array::with_max_entries(MARKS4_CAPACITY, MMAPABL
 pub static MARKS6: Array<u64> = Array::with_max_entries(MARKS6_CAPACITY, MMAPABLE);
 /// Sources that may use a service: its id, big endian, then the address.
 #[map]
-pub static ALLOW4: LpmTrie<[u8; 8], u32> = LpmTrie::with_max_entries(PREFIX_CAPACITY, NO_PREALLOC);
+pub static ALLOWED4: LpmTrie<[u8; 8], u32> = LpmTrie::with_max_entries(PREFIX_CAPACITY, NO_PREALLOC);
 #[map]
-pub static ALLOW6: LpmTrie<[u8; 20], u32> = LpmTrie::with_max_entries(PREFIX_CAPACITY, NO_PREALLOC);
+pub static ALLOWED6: LpmTrie<[u8; 20], u32> = LpmTrie::with_max_entries(PREFIX_CAPACITY, NO_PREALLOC);
 
 /// Limits of services and of their sources.
 #[map]

@@ -110,7 +110,7 @@ impl ServiceEntry {
     pub const LEAST_CONNECTIONS: u32 = 4;
     /// `LIMITS` has limits for it.
     pub const LIMITED: u32 = 8;
-    /// Only sources in `ALLOW4` and `ALLOW6` may use it.
+    /// Only sources in `ALLOWED4` and `ALLOWED6` may use it.
     pub const ALLOW_LIST: u32 = 16;
     /// Connection IDs name the backend.
     pub const QUIC: u32 = 32;

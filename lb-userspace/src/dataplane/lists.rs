@@ -120,8 +120,8 @@ impl Lists {
         Ok(Self {
             deny4: Trie::take(ebpf, "DENY4")?,
             deny6: Trie::take(ebpf, "DENY6")?,
-            allow4: Trie::take(ebpf, "ALLOW4")?,
-            allow6: Trie::take(ebpf, "ALLOW6")?,
+            allow4: Trie::take(ebpf, "ALLOWED4")?,
+            allow6: Trie::take(ebpf, "ALLOWED6")?,
             marks4: mapped(ebpf, "MARKS4")?,
             marks6: mapped(ebpf, "MARKS6")?,
             limits: mapped(ebpf, "LIMITS")?,
