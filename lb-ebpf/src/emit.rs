@@ -32,7 +32,7 @@ pub(crate) fn run<const OBSERVED: bool>(frame: &mut Frame) -> u32 {
 #[inline(always)]
 fn send<const OBSERVED: bool>(frame: &mut Frame, to: &Forward<'_>) -> u32 {
     if OBSERVED {
-        observe::backend(to.backend_id);
+        observe::backend(to.backend_id, to.service);
     }
     if let Part::First = to.ip.part {
         let tables = Maps::new(frame.ctx());

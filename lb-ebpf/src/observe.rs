@@ -93,12 +93,13 @@ pub(crate) fn recorded() -> bool {
     true
 }
 
-/// The backend that was chosen.
+/// The backend that was chosen, and its service, which rare paths find without a note.
 #[inline(always)]
-pub(crate) fn backend(id: u32) {
+pub(crate) fn backend(id: u32, service: u32) {
     note(|w| {
-        w.note.known |= Note::BACKEND;
+        w.note.known |= Note::BACKEND | Note::SERVICE;
         w.note.backend = id;
+        w.note.service = service;
     });
 }
 

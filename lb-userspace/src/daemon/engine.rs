@@ -1,6 +1,11 @@
 //! The state of the daemon and what changes it.
 
-use super::{error::EngineError, flows::Rounds, trace::Tracers};
+use super::{
+    entries::{address_of, hop_of},
+    error::EngineError,
+    flows::Rounds,
+    trace::Tracers,
+};
 use crate::{
     config::{self, Config},
     control::api::ChangeView,
@@ -571,36 +576,4 @@ fn describe(actions: &[Action]) -> Vec<String> {
 
 fn destinations(effective: &Effective) -> HashSet<IpAddr> {
     effective.services.iter().flat_map(|s| &s.backends).map(|b| b.spec.address).collect()
-}
-
-pub(super) fn address_of(entry: &BackendEntry) -> IpAddr {
-    let bytes = entry.outer_dst;
-    if entry.family == 6 {
-        IpAddr::from(bytes)
-    } else {
-        IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]])
-    }
-}
-
-/// The next hop in a backend's entry, for the time until netlink has spoken.
-fn hop_of(entry: &BackendEntry) -> NextHopEntry {
-    let mut mac = ([0; 6], [0; 6]);
-    mac.0.copy_from_slice(&entry.l2[..6]);
-    mac.1.copy_from_slice(&entry.l2[6..]);
-    let source = match (entry.kind == lb_common::abi::ForwardKind::Gue as u8, entry.family) {
-        (false, _) => None,
-        (true, 6) => Some(IpAddr::from(entry.outer_src)),
-        (true, _) => {
-            let b = entry.outer_src;
-            Some(IpAddr::from([b[0], b[1], b[2], b[3]]))
-        }
-    };
-    NextHopEntry {
-        ifindex: entry.ifindex,
-        dst_mac: mac.0,
-        src_mac: mac.1,
-        vlan: entry.vlan,
-        mtu: entry.mtu,
-        source,
-    }
 }

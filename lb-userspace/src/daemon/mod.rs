@@ -12,6 +12,7 @@
 //! Every wait is a channel or signal receive, which is cancel-safe; nothing else is awaited inside the loop.
 
 mod engine;
+mod entries;
 mod error;
 mod events;
 mod explain;

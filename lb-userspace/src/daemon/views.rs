@@ -1,6 +1,7 @@
 //! What the control API and the metrics show of the engine.
 
-use super::engine::{Engine, address_of};
+use super::engine::Engine;
+use super::entries::address_of;
 use crate::{
     config::Origin as ConfigOrigin,
     control::api::{

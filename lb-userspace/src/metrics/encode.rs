@@ -113,7 +113,7 @@ impl Scrape {
         gauge(encoder, &families::MAP_MEMORY, &status.map_bytes)?;
         gauge(encoder, &families::FLOWS, &status.tracked_flows)?;
         gauge(encoder, &families::HALF_OPEN_FLOWS, &status.half_open_flows)?;
-        counters(encoder, &families::REFUSED_FLOWS, [([], status.refused_flows)])?;
+        counter(encoder, &families::REFUSED_FLOWS, status.refused_flows)?;
         let lists = [("deny", status.firewall.denied), ("allow", status.firewall.allowed)];
         gauges(encoder, &families::FIREWALL_PREFIXES, lists.map(|(list, count)| ([list], count as u64)))
     }
@@ -215,6 +215,11 @@ fn gauge<V: EncodeGaugeValue>(
     value: &V,
 ) -> fmt::Result {
     encoder.encode_descriptor(what.family_name(), what.help, None, what.kind)?.encode_gauge(value)
+}
+
+fn counter(encoder: &mut DescriptorEncoder<'_>, what: &Family<0>, value: u64) -> fmt::Result {
+    let mut to = encoder.encode_descriptor(what.family_name(), what.help, None, what.kind)?;
+    to.encode_counter::<NoLabelSet, _, u64>(&value, None)
 }
 
 fn info<const N: usize>(
