@@ -20,9 +20,10 @@ impl Schema {
         let near: &[&'static Schema] = match self.header {
             "[[service]]" => &[&SERVICE_HEALTH, &SERVICE_LIMITS, &BACKEND, &NODE],
             "[service.health]" => &[&SERVICE, &BACKEND],
+            "[service.snat]" => &[&SERVICE],
             "[[service.backend]]" => &[&SERVICE, &SERVICE_HEALTH],
             "[defaults]" => &[&DEFAULTS_HEALTH, &NODE],
-            "[defaults.health]" => &[&DEFAULTS],
+            "[defaults.health]" | "[defaults.snat]" => &[&DEFAULTS],
             "[service.limits]" => &[&SERVICE],
             "the file" => &[&NODE, &METRICS, &TUNNEL, &FLOWS, &SERVICE, &SERVICE_HEALTH, &BACKEND],
             _ => &[&NODE, &METRICS, &TUNNEL, &FLOWS],
@@ -89,6 +90,7 @@ pub(super) static DEFAULTS: Schema = Schema {
         "allow",
         "limits",
         "health",
+        "snat",
     ],
     refused: &[("name", NO_DEFAULT), ("addresses", NO_DEFAULT), ("backend", NO_DEFAULT)],
 };
@@ -109,6 +111,7 @@ pub(super) static SERVICE: Schema = Schema {
         "allow",
         "limits",
         "health",
+        "snat",
         "backend",
     ],
     refused: &[],
@@ -124,6 +127,12 @@ pub(super) static SERVICE_HEALTH: Schema =
 
 pub(super) static DEFAULTS_HEALTH: Schema =
     Schema { header: "[defaults.health]", keys: HEALTH_KEYS, refused: &[] };
+
+const SNAT_KEYS: &[&str] = &["addresses", "ports"];
+
+pub(super) static SERVICE_SNAT: Schema = Schema { header: "[service.snat]", keys: SNAT_KEYS, refused: &[] };
+
+pub(super) static DEFAULTS_SNAT: Schema = Schema { header: "[defaults.snat]", keys: SNAT_KEYS, refused: &[] };
 
 pub(super) static BACKEND: Schema =
     Schema { header: "[[service.backend]]", keys: &["name", "address", "port", "weight"], refused: &[] };

@@ -132,7 +132,22 @@ impl Scrape {
                 ([name, "tracked"], row.slots.tracked),
             ]
         });
-        gauges(encoder, &families::RING_SLOTS, slots)
+        gauges(encoder, &families::RING_SLOTS, slots)?;
+        self.nat(encoder)
+    }
+
+    fn nat(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let views =
+            self.snapshot.services.iter().filter_map(|row| Some((row.name.as_str(), row.nat.as_ref()?)));
+        let sessions = views.flat_map(|(name, nat)| {
+            let answered = nat.sessions.saturating_sub(nat.unanswered);
+            [([name, "answered"], answered), ([name, "unanswered"], nat.unanswered)]
+        });
+        gauges(encoder, &families::NAT_SESSIONS, sessions)?;
+        let totals = &self.snapshot.status.nat;
+        counter(encoder, &families::NAT_MADE, totals.made)?;
+        counter(encoder, &families::NAT_EXHAUSTED, totals.exhausted)?;
+        counter(encoder, &families::NAT_FULL, totals.full)
     }
 
     fn backends(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -215,6 +230,11 @@ fn gauge<V: EncodeGaugeValue>(
     value: &V,
 ) -> fmt::Result {
     encoder.encode_descriptor(what.family_name(), what.help, None, what.kind)?.encode_gauge(value)
+}
+
+fn counter(encoder: &mut DescriptorEncoder<'_>, what: &Family<0>, value: u64) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(what.family_name(), what.help, None, what.kind)?;
+    metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
 }
 
 fn info<const N: usize>(

@@ -6,6 +6,7 @@ mod backend;
 mod guard;
 mod health;
 mod name;
+mod nat;
 mod port;
 mod ring;
 mod service;
@@ -18,6 +19,7 @@ pub use guard::{
 };
 pub use health::{DnsCheck, ExecCheck, HealthCheck, HealthSpec, HttpCheck, StatusRange, UdpCheck};
 pub use name::{BackendName, NameError, ServiceName};
+pub use nat::{DEFAULT_SNAT_PORTS, Misfit, SnatSpec, misfit};
 pub use port::{PortError, PortSpec};
 pub use ring::{MAX_RING, MIN_RING, is_ring_size};
 pub use service::{Forward, Protocol, Scheduler, ServiceSpec};
