@@ -2,7 +2,7 @@
 //! client sent.
 
 use super::{
-    Decision, DropReason, FlowCell, Forward, Tables,
+    Decision, DropReason, FlowCell, Forward, NoCell, Tables,
     decap::{self, Allow, Outcome},
     decide, forward, icmp,
 };
@@ -86,18 +86,6 @@ impl Tables for One {
         None
     }
     fn add_fragment_trace(&self, _: &FragmentKey, _: &FragmentTrace) {}
-}
-
-/// All slots are plain: no flow is recorded.
-enum NoCell {}
-
-impl FlowCell for NoCell {
-    fn load(&self) -> FlowEntry {
-        match *self {}
-    }
-    fn store(&self, _: FlowEntry) {
-        match *self {}
-    }
 }
 
 struct FromBalancer;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     abi::{FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, PortKey, PortRangeKey, Slot, VipEntry},
-    core::FlowCell,
+    core::{FlowCell, NoCell},
     packet::Buffer,
 };
 use proptest::prelude::*;
@@ -27,17 +27,6 @@ impl Servers {
         backends[4].service = SERVICE + 1;
         backends[5].kind = 0;
         Self { ids: ids.iter().map(|(id, backend)| (id.to_vec(), *backend)).collect(), backends }
-    }
-}
-
-enum NoCell {}
-
-impl FlowCell for NoCell {
-    fn load(&self) -> FlowEntry {
-        match *self {}
-    }
-    fn store(&self, _: FlowEntry) {
-        match *self {}
     }
 }
 
