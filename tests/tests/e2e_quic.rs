@@ -46,9 +46,10 @@ impl ConnectionIdGenerator for NamedIds {
         1 + self.server.len() + 8
     }
 
-    /// New ones all the time, so that connections use several.
+    /// They do not expire: a client takes the next one each time its address changes. (Two reasons for a change at once,
+    /// on a machine that stalls, and quinn issues more than its peer allows.)
     fn cid_lifetime(&self) -> Option<Duration> {
-        Some(Duration::from_secs(1))
+        None
     }
 }
 
