@@ -114,6 +114,8 @@ pub static POOLS: Array<Pool> = Array::with_max_entries(MAX_SERVICES, MMAPABLE);
 #[map]
 pub static POOL_ADDRESSES: Array<[u8; 16]> = Array::with_max_entries(POOL_ADDRESS_CAPACITY, MMAPABLE);
 #[map]
+pub static NAT_SCRATCH: PerCpuArray<NatScratch> = PerCpuArray::with_max_entries(1, 0);
+#[map]
 pub static NAT_STATS: PerCpuArray<NatStats> = PerCpuArray::with_max_entries(1, 0);
 /// Ways to clients, found out a moment ago.
 #[map]

@@ -4,7 +4,8 @@ use crate::{atomic, guard, maps, observe, outline};
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
 use lb_common::{
     abi::{
-        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, PortKey,
+        BackendEntry, CidKey, Control, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen,
+        PortKey,
         PortRangeKey, ServiceEntry, Slot, VipEntry,
     },
     core::{
@@ -38,10 +39,12 @@ pub(crate) fn token(bucket: u32, rate: u64, burst: u64) -> bool {
 }
 
 /// Insert only where there is no entry: another CPU may have seen the flow first.
-const BPF_NOEXIST: u64 = 1;
+pub(crate) const BPF_NOEXIST: u64 = 1;
+/// There is one already.
+pub(crate) const EEXIST: i32 = -17;
 
 /// The place of an entry in a flow table.
-struct Cell(*mut u64);
+pub(crate) struct Cell(pub(crate) *mut u64);
 
 impl FlowCell for Cell {
     #[inline(always)]
@@ -127,7 +130,6 @@ fn found(cell: Option<*mut u64>) -> Option<Cell> {
 /// Counts an insertion. One that lost the race against another CPU found its flow recorded.
 #[inline(always)]
 fn added(result: Result<(), i32>) -> bool {
-    const EEXIST: i32 = -17;
     let fine = matches!(result, Ok(()) | Err(EEXIST));
     if let Some(stats) = maps::FLOW_STATS.get_ptr_mut(0) {
         // SAFETY: this CPU's own element.
@@ -160,6 +162,12 @@ impl<const OBSERVED: bool> Maps<OBSERVED> {
     #[inline(always)]
     pub(crate) fn of(ctx: *mut xdp_md) -> Self {
         Self { ctx }
+    }
+
+    /// The context.
+    #[inline(always)]
+    pub(crate) fn ctx(&self) -> *mut xdp_md {
+        self.ctx
     }
 }
 
@@ -223,6 +231,11 @@ impl<const OBSERVED: bool> Tables for Maps<OBSERVED> {
     #[inline(always)]
     fn backend(&self, id: u32) -> Option<&BackendEntry> {
         maps::BACKENDS.get(id)
+    }
+
+    #[inline(always)]
+    fn replies(&self) -> bool {
+        maps::CONTROL.get(0).is_some_and(|control| control.flags & Control::NAT != 0)
     }
 
     #[inline(always)]

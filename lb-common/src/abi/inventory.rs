@@ -136,6 +136,7 @@ pub const INVENTORY: &[MapInfo] = &[
     map::<FlowKey6, SessionBack>("SESSIONS_BACK", MapKind::Hash, SESSION_CAPACITY, NO_PREALLOC),
     map::<u32, Pool>("POOLS", MapKind::Array, MAX_SERVICES, MMAPABLE),
     map::<u32, [u8; 16]>("POOL_ADDRESSES", MapKind::Array, POOL_ADDRESS_CAPACITY, MMAPABLE),
+    map::<u32, NatScratch>("NAT_SCRATCH", MapKind::PerCpuArray, 1, 0),
     map::<u32, NatStats>("NAT_STATS", MapKind::PerCpuArray, 1, 0),
     map::<u32, Exit>("EXITS", MapKind::PerCpuArray, EXIT_CAPACITY, 0),
     map::<CidKey, u32>("CIDS", MapKind::Hash, CID_CAPACITY, NO_PREALLOC),

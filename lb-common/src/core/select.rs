@@ -1,7 +1,7 @@
 //! From a service and a flow to a backend.
 
 use super::{
-    Decision, DropReason, Forward, Ip, Refusal, Tables,
+    Decision, DropReason, Forward, Ip, Part, Refusal, Tables,
     affinity::{Place, Step},
     quic::Route,
 };
@@ -38,7 +38,15 @@ pub(super) fn select<'t, P: Packet, T: Tables>(
     }
     match tables.backend(backend_id) {
         Some(backend) => {
-            Decision::Forward(Forward { service: id, backend_id, backend, ip, hash: flow, slot: index })
+            let forward = Forward { service: id, backend_id, backend, ip, hash: flow, slot: index };
+            if service.flags & (ServiceEntry::SESSIONS | ServiceEntry::HAIRPIN) != 0 {
+                // The fragments behind it could not be rewritten: a trace knows the backend alone.
+                if service.flags & ServiceEntry::SESSIONS != 0 && !matches!(ip.part, Part::Whole) {
+                    return Decision::Drop(Refusal { reason: DropReason::Fragment });
+                }
+                return Decision::Session(forward, step);
+            }
+            Decision::Forward(forward)
         }
         None => Decision::Drop(Refusal { reason: DropReason::Internal }),
     }

@@ -49,6 +49,12 @@ pub trait Tables {
     /// Keeps where it went, in the place of what was there.
     fn add_fragment_trace(&self, key: &FragmentKey, trace: &FragmentTrace);
 
+    /// Are there services of kind `nat`, whose backends' replies come by?
+    #[inline(always)]
+    fn replies(&self) -> bool {
+        false
+    }
+
     /// Walks the IPv6 extension headers. A rare path: the kernel program puts it out of line, where the
     /// verifier goes through it once and not once for each way that leads there.
     #[inline(always)]

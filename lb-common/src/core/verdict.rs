@@ -1,6 +1,6 @@
 //! What the core answers.
 
-use super::Ip;
+use super::{Ip, affinity::Step};
 use crate::abi::BackendEntry;
 
 /// What happens to a packet.
@@ -13,6 +13,22 @@ pub enum Decision<'t> {
     Forward(Forward<'t>),
     /// Answered by the balancer itself, back out of the port it came in by.
     Answer(Answer),
+    /// To a backend, with a session of NAT; the backend here is for a flow that has none yet.
+    Session(Forward<'t>, Step),
+    /// Perhaps what a backend answers: to be asked of NAT.
+    Back(Back),
+    /// An ICMP error about what a backend of NAT sent, to that backend; the one here is for a flow without a session.
+    Steer(Forward<'t>),
+}
+
+/// A packet that may be on its way back from a backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Back {
+    /// Offset of its IP header.
+    pub l3: usize,
+    pub v6: bool,
+    /// It is for a source address of NAT sessions.
+    pub pool: bool,
 }
 
 /// A packet that the balancer answers itself.

@@ -16,6 +16,7 @@ mod reader;
 mod schema;
 mod service;
 mod settings;
+mod snat;
 mod suggest;
 #[cfg(test)]
 mod tests;
@@ -129,6 +130,7 @@ pub fn parse_on(file_name: &str, text: &str, hostname: &str) -> Result<Config, C
         .map(|((table, at), number)| service::read_service(&notes, table, at, number, &defaults))
         .collect();
     check::check(&drafts);
+    snat::check(&drafts);
     let services = drafts.into_iter().filter_map(|draft| draft.build(&defaults)).collect();
     Ok(Config {
         file: file_name.to_owned(),

@@ -20,10 +20,10 @@ impl Schema {
         let near: &[&'static Schema] = match self.header {
             "[[service]]" => &[&SERVICE_HEALTH, &SERVICE_LIMITS, &SERVICE_QUIC, &BACKEND, &NODE],
             "[service.health]" => &[&SERVICE, &BACKEND],
-            "[service.quic]" => &[&SERVICE, &BACKEND],
+            "[service.quic]" | "[service.snat]" => &[&SERVICE, &BACKEND],
             "[[service.backend]]" => &[&SERVICE, &SERVICE_HEALTH, &SERVICE_QUIC],
             "[defaults]" => &[&DEFAULTS_HEALTH, &NODE],
-            "[defaults.health]" => &[&DEFAULTS],
+            "[defaults.health]" | "[defaults.snat]" => &[&DEFAULTS],
             "[service.limits]" => &[&SERVICE],
             "the file" => &[&NODE, &METRICS, &TUNNEL, &FLOWS, &SERVICE, &SERVICE_HEALTH, &BACKEND],
             _ => &[&NODE, &METRICS, &TUNNEL, &FLOWS],
@@ -90,6 +90,7 @@ pub(super) static DEFAULTS: Schema = Schema {
         "allow",
         "limits",
         "health",
+        "snat",
     ],
     refused: &[("name", NO_DEFAULT), ("addresses", NO_DEFAULT), ("backend", NO_DEFAULT)],
 };
@@ -111,6 +112,7 @@ pub(super) static SERVICE: Schema = Schema {
         "limits",
         "health",
         "quic",
+        "snat",
         "backend",
     ],
     refused: &[],
@@ -129,6 +131,12 @@ pub(super) static SERVICE_QUIC: Schema =
 
 pub(super) static DEFAULTS_HEALTH: Schema =
     Schema { header: "[defaults.health]", keys: HEALTH_KEYS, refused: &[] };
+
+const SNAT_KEYS: &[&str] = &["addresses", "ports"];
+
+pub(super) static SERVICE_SNAT: Schema = Schema { header: "[service.snat]", keys: SNAT_KEYS, refused: &[] };
+
+pub(super) static DEFAULTS_SNAT: Schema = Schema { header: "[defaults.snat]", keys: SNAT_KEYS, refused: &[] };
 
 pub(super) static BACKEND: Schema = Schema {
     header: "[[service.backend]]",

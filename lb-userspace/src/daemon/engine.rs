@@ -4,6 +4,7 @@ use super::{
     entries::{address_of, hop_of},
     error::EngineError,
     flows::Rounds,
+    sessions::NatState,
     trace::Tracers,
 };
 use crate::{
@@ -55,12 +56,13 @@ pub struct Engine {
     pub(super) tracking: Tracking,
     pub(super) rounds: Rounds,
     pub(super) tracers: Tracers,
+    pub(super) nat: NatState,
     rings: maglev::Cache,
     /// Health as an earlier daemon left it in the maps, until the checks of this one have spoken.
     remembered: BTreeMap<TargetKey, (IpAddr, Health)>,
     pub(super) started: Instant,
     pub(super) health_task: HealthHandle,
-    hop_task: NextHopHandle,
+    pub(super) hop_task: NextHopHandle,
     instruments: Instruments,
 }
 
@@ -94,6 +96,7 @@ impl Engine {
             tracking: Tracking::new(Instant::now()),
             rounds: Rounds::default(),
             tracers: Tracers::default(),
+            nat: NatState::default(),
             rings: maglev::Cache::default(),
             remembered: remembered(&image),
             started: Instant::now(),
@@ -108,6 +111,8 @@ impl Engine {
         }
         engine.kernel.settle_marks(&engine.image);
         engine.forget_strangers()?;
+        // What happened to routes meanwhile nobody has told the program.
+        engine.kernel.maps().nat().routes_changed();
         engine.effective = state::apply(&engine.config.services, &engine.changes);
         engine.hop_task.set_destinations(destinations(&engine.effective));
         Ok(engine)
@@ -143,6 +148,9 @@ impl Engine {
                     self.grow(Capacities { ring, backends, ..Capacities::default() })?;
                 }
                 Err(error @ (BuildError::TooManyServices { .. } | BuildError::SchedulesFull { .. })) => {
+                    return Err(error.into());
+                }
+                Err(error @ (BuildError::TooManyNatPorts { .. } | BuildError::PoolsFull { .. })) => {
                     return Err(error.into());
                 }
             }
@@ -505,6 +513,7 @@ impl Engine {
             }
             return Err(error);
         }
+        self.check_forwarding();
         for stale in &self.effective.stale {
             tracing::warn!(%stale, "a runtime change has no effect with this configuration; it is kept");
         }

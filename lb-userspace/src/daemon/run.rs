@@ -1,6 +1,12 @@
 //! Starting, the loop, stopping.
 
-use super::{Engine, StartError, engine::Parts, error::EngineError, events::Events, trace};
+use super::{
+    Engine, StartError,
+    engine::Parts,
+    error::EngineError,
+    events::{self, Events},
+    trace,
+};
 use crate::{
     config::{self, Config},
     control::{
@@ -86,6 +92,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let health_task = HealthTask::spawn(health_tx, Arc::new(Observer(instruments.clone())));
     let (hop_task, mut hop_rx) = NextHopTask::spawn()?;
     let mut link_rx = hop_task.link_events();
+    let mut ways = hop_task.ways();
+    let solicitor = hop_task.solicitor();
     let pin_dir = config.node.pin_dir.clone();
     let made = !pin_dir.join(abi_name()).exists();
     let config::FlowsConfig { max_flows, max_half_open } = config.flows;
@@ -133,6 +141,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let mut hangup = signal(SignalKind::hangup()).map_err(io)?;
     let program_log = engine.program_log();
     let mut events = engine.kernel.events().and_then(Events::new).map_err(EngineError::from)?;
+    engine.check_forwarding();
     engine.log_ready();
     let mut tend = tokio::time::interval(TEND_INTERVAL);
     tend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -173,8 +182,15 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             events = link_rx.recv() => if events.is_some() {
                 engine.links_changed();
             },
-            records = events.next() => engine.take_events(&records),
+            records = events.next() => {
+                for (ifindex, address) in events::neighbours(&records) {
+                    tracing::debug!(%address, ifindex, "a packet waits for this neighbour");
+                    solicitor.solicit(ifindex, address);
+                }
+                engine.take_events(&records);
+            }
             _ = prune.tick(), if engine.tracers.any() => engine.prune_tracers(),
+            Ok(()) = ways.changed() => engine.kernel.maps().nat().routes_changed(),
             _ = tend.tick() => engine.tend_flows(std::time::Instant::now()),
             _ = hangup.recv() => {
                 // The outcome is logged and counted.
@@ -192,8 +208,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             }
         }
     }
-    if let Some(log) = program_log {
-        log.abort();
+    if let Some(reader) = program_log {
+        reader.abort();
     }
     stop_tx.send_replace(true);
     let _ = control.await;

@@ -1,7 +1,7 @@
 //! The loaded program with its maps: adopted from an earlier daemon where there are pins, made where not.
 
 use super::{Attached, DataplaneError, Maps, Observed, Ran, XdpMode, attach, elf, observe};
-use crate::plan::{Action, Image, Walk};
+use crate::plan::{Action, Image, Pair, Walk};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{MapData, RingBuf},
@@ -129,6 +129,11 @@ impl Kernel {
     pub fn forget(&mut self, walk: &Walk) -> Result<(), DataplaneError> {
         walk.half_over.iter().try_for_each(|(flow, entry)| self.maps.forget_half_open(flow, *entry))?;
         walk.over.iter().try_for_each(|(flow, entry)| self.maps.forget(flow, *entry))
+    }
+
+    /// Removes NAT sessions, except those of which a packet came meanwhile.
+    pub fn forget_sessions(&mut self, sessions: &[Pair]) -> Result<(), DataplaneError> {
+        sessions.iter().try_for_each(|pair| self.maps.nat_mut().forget(pair))
     }
 
     /// What the maps hold.

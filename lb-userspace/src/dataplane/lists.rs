@@ -112,11 +112,11 @@ pub(super) struct Lists {
     marks4: Mapped,
     marks6: Mapped,
     limits: Mapped,
-    control: Mapped,
+    control: Arc<Mapped>,
 }
 
 impl Lists {
-    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DataplaneError> {
+    pub(super) fn take(ebpf: &mut Ebpf, control: Arc<Mapped>) -> Result<Self, DataplaneError> {
         Ok(Self {
             deny4: Trie::take(ebpf, "DENY4")?,
             deny6: Trie::take(ebpf, "DENY6")?,
@@ -125,7 +125,7 @@ impl Lists {
             marks4: mapped(ebpf, "MARKS4")?,
             marks6: mapped(ebpf, "MARKS6")?,
             limits: mapped(ebpf, "LIMITS")?,
-            control: mapped(ebpf, "CONTROL")?,
+            control,
         })
     }
 

@@ -18,6 +18,7 @@ mod kernel;
 mod listing;
 mod lists;
 mod maps;
+mod nat;
 mod observe;
 
 pub use attach::{Attached, Mode, XdpMode};
@@ -26,4 +27,5 @@ pub use error::DataplaneError;
 pub use kernel::{Capacities, Kernel, abi_name};
 pub use listing::tracked_flows;
 pub use maps::Maps;
+pub use nat::{NatMaps, Sessions};
 pub use observe::{LONGEST_FRAME, Observed, Ran};

@@ -11,6 +11,7 @@ mod ip;
 mod jumbo;
 mod link;
 mod modes;
+mod nat;
 mod ports;
 mod quic;
 mod quote;
