@@ -103,7 +103,9 @@ fn snat_serves_http_from_backends_that_know_nothing() -> Result<()> {
     wait_until("the sessions are counted", PATIENCE, || {
         balancer.service("www").nat.is_some_and(|nat| nat.always && nat.sessions > 0)
     })?;
-    assert!(balancer.status().nat.made >= 6000);
+    // One for each of those open at once; a later connection from the same port may take over a closed one's session.
+    let made = balancer.status().nat.made;
+    assert!((2000..=7000).contains(&made), "{made}");
     assert_eq!(balancer.status().nat.exhausted, 0);
     Ok(())
 }

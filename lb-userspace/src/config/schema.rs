@@ -20,11 +20,11 @@ impl Schema {
         let near: &[&'static Schema] = match self.header {
             "[[service]]" => &[&SERVICE_HEALTH, &SERVICE_LIMITS, &SERVICE_QUIC, &BACKEND, &NODE],
             "[service.health]" => &[&SERVICE, &BACKEND],
-            "[service.quic]" | "[service.snat]" => &[&SERVICE, &BACKEND],
+            "[service.quic]" => &[&SERVICE, &BACKEND],
             "[[service.backend]]" => &[&SERVICE, &SERVICE_HEALTH, &SERVICE_QUIC],
             "[defaults]" => &[&DEFAULTS_HEALTH, &NODE],
             "[defaults.health]" | "[defaults.snat]" => &[&DEFAULTS],
-            "[service.limits]" => &[&SERVICE],
+            "[service.limits]" | "[service.snat]" => &[&SERVICE],
             "the file" => &[&NODE, &METRICS, &TUNNEL, &FLOWS, &SERVICE, &SERVICE_HEALTH, &BACKEND],
             _ => &[&NODE, &METRICS, &TUNNEL, &FLOWS],
         };
