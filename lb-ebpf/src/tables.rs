@@ -5,8 +5,7 @@ use aya_ebpf::{bindings::xdp_md, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key}
 use lb_common::{
     abi::{
         BackendEntry, CidKey, Control, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen,
-        PortKey,
-        PortRangeKey, ServiceEntry, Slot, VipEntry,
+        PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry,
     },
     core::{
         FlowCell, HalfOpenCell, Tables,
@@ -236,6 +235,12 @@ impl<const OBSERVED: bool> Tables for Maps<OBSERVED> {
     #[inline(always)]
     fn replies(&self) -> bool {
         maps::CONTROL.get(0).is_some_and(|control| control.flags & Control::NAT != 0)
+    }
+
+    #[inline(always)]
+    fn nat_marks(&self, word: u32) -> u64 {
+        // SAFETY: an array element of 8 bytes, 8-aligned; the daemon writes it with one atomic store.
+        maps::NAT_MARKS.get_ptr(word).map_or(0, |word| unsafe { word.read_volatile() })
     }
 
     #[inline(always)]

@@ -88,6 +88,8 @@ pub const SOURCE_CAPACITY: u32 = 1 << 15;
 pub const FRAGMENT_CAPACITY: u32 = 1 << 13;
 /// Listening places of `nat` backends.
 pub const NAT_CAPACITY: u32 = 1 << 16;
+/// Words of `NAT_MARKS`, of 64 bits each.
+pub const NAT_MARK_WORDS: u32 = 1 << 10;
 /// NAT sessions at once.
 pub const SESSION_CAPACITY: u32 = 1 << 16;
 /// Source addresses of all NAT pools.
@@ -132,6 +134,7 @@ pub const INVENTORY: &[MapInfo] = &[
     map::<SourceKey, Arrivals>("SOURCES", MapKind::LruHash, SOURCE_CAPACITY, 0),
     map::<FragmentKey, FragmentTrace>("FRAGMENTS", MapKind::LruHash, FRAGMENT_CAPACITY, 0),
     map::<NatKey, NatOrigin>("NATS", MapKind::Hash, NAT_CAPACITY, NO_PREALLOC),
+    map::<u32, u64>("NAT_MARKS", MapKind::Array, NAT_MARK_WORDS, MMAPABLE),
     map::<FlowKey6, SessionOut>("SESSIONS_OUT", MapKind::Hash, SESSION_CAPACITY, NO_PREALLOC),
     map::<FlowKey6, SessionBack>("SESSIONS_BACK", MapKind::Hash, SESSION_CAPACITY, NO_PREALLOC),
     map::<u32, Pool>("POOLS", MapKind::Array, MAX_SERVICES, MMAPABLE),

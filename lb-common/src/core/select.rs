@@ -3,6 +3,7 @@
 use super::{
     Decision, DropReason, Forward, Ip, Part, Refusal, Tables,
     affinity::{Place, Step},
+    nat,
     quic::Route,
 };
 use crate::{abi::ServiceEntry, packet::Packet};
@@ -39,9 +40,14 @@ pub(super) fn select<'t, P: Packet, T: Tables>(
     match tables.backend(backend_id) {
         Some(backend) => {
             let forward = Forward { service: id, backend_id, backend, ip, hash: flow, slot: index };
-            if service.flags & (ServiceEntry::SESSIONS | ServiceEntry::HAIRPIN) != 0 {
+            // A session for all, or for clients alone that are backends themselves.
+            let always = service.flags & ServiceEntry::SESSIONS != 0;
+            if always
+                || service.flags & ServiceEntry::HAIRPIN != 0
+                    && nat::from_backend(packet, tables, ip.l3, ip.v6)
+            {
                 // The fragments behind it could not be rewritten: a trace knows the backend alone.
-                if service.flags & ServiceEntry::SESSIONS != 0 && !matches!(ip.part, Part::Whole) {
+                if always && !matches!(ip.part, Part::Whole) {
                     return Decision::Drop(Refusal { reason: DropReason::Fragment });
                 }
                 return Decision::Session(forward, step);

@@ -55,6 +55,12 @@ pub trait Tables {
         false
     }
 
+    /// A word of the marks of `nat` backends' addresses; without marks every address may be one.
+    #[inline(always)]
+    fn nat_marks(&self, _word: u32) -> u64 {
+        u64::MAX
+    }
+
     /// Walks the IPv6 extension headers. A rare path: the kernel program puts it out of line, where the
     /// verifier goes through it once and not once for each way that leads there.
     #[inline(always)]

@@ -10,8 +10,8 @@ use aya::{
     maps::{HashMap, MapData, PerCpuArray},
 };
 use lb_common::abi::{
-    Control, FlowEntry, FlowKey6, MAX_SERVICES, NatKey, NatOrigin, NatStats, POOL_ADDRESS_CAPACITY, Pool,
-    SessionBack, SessionOut,
+    Control, FlowEntry, FlowKey6, MAX_SERVICES, NAT_MARK_WORDS, NatKey, NatOrigin, NatStats,
+    POOL_ADDRESS_CAPACITY, Pool, SessionBack, SessionOut,
 };
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -21,6 +21,7 @@ use std::{
 /// Handles of the maps of NAT, and of the switches of the whole program.
 pub struct NatMaps {
     origins: HashMap<MapData, NatKey, NatOrigin>,
+    marks: Mapped,
     pools: Mapped,
     addresses: Mapped,
     control: Arc<Mapped>,
@@ -47,6 +48,7 @@ impl NatMaps {
         Ok(Self {
             fds: [descriptor(ebpf, "SESSIONS_OUT")?, descriptor(ebpf, "SESSIONS_BACK")?],
             origins: take(ebpf, "NATS")?,
+            marks: mapped(ebpf, "NAT_MARKS")?,
             pools: mapped(ebpf, "POOLS")?,
             addresses: mapped(ebpf, "POOL_ADDRESSES")?,
             control,
@@ -62,6 +64,12 @@ impl NatMaps {
         for entry in self.origins.iter() {
             let (key, origin) = entry.map_err(DataplaneError::map("NATS"))?;
             image.origins.insert(key, origin);
+        }
+        for index in 0..NAT_MARK_WORDS {
+            let word = self.marks.word(index, 0).load(Ordering::Acquire);
+            if word != 0 {
+                image.marks.insert(index, word);
+            }
         }
         for service in 0..MAX_SERVICES {
             let pool: Pool = self.pools.load(service);
@@ -88,6 +96,10 @@ impl NatMaps {
             }
             NatChange::Origin { key, new: None, .. } => {
                 gone_is_fine(self.origins.remove(&key)).map_err(DataplaneError::map("NATS"))
+            }
+            NatChange::Mark { index, new, .. } => {
+                self.marks.word(index, 0).store(new.unwrap_or(0), Ordering::Release);
+                Ok(())
             }
             NatChange::Pool { service, new, .. } => {
                 // Base and counts share the first word.

@@ -3,7 +3,10 @@
 
 use super::{BuildError, Image, WantedService};
 use crate::model::{DEFAULT_SNAT_PORTS, Forward, ServiceSpec};
-use lb_common::abi::{NAT_CAPACITY, NatKey, NatOrigin, POOL_ADDRESS_CAPACITY, Pool, ServiceEntry, VipEntry};
+use lb_common::{
+    abi::{NAT_CAPACITY, NatKey, NatOrigin, POOL_ADDRESS_CAPACITY, Pool, ServiceEntry, VipEntry},
+    core::nat::{Address, mark},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -15,6 +18,8 @@ use std::{
 pub struct NatImage {
     /// `NATS`.
     pub origins: BTreeMap<NatKey, NatOrigin>,
+    /// `NAT_MARKS`: words that are not zero.
+    pub marks: BTreeMap<u32, u64>,
     /// `POOLS`, by service id.
     pub pools: BTreeMap<u32, Pool>,
     /// `POOL_ADDRESSES`, IPv4 mapped; those of no pool are zero.
@@ -27,6 +32,7 @@ pub struct NatImage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NatChange {
     Origin { key: NatKey, old: Option<NatOrigin>, new: Option<NatOrigin> },
+    Mark { index: u32, old: Option<u64>, new: Option<u64> },
     Pool { service: u32, old: Option<Pool>, new: Option<Pool> },
     PoolAddress { index: u32, old: Option<[u8; 16]>, new: Option<[u8; 16]> },
     Switch { old: bool, new: bool },
@@ -126,6 +132,10 @@ fn origins(wanted: &[WantedService], ids: &[(u32, Vec<u32>)], image: &mut Image)
         return Err(BuildError::TooManyNatPorts { found: leads.len() });
     }
     for (key, to) in leads {
+        if key.proto == 0 {
+            let bit = mark(Address::read(&key.address));
+            *image.nat.marks.entry(bit / 64).or_default() |= 1 << (bit % 64);
+        }
         let unique = to.iter().map(|(vip, port, ..)| (vip, port)).collect::<BTreeSet<_>>().len() == 1;
         if key.proto != 0 && !unique {
             for (.., service, _) in &to {
@@ -192,13 +202,17 @@ impl NatImage {
         let (addresses, addresses_gone) = super::action::split(&old.addresses, &new.addresses);
         let (pools, pools_gone) = super::action::split(&old.pools, &new.pools);
         let (origins, origins_gone) = super::action::split(&old.origins, &new.origins);
+        let (marks, marks_gone) = super::action::split(&old.marks, &new.marks);
+        let mark = |(index, old, new)| NatChange::Mark { index, old, new };
         let address = |(index, old, new)| NatChange::PoolAddress { index, old, new };
         let pool = |(service, old, new)| NatChange::Pool { service, old, new };
         let origin = |(key, old, new)| NatChange::Origin { key, old, new };
         let switch = (old.on != new.on).then_some(NatChange::Switch { old: old.on, new: new.on });
         let set = addresses.into_iter().map(address);
         let set = set.chain(pools.into_iter().map(pool)).chain(origins.into_iter().map(origin));
+        let set = set.chain(marks.into_iter().map(mark));
         let gone = switch.filter(|_| !new.on).into_iter().chain(origins_gone.into_iter().map(origin));
+        let gone = gone.chain(marks_gone.into_iter().map(mark));
         let gone = gone.chain(pools_gone.into_iter().map(pool));
         (
             set.chain(switch.filter(|_| new.on)).collect(),
@@ -216,6 +230,7 @@ impl NatImage {
         }
         match change {
             NatChange::Origin { key, new, .. } => set(&mut self.origins, *key, *new),
+            NatChange::Mark { index, new, .. } => set(&mut self.marks, *index, *new),
             NatChange::Pool { service, new, .. } => set(&mut self.pools, *service, *new),
             NatChange::PoolAddress { index, new, .. } => set(&mut self.addresses, *index, *new),
             NatChange::Switch { new, .. } => self.on = *new,
@@ -227,6 +242,7 @@ impl NatChange {
     pub(super) fn inverse(self) -> Self {
         match self {
             Self::Origin { key, old, new } => Self::Origin { key, old: new, new: old },
+            Self::Mark { index, old, new } => Self::Mark { index, old: new, new: old },
             Self::Pool { service, old, new } => Self::Pool { service, old: new, new: old },
             Self::PoolAddress { index, old, new } => Self::PoolAddress { index, old: new, new: old },
             Self::Switch { old, new } => Self::Switch { old: new, new: old },
@@ -245,6 +261,9 @@ impl fmt::Display for NatChange {
             Self::Origin { key, old, new } => {
                 let (address, port) = (unmapped(key.address), u16::from_be_bytes(key.port));
                 write!(f, "{} reply address {address} port {port}", verb(old.is_some(), new.is_some()))
+            }
+            Self::Mark { index, old, new } => {
+                write!(f, "{} marks {index} of backends' addresses", verb(old.is_some(), new.is_some()))
             }
             Self::Pool { service, old, new } => {
                 write!(f, "{} address pool of service {service}", verb(old.is_some(), new.is_some()))

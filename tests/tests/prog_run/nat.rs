@@ -6,7 +6,10 @@ use lb_common::{
         BackendEntry, Control, Exit, ForwardKind, NatKey, NatOrigin, NatStats, Pool, PortRule, ServiceEntry,
         Slot, VipEntry,
     },
-    core::{DropReason, nat::Address},
+    core::{
+        DropReason,
+        nat::{Address, mark},
+    },
 };
 use lb_tests::{
     kernel::{INGRESS, Outcome, Program, Verdict},
@@ -129,6 +132,11 @@ impl Lab {
     fn nats(&mut self, key: NatKey, origin: NatOrigin) {
         let map = self.program.ebpf().map_mut("NATS").expect("NATS");
         HashMap::<_, NatKey, NatOrigin>::try_from(map).expect("NATS").insert(key, origin, 0).expect("NATS");
+        let bit = mark(Address::read(&key.address));
+        let map = self.program.ebpf().map_mut("NAT_MARKS").expect("NAT_MARKS");
+        let mut marks = Array::<_, u64>::try_from(map).expect("NAT_MARKS");
+        let word = marks.get(&(bit / 64), 0).expect("a word");
+        marks.set(bit / 64, word | 1 << (bit % 64), 0).expect("NAT_MARKS");
     }
 
     fn vip(&mut self, address: IpAddr, entry: VipEntry) {

@@ -8,6 +8,7 @@
 pub mod answer;
 pub mod back;
 pub mod errors;
+mod mark;
 pub mod rewrite;
 pub mod session;
 mod tables;
@@ -16,5 +17,6 @@ mod tests;
 pub mod translate;
 
 pub use answer::{Answer, Verdict};
+pub use mark::{from_backend, mark, may_be_reply};
 pub use rewrite::{Address, Ends};
 pub use tables::{Added, NatTables, Outcome, Way};

@@ -229,17 +229,8 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
                 guard.limits.connections_per_second = 0;
                 guard.limits.source_connections_per_second = 0;
             }
-            let (
-                port,
-                protocol,
-                forward,
-                (first, second),
-                ring_size,
-                seed,
-                idle_timeout,
-                gue_port,
-                quic,
-            ) = settings;
+            let (port, protocol, forward, (first, second), ring_size, seed, idle_timeout, gue_port, quic) =
+                settings;
             // What keeps the IP version has IPv4 only and tells replies by their port.
             let nat = forward == Forward::Nat;
             let port = match port {
