@@ -9,7 +9,7 @@ use aya_ebpf::{
     },
     helpers::{bpf_fib_lookup as ask_routes, bpf_ktime_get_coarse_ns},
 };
-use core::{mem::zeroed, ptr::null_mut};
+use core::ptr::null_mut;
 use lb_common::{
     abi::{EventHeader, Exit, NatScratch, ResolveEvent},
     core::{
@@ -220,10 +220,12 @@ fn words(address: Address) -> [u32; 4] {
 #[inline(always)]
 fn ask<const V6: bool>(ctx: *mut xdp_md, from: Address, to: Address) -> u64 {
     let Some(scratch) = scratch() else { return 0 };
-    // SAFETY: as many bytes, aligned to eight; integers and unions of them.
+    for word in 0..scratch.route.len() {
+        // SAFETY: within the array. Word by word: a call of memset would be one more frame on the stack, which is full.
+        unsafe { scratch.route.as_mut_ptr().add(word).write_volatile(0) };
+    }
+    // SAFETY: as many bytes, aligned to eight; integers and unions of them, which may all be zero.
     let route = unsafe { &mut *scratch.route.as_mut_ptr().cast::<bpf_fib_lookup>() };
-    // SAFETY: as above: all zero is a value of it.
-    *route = unsafe { zeroed() };
     // SAFETY: `ctx` is the context the kernel called the program with.
     route.ifindex = unsafe { (*ctx).ingress_ifindex };
     if V6 {
