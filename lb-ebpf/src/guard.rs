@@ -97,14 +97,20 @@ fn times(arrivals: *mut Arrivals) -> [Time; 2] {
 
 impl<const OBSERVED: bool> Guard for Maps<OBSERVED> {
     #[inline(always)]
-    fn marks4(&self, word: u32) -> u64 {
+    fn regions4(&self, word: u32) -> u64 {
         // SAFETY: an array element of 8 bytes, 8-aligned; the daemon writes it with one atomic store.
+        maps::REGIONS4.get_ptr(word).map_or(0, |word| unsafe { word.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn marks4(&self, word: u32) -> u64 {
+        // SAFETY: as in `regions4`.
         maps::MARKS4.get_ptr(word).map_or(0, |word| unsafe { word.read_volatile() })
     }
 
     #[inline(always)]
     fn marks6(&self, word: u32) -> u64 {
-        // SAFETY: as in `marks4`.
+        // SAFETY: as in `regions4`.
         maps::MARKS6.get_ptr(word).map_or(0, |word| unsafe { word.read_volatile() })
     }
 
