@@ -47,9 +47,12 @@ impl Trie {
         batch::remove(self.fd.as_fd(), keys).map_err(self.failed())
     }
 
-    fn read<const N: usize>(&self) -> Result<Vec<([u8; N], u32)>, DataplaneError> {
+    fn read<const N: usize>(&self) -> Result<Vec<([u8; N], u32)>, DataplaneError>
+    where
+        [u8; N]: Default,
+    {
         let mut entries = Vec::new();
-        batch::for_each_of_trie::<N>(self.fd.as_fd(), |key, value| entries.push((*key, value)))
+        batch::for_each::<[u8; N], u32>(self.fd.as_fd(), |key, value| entries.push((*key, *value)))
             .map_err(|source| DataplaneError::Read { map: self.name, source })?;
         Ok(entries)
     }
