@@ -1,9 +1,8 @@
 //! The firewall's maps. The marks are read in line; what they leave open, allow lists and limits are functions of
 //! their own, like those in [`outline`](crate::outline).
 
-use crate::{frame::Frame, maps, observe, outline::opaque, tables::Maps};
+use crate::{atomic, frame::Frame, maps, observe, outline::opaque, tables::Maps};
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
-use core::intrinsics::{AtomicOrdering, atomic_cxchg};
 use lb_common::{
     abi::{Arrivals, Control, Limits, SourceKey},
     core::{
@@ -78,13 +77,11 @@ impl Arrival for Time {
 
     #[inline(always)]
     fn replace(&self, seen: u64, new: u64) -> Result<(), u64> {
-        const RELAXED: AtomicOrdering = AtomicOrdering::Relaxed;
         if observe::dry() {
             return Ok(());
         }
         // SAFETY: as in `load`; every CPU changes it by this instruction only.
-        let (found, done) = unsafe { atomic_cxchg::<u64, RELAXED, RELAXED>(self.0, seen, new) };
-        if done { Ok(()) } else { Err(found) }
+        unsafe { atomic::exchange(self.0, seen, new) }
     }
 }
 
