@@ -76,6 +76,8 @@ pub static DENY4: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(PREFIX_CAPAC
 #[map]
 pub static DENY6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(PREFIX_CAPACITY, NO_PREALLOC);
 #[map]
+pub static REGIONS4: Array<u64> = Array::with_max_entries(REGIONS4_CAPACITY, MMAPABLE);
+#[map]
 pub static MARKS4: Array<u64> = Array::with_max_entries(MARKS4_CAPACITY, MMAPABLE);
 #[map]
 pub static MARKS6: Array<u64> = Array::with_max_entries(MARKS6_CAPACITY, MMAPABLE);

@@ -64,7 +64,7 @@ impl FlowCell for Cell {
     #[inline(always)]
     fn exchange(&self, old: FlowEntry, new: FlowEntry) -> bool {
         // SAFETY: as in `load`.
-        observe::dry() || unsafe { atomic::exchange(self.0, old.0, new.0) }
+        observe::dry() || unsafe { atomic::exchange(self.0, old.0, new.0) }.is_ok()
     }
 }
 

@@ -78,6 +78,8 @@ pub const HALF_OPEN_CAPACITY: u32 = 1 << 15;
 pub const SCHEDULE_CAPACITY: u32 = 1 << 16;
 /// Deny and allow prefixes of either family.
 pub const PREFIX_CAPACITY: u32 = 1 << 18;
+/// Words of `REGIONS4`: a bit for each /20. See `core::guard`.
+pub const REGIONS4_CAPACITY: u32 = 1 << 14;
 /// Words of `MARKS4`: two bits for each /24. See `core::guard`.
 pub const MARKS4_CAPACITY: u32 = 1 << 19;
 /// Words of `MARKS6`: a hashed bitmap. See `core::guard`.
@@ -125,6 +127,7 @@ pub const INVENTORY: &[MapInfo] = &[
     growing::<u64>("ACTIVE", MapKind::Array, BACKEND_CAPACITY, MMAPABLE),
     map::<[u8; 8], u32>("DENY4", MapKind::LpmTrie, PREFIX_CAPACITY, NO_PREALLOC),
     map::<[u8; 20], u32>("DENY6", MapKind::LpmTrie, PREFIX_CAPACITY, NO_PREALLOC),
+    map::<u32, u64>("REGIONS4", MapKind::Array, REGIONS4_CAPACITY, MMAPABLE),
     map::<u32, u64>("MARKS4", MapKind::Array, MARKS4_CAPACITY, MMAPABLE),
     map::<u32, u64>("MARKS6", MapKind::Array, MARKS6_CAPACITY, MMAPABLE),
     map::<[u8; 12], u32>("ALLOWED4", MapKind::LpmTrie, PREFIX_CAPACITY, NO_PREALLOC),

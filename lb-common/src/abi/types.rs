@@ -45,7 +45,7 @@ pub struct VipEntry {
 impl VipEntry {
     /// The VIP has more rules than fit: ask `PORTS`, then `PORT_RANGES`.
     pub const SPILLED: u32 = 1;
-    /// There are deny prefixes of this family: ask `MARKS4` or `MARKS6` about the source first.
+    /// There are deny prefixes of this family: ask `REGIONS4` or `MARKS6` about the source first.
     pub const FILTERED: u32 = 2;
     /// Echo requests to it are answered here.
     pub const ECHO: u32 = 4;

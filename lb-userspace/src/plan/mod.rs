@@ -20,7 +20,7 @@ pub use build::{BuildError, NextHopEntry, TunnelSettings, WantedBackend, WantedS
 pub use image::{BackendRecord, Image, ServiceRecord, name_of};
 pub use lists::{ListAction, install};
 pub(crate) use lists::{added as list_added, removed as list_removed};
-pub use marks::{marks4, marks6};
+pub use marks::{marks4, marks6, regions4};
 pub use memory::{Memory, MemoryOfFlow};
 pub use nat::{NatChange, NatImage, mapped, unmapped};
 pub use schedule::{ScheduleRecord, flags as scheduler_flags};

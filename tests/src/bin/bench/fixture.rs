@@ -428,9 +428,12 @@ fn deny(ebpf: &mut Ebpf) -> anyhow::Result<()> {
             )?;
         }
     }
-    let mut marks: Array<MapData, u64> = take(ebpf, "MARKS4")?;
-    for (index, word) in plan::marks4(&prefixes).into_iter().enumerate().filter(|(_, word)| *word != 0) {
-        marks.set(index as u32, word, 0)?;
+    let marks = plan::marks4(&prefixes);
+    for (name, words) in [("REGIONS4", plan::regions4(&marks)), ("MARKS4", marks)] {
+        let mut map: Array<MapData, u64> = take(ebpf, name)?;
+        for (index, word) in words.into_iter().enumerate().filter(|(_, word)| *word != 0) {
+            map.set(index as u32, word, 0)?;
+        }
     }
     Ok(())
 }
