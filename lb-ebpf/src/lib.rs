@@ -11,6 +11,7 @@ pub mod emit;
 mod emit_nat;
 pub mod frame;
 pub mod guard;
+pub mod hold;
 pub mod maps;
 pub mod observe;
 pub mod outline;

@@ -134,6 +134,10 @@ pub static CIDS: HashMap<CidKey, u32> = HashMap::with_max_entries(CID_CAPACITY, 
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_BYTES, 0);
 
+/// Fragments that came before the first one of their datagram: the daemon sends them through the program again.
+#[map]
+pub static HELD: RingBuf = RingBuf::with_byte_size(HELD_BYTES, 0);
+
 /// What the observed program met: its own, made anew with every load.
 #[map]
 pub static NOTES: PerCpuArray<Watch> = PerCpuArray::with_max_entries(1, 0);

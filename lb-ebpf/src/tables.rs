@@ -1,6 +1,6 @@
 //! The core's tables over the maps.
 
-use crate::{atomic, guard, maps, observe, outline};
+use crate::{atomic, guard, hold, maps, observe, outline};
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
 use lb_common::{
     abi::{
@@ -353,6 +353,11 @@ impl<const OBSERVED: bool> Tables for Maps<OBSERVED> {
     fn fragment<P: Packet>(&self, _: &P, l3: usize, v6: bool) -> Found {
         let l3 = l3 as u64;
         Found(if v6 { outline::fragment6(self.ctx, l3) } else { outline::fragment4(self.ctx, l3) })
+    }
+
+    #[inline(always)]
+    fn hold<P: Packet>(&self, _: &P, l3: usize, v6: bool) -> bool {
+        hold::hold(self.ctx, l3 as u64, v6.into()) != 0
     }
 
     #[inline(always)]

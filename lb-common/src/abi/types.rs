@@ -473,6 +473,8 @@ pub struct Control {
     /// One packet in so many is told of in `EVENTS`; 0 = none.
     pub trace: u32,
     pub pad: u32,
+    /// Until then, by the monotonic clock, a daemon is there that reads `HELD`; it says so again and again.
+    pub hold_until_ns: u64,
 }
 
 impl Control {
@@ -540,6 +542,6 @@ plain_old_data! {
     NatScratch = 272,
     NatStats = 32,
     Exit = 48,
-    Control = 16,
+    Control = 24,
     CidKey = 20,
 }

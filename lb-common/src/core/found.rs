@@ -49,11 +49,13 @@ impl Found {
     const fn reason(self) -> DropReason {
         const ICMP_QUOTE: u32 = DropReason::IcmpQuote as u32;
         const UNKNOWN: u32 = DropReason::FragmentUnknown as u32;
+        const HELD: u32 = DropReason::FragmentHeld as u32;
         const FRAGMENT: u32 = DropReason::Fragment as u32;
         const NO_BACKEND: u32 = DropReason::NoBackend as u32;
         match (self.0 >> 8) as u32 & 0xff {
             ICMP_QUOTE => DropReason::IcmpQuote,
             UNKNOWN => DropReason::FragmentUnknown,
+            HELD => DropReason::FragmentHeld,
             FRAGMENT => DropReason::Fragment,
             NO_BACKEND => DropReason::NoBackend,
             _ => DropReason::Internal,

@@ -182,6 +182,13 @@ pub trait Tables {
         fragment::follow(packet, self, l3, v6)
     }
 
+    /// Keeps a fragment whose first one has not come yet, to see it again a moment later; false: it cannot be kept. Tables
+    /// that nobody waits for keep none.
+    #[inline(always)]
+    fn hold<P: Packet>(&self, _packet: &P, _l3: usize, _v6: bool) -> bool {
+        false
+    }
+
     /// Leaves the trace of a first fragment that goes to `backend`, or to nobody of a service
     /// ([`fragment::KERNEL`]).
     #[inline(always)]

@@ -149,6 +149,7 @@ drop_reasons! {
     NatUntranslatable = 26, "nat_untranslatable", "the packet has no equivalent in the other IP version";
     EchoAnswered = 27, "echo_answered", "an echo request to a virtual address, answered here: nothing is lost";
     EchoUnanswered = 28, "echo_unanswered", "an echo request to a virtual address, not answered: the rate limit, or a sender that is no single host";
+    FragmentHeld = 29, "fragment_held", "a fragment before the first one of its datagram, kept for a moment: counted again as what becomes of it";
 }
 
 #[cfg(test)]

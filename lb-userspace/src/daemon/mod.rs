@@ -7,6 +7,7 @@
 //!   netlink task ----routes changed-----> |        |
 //!   SIGHUP, SIGTERM --------------------> |        | --destinations--> netlink task
 //!   metrics listener ---Command---------> +--------+
+//!   ring buffer HELD ---> resequencer ----fragments to send again----> dataplane::Held
 //!   ring buffer EVENTS -> events reader ----neighbours to find out-----> netlink task
 //! ```
 //!
@@ -22,6 +23,7 @@ mod explain_nat;
 mod firewall;
 mod flows;
 mod headers;
+mod held;
 mod listing;
 mod run;
 mod sessions;

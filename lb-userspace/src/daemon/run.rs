@@ -5,6 +5,7 @@ use super::{
     engine::Parts,
     error::EngineError,
     events::{self, Events},
+    held::Resequencer,
     trace,
 };
 use crate::{
@@ -142,6 +143,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let program_log = engine.program_log();
     let mut events = engine.kernel.events().and_then(Events::new).map_err(EngineError::from)?;
     engine.check_forwarding();
+    let mut resequencer = Resequencer::new(&engine.kernel).map_err(EngineError::from)?;
     engine.log_ready();
     let mut tend = tokio::time::interval(TEND_INTERVAL);
     tend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -191,7 +193,11 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             }
             _ = prune.tick(), if engine.tracers.any() => engine.prune_tracers(),
             Ok(()) = ways.changed() => engine.kernel.maps().nat().routes_changed(),
-            _ = tend.tick() => engine.tend_flows(std::time::Instant::now()),
+            held = resequencer.next() => resequencer.work(held, &mut engine.kernel),
+            _ = tend.tick() => {
+                resequencer.announce();
+                engine.tend_flows(std::time::Instant::now());
+            }
             _ = hangup.recv() => {
                 // The outcome is logged and counted.
                 let _ = engine.reload(false, "SIGHUP");

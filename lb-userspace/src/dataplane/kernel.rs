@@ -200,6 +200,11 @@ impl Kernel {
         Ok(new)
     }
 
+    /// The program that belongs on the interfaces now.
+    pub(super) fn attached_program(&mut self) -> Result<&mut Xdp, DataplaneError> {
+        current(&mut self.ebpf, &mut self.tracing)
+    }
+
     fn program(&mut self) -> Result<&mut Xdp, DataplaneError> {
         program(&mut self.ebpf)
     }

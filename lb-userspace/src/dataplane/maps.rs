@@ -368,6 +368,11 @@ impl Maps {
         Ok(())
     }
 
+    /// How to reach a backend.
+    pub(super) fn backend(&self, id: u32) -> BackendEntry {
+        if id < self.backends.len { self.backends.load(id) } else { BackendEntry::default() }
+    }
+
     /// Counters of a service, summed over the CPUs.
     pub fn service_stats(&self, id: u32) -> Result<Stats, DataplaneError> {
         self.service_stats.get(&id, 0).map(|v| sum(&v)).map_err(DataplaneError::map("SERVICE_STATS"))

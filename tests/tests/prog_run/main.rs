@@ -6,6 +6,7 @@ mod echo;
 mod flows;
 mod fragments;
 mod guard;
+mod held;
 mod icmp;
 mod ip;
 mod jumbo;
