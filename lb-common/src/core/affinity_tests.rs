@@ -23,9 +23,16 @@ const HASH: u64 = 0x1234_5678_9abc_def0;
 const A: u32 = 1;
 const B: u32 = 2;
 const C: u32 = 3;
+const SECOND: u64 = 1_000_000_000;
+/// The service's idle timeout, in seconds, and how long the daemon keeps entries: silent ones, ended ones and handshakes.
+const IDLE: u64 = 120;
+const KEPT: u64 = IDLE + 10;
+const CLOSING_KEPT: u64 = 60;
+const HANDSHAKE_KEPT: u64 = 30;
 
 /// Flow tables with so much room, and a schedule.
 struct World {
+    service: ServiceEntry,
     backends: Vec<BackendEntry>,
     flows: RefCell<BTreeMap<FlowKey4, Rc<Cell<u64>>>>,
     half_open: RefCell<BTreeMap<FlowKey4, Rc<Cell<HalfOpen>>>>,
@@ -78,8 +85,8 @@ impl Tables for World {
     fn port_range(&self, _: &PortRangeKey) -> Option<u32> {
         None
     }
-    fn service(&self, _: u32) -> Option<&ServiceEntry> {
-        None
+    fn service(&self, id: u32) -> Option<&ServiceEntry> {
+        (id == SERVICE).then_some(&self.service)
     }
     fn slot(&self, _: u32) -> Option<Slot> {
         None
@@ -157,6 +164,7 @@ impl Rig {
     fn new(owner: u32, home: u32, state: SlotState) -> Self {
         let backend = BackendEntry { kind: 1, service: SERVICE, ..BackendEntry::default() };
         let world = World {
+            service: ServiceEntry { idle_ns: IDLE * SECOND, ..ServiceEntry::default() },
             backends: vec![BackendEntry::default(), backend, backend, backend],
             flows: RefCell::default(),
             half_open: RefCell::default(),
@@ -219,6 +227,30 @@ impl Rig {
 
     fn entry(&self, client: u8) -> FlowEntry {
         FlowEntry(self.world.flows.borrow()[&key(client)].get())
+    }
+
+    fn pass(&self, seconds: u64) {
+        self.world.now.set(self.world.now.get() + seconds * SECOND);
+    }
+
+    /// Time passes, then the daemon forgets what is over.
+    fn walk(&self, seconds: u64) {
+        self.pass(seconds);
+        let now = self.world.now.get();
+        let idle = |entry: u64| FlowEntry(entry).idle_ns(now);
+        self.world.half_open.borrow_mut().retain(|_, half| {
+            let entry = FlowEntry(half.get().entry);
+            let kept = match (entry.is_half_open(), entry.is_closing()) {
+                (true, _) => HANDSHAKE_KEPT,
+                (false, true) => CLOSING_KEPT,
+                (false, false) => KEPT,
+            };
+            idle(entry.0) <= kept * SECOND
+        });
+        self.world.flows.borrow_mut().retain(|_, entry| {
+            let kept = if FlowEntry(entry.get()).is_closing() { CLOSING_KEPT } else { KEPT };
+            idle(entry.get()) <= kept * SECOND
+        });
     }
 
     /// The backend dies and comes back.
@@ -299,6 +331,95 @@ fn a_living_flow_is_not_moved_by_a_syn() {
     let rig = Rig::new(B, A, Moving);
     assert_eq!((rig.data(1, 10), rig.syn(1, 99)), (A, A));
     assert_eq!((rig.entries(), rig.entry(1).is_pending()), ((1, 0), false));
+}
+
+/// The same addresses and ports again after so long a silence that the daemon may forget the entry between the SYN and its
+/// acknowledgement, up to the last moment of a handshake: both go to the same backend.
+#[test]
+fn a_handshake_outlives_the_entry_that_its_syn_met() {
+    for room in [100, 0] {
+        for silence in 0..KEPT + 60 {
+            for wait in [1, HANDSHAKE_KEPT - 3] {
+                let rig = Rig::new(B, A, Moving);
+                assert_eq!((rig.syn(1, 5), rig.data(1, 6)), (B, B));
+                rig.pass(silence);
+                rig.world.half_room.set(room);
+                let to = rig.syn(1, 1 << 20);
+                rig.walk(wait);
+                assert_eq!(rig.data(1, (1 << 20) + 1), to, "{silence} s, {wait} s, room {room}");
+            }
+        }
+    }
+}
+
+/// The same for a flow that ended, and a handshake that finds no room.
+#[test]
+fn without_room_a_closing_entry_outlives_the_handshake() {
+    for silence in 0..CLOSING_KEPT + 10 {
+        let mut rig = Rig::new(B, A, Moving);
+        assert_eq!((rig.data(1, 10), rig.fin(1, 11)), (A, A));
+        rig.pass(silence);
+        rig.world.half_room.set(0);
+        rig.slot(C, B, Moving);
+        let to = rig.syn(1, 500_000);
+        rig.walk(HANDSHAKE_KEPT - 3);
+        assert_eq!(rig.data(1, 500_001), to, "{silence} s");
+    }
+}
+
+/// The same for one that was confirmed among the handshakes.
+#[test]
+fn an_entry_confirmed_in_place_outlives_the_handshake() {
+    for closing in [false, true] {
+        for silence in 0..KEPT + 10 {
+            let mut rig = Rig::new(B, A, Moving);
+            rig.world.room.set(0);
+            assert_eq!((rig.syn(1, 5), rig.data(1, 6)), (B, B));
+            if closing {
+                assert_eq!(rig.fin(1, 7), B);
+            }
+            rig.pass(silence);
+            rig.slot(C, A, Moving);
+            let to = rig.syn(1, 1 << 20);
+            if !closing && silence <= IDLE - 3 {
+                assert_eq!(to, B, "{silence} s: the flow lives");
+            }
+            rig.walk(HANDSHAKE_KEPT - 3);
+            assert_eq!(rig.data(1, (1 << 20) + 1), to, "{silence} s, closing {closing}");
+        }
+    }
+}
+
+/// A flow that was silent for longer than the idle timeout is over: its successor goes where new flows go. One that was
+/// silent for less is not, and no SYN takes it away.
+#[test]
+fn a_silent_flow_gives_way_to_a_new_one_after_the_idle_timeout_only() {
+    for silence in 0..KEPT + 60 {
+        let rig = Rig::new(B, A, Moving);
+        assert_eq!(rig.data(1, 10), A);
+        rig.pass(silence);
+        let to = rig.syn(1, 1 << 20);
+        match silence {
+            0..=IDLE => assert_eq!(to, A, "{silence} s"),
+            _ if silence > IDLE + 5 => assert_eq!(to, B, "{silence} s"),
+            _ => {}
+        }
+        assert_eq!(rig.data(1, 11), A, "{silence} s: a stranger's SYN, perhaps");
+    }
+}
+
+/// Who makes up SYNs keeps no entry alive.
+#[test]
+fn syns_keep_no_entry_alive() {
+    let rig = Rig::new(B, A, Moving);
+    assert_eq!(rig.data(1, 10), A);
+    for isn in 0..20 {
+        rig.walk(10);
+        rig.syn(1, isn << 20);
+    }
+    assert_eq!(rig.entries(), (0, 1));
+    rig.walk(HANDSHAKE_KEPT + 3);
+    assert_eq!(rig.entries(), (0, 0));
 }
 
 #[test]
