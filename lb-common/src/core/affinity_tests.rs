@@ -40,6 +40,7 @@ struct World {
     half_room: Cell<usize>,
     schedule: RefCell<Vec<u64>>,
     turns: Cell<u64>,
+    homed: Cell<u64>,
     active: RefCell<BTreeMap<u32, i64>>,
     now: Cell<u64>,
 }
@@ -134,6 +135,13 @@ impl Tables for World {
     fn take_turn(&self, _: u32) -> u64 {
         self.turns.replace(self.turns.get() + 1)
     }
+    fn homed_ns(&self, _: u32) -> u64 {
+        self.homed.get()
+    }
+    fn note_homed(&self, id: u32, now_ns: u64) {
+        assert_eq!(id, SERVICE);
+        self.homed.set(now_ns);
+    }
     fn active(&self, backend: u32) -> u64 {
         self.active.borrow().get(&backend).copied().unwrap_or(0) as u64
     }
@@ -172,6 +180,7 @@ impl Rig {
             half_room: Cell::new(100),
             schedule: RefCell::default(),
             turns: Cell::new(0),
+            homed: Cell::new(0),
             active: RefCell::default(),
             now: Cell::new(1 << 40),
         };
@@ -214,6 +223,10 @@ impl Rig {
 
     fn data(&self, client: u8, seq: u32) -> u32 {
         self.packet(client, Step::Within, seq)
+    }
+
+    fn ack(&self, client: u8, seq: u32) -> u32 {
+        self.packet(client, Step::Acknowledge, seq)
     }
 
     fn fin(&self, client: u8, seq: u32) -> u32 {
@@ -363,7 +376,9 @@ fn without_room_a_closing_entry_outlives_the_handshake() {
         rig.slot(C, B, Moving);
         let to = rig.syn(1, 500_000);
         rig.walk(HANDSHAKE_KEPT - 3);
-        assert_eq!(rig.data(1, 500_001), to, "{silence} s");
+        assert_eq!(rig.ack(1, 500_001), to, "{silence} s");
+        rig.walk(IDLE - 3);
+        assert_eq!(rig.data(1, 500_001), to, "{silence} s: the new flow lives as long as any");
     }
 }
 
@@ -385,7 +400,13 @@ fn an_entry_confirmed_in_place_outlives_the_handshake() {
                 assert_eq!(to, B, "{silence} s: the flow lives");
             }
             rig.walk(HANDSHAKE_KEPT - 3);
-            assert_eq!(rig.data(1, (1 << 20) + 1), to, "{silence} s, closing {closing}");
+            assert_eq!(rig.ack(1, (1 << 20) + 1), to, "{silence} s, closing {closing}");
+            rig.walk(IDLE - 3);
+            assert_eq!(
+                rig.data(1, (1 << 20) + 1),
+                to,
+                "{silence} s, closing {closing}: it lives as long as any"
+            );
         }
     }
 }
@@ -516,6 +537,45 @@ fn a_scheduled_flow_without_room_stays_with_the_ring() {
     assert_eq!((rig.data(1, 0), rig.data(1, 0)), (A, A));
 }
 
+/// A datagram flow that found no room is at home, and nothing tells it from a new one when there is room again: until it
+/// would be over anyway, unknown flows go home and are recorded there.
+#[test]
+fn a_datagram_flow_that_found_no_room_is_not_placed_anew() {
+    for flags in [ServiceEntry::ROUND_ROBIN, ServiceEntry::LEAST_CONNECTIONS] {
+        let words = [weighted(B, 1), weighted(C, 1)];
+        let rig = Rig { proto: proto::UDP, ..Rig::scheduled(flags, &words) };
+        assert_ne!(rig.data(9, 0), A, "placed");
+        rig.world.room.set(1);
+        assert_eq!(rig.data(1, 0), A);
+        rig.pass(IDLE / 2);
+        assert_eq!((rig.data(1, 0), rig.data(9, 0) != A), (A, true));
+        rig.pass(IDLE / 2);
+        rig.world.room.set(100);
+        assert_eq!((rig.data(1, 0), rig.data(2, 0)), (A, A), "it may be older than it looks");
+        assert_eq!(rig.entries().0, 3);
+        let counts = [A, B, C].map(|id| rig.world.active(id)).iter().sum::<u64>();
+        assert_eq!(counts, if flags == ServiceEntry::LEAST_CONNECTIONS { 3 } else { 0 });
+        rig.pass(IDLE + 5);
+        assert_ne!(rig.data(3, 0), A, "nobody without an entry is left");
+        assert_eq!((rig.data(1, 0), rig.data(2, 0)), (A, A));
+    }
+}
+
+/// Of a full flow table: each flow that could not be recorded, again and again while others find room.
+#[test]
+fn a_datagram_flow_at_home_stays_while_the_table_is_full_now_and_then() {
+    let rig = Rig { proto: proto::UDP, ..Rig::scheduled(ServiceEntry::ROUND_ROBIN, &[B.into(), C.into()]) };
+    let mut at = BTreeMap::new();
+    for round in 0..60_usize {
+        rig.world.room.set([0, 3, 1, 9, 5, 0, 0, 2, 12][round % 9]);
+        for client in 0..10 {
+            let now = rig.data(client, 0);
+            assert_eq!(*at.entry(client).or_insert(now), now, "round {round}, client {client}");
+        }
+        rig.walk(IDLE - 3);
+    }
+}
+
 #[test]
 fn a_word_of_another_service_is_not_obeyed() {
     let mut rig = Rig::scheduled(ServiceEntry::ROUND_ROBIN, &[B.into()]);
@@ -560,6 +620,32 @@ fn least_connections_counts_open_flows() {
     assert_eq!(counts(&rig), [9, 2, 20]);
     rig.world.active.borrow_mut().insert(C, -3);
     assert_eq!(rig.syn(200, 5), C, "less than nothing is nothing");
+}
+
+/// All backends are compared, not a part of them; equals take turns.
+#[test]
+fn least_connections_finds_the_only_one_with_room() {
+    for size in [1, 2, 17, 255, 256] {
+        let words: Vec<u64> = (1..=size).map(|id| weighted(id, 10)).collect();
+        let rig = Rig::scheduled(ServiceEntry::LEAST_CONNECTIONS, &words);
+        let picked = |rig: &Rig| crate::core::schedule::pick(&rig.world, SERVICE, true);
+        let mut turns: Vec<u32> = (0..size).map(|_| picked(&rig)).collect();
+        turns.sort_unstable();
+        assert_eq!(turns, (1..=size).collect::<Vec<_>>());
+        for id in 1..=size {
+            rig.world.active.borrow_mut().insert(id, 1000);
+        }
+        for id in 1..=size {
+            rig.world.active.borrow_mut().insert(id, 999);
+            assert!((0..3).all(|_| picked(&rig) == id), "{id} of {size}");
+            rig.world.active.borrow_mut().insert(id, 1000);
+        }
+    }
+    let rig = Rig::scheduled(ServiceEntry::LEAST_CONNECTIONS, &[weighted(A, 65_535), weighted(B, 1)]);
+    rig.world.active.borrow_mut().extend([(A, 65_534), (B, 1)]);
+    assert_eq!(crate::core::schedule::pick(&rig.world, SERVICE, true), A, "65,534 / 65,535 is less than one");
+    rig.world.active.borrow_mut().extend([(A, 1 << 40), (B, 1 << 41)]);
+    assert_eq!(crate::core::schedule::pick(&rig.world, SERVICE, true), A, "whatever the counts say");
 }
 
 /// The case that matters for speed asks for one entry; the marks tell it from the others.
