@@ -339,8 +339,8 @@ impl<const OBSERVED: bool> Tables for Maps<OBSERVED> {
     }
 
     #[inline(always)]
-    fn less_loaded(&self, at: u32, best: u64) -> u64 {
-        outline::opaque(outline::less_loaded(at.into(), best))
+    fn less_loaded(&self, base: u32, size: u32, turn: u64, best: u64) -> u64 {
+        outline::opaque(outline::less_loaded(base.into(), size.into(), turn, best))
     }
 
     #[inline(always)]

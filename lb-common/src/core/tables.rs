@@ -147,13 +147,13 @@ pub trait Tables {
         schedule::pick(self, service, least_connections)
     }
 
-    /// The less loaded of the backend at a place of a schedule and the best so far: see [`schedule::less_loaded`].
+    /// The less loaded of the backend whose turn it is and the best so far: see [`schedule::less_loaded`].
     #[inline(always)]
-    fn less_loaded(&self, at: u32, best: u64) -> u64
+    fn less_loaded(&self, base: u32, size: u32, turn: u64, best: u64) -> u64
     where
         Self: Sized,
     {
-        schedule::less_loaded(self, at, best)
+        schedule::less_loaded(self, base, size, turn, best)
     }
 
     /// Is an IPv4 source denied? Asked only where [`VipEntry::FILTERED`] says so; tables without lists deny nobody.

@@ -186,6 +186,17 @@ struct Flow {
     named: Option<u8>,
 }
 
+impl Flow {
+    /// What a packet other than a SYN says about its end.
+    fn hear(&mut self, who: Who, kind: Kind) {
+        match kind {
+            Kind::Data => self.closing = false,
+            Kind::Fin | Kind::Rst => self.closing = who.protocol() == Protocol::Tcp,
+            Kind::Syn | Kind::Ack => {}
+        }
+    }
+}
+
 /// How often the promise was put to the test.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Score {
@@ -353,9 +364,12 @@ impl Model {
             && found.is_none()
         {
             // Its backend cannot be reached; it is still promised to it.
-            if let Promise::Holds(_, since) = &mut self.flows[sent.at].promise {
+            let flow = &mut self.flows[sent.at];
+            if let Promise::Holds(_, since) = &mut flow.promise {
                 *since = sent.now;
             }
+            // The balancer has seen it all the same.
+            flow.hear(Who::number(sent.at), sent.kind);
             return Ok(format!("{} sends {:?}: no way", Who::number(sent.at), sent.kind));
         }
         self.settle_up(sent, found)
@@ -394,14 +408,10 @@ impl Model {
             return Ok(line);
         }
         flow.opening = false;
-        let ends = who.protocol() == Protocol::Tcp;
-        match sent.kind {
-            Kind::Data => flow.closing = false,
-            Kind::Fin | Kind::Rst => flow.closing = ends,
-            Kind::Syn | Kind::Ack => {}
-        }
+        flow.hear(who, sent.kind);
+        let resets = sent.kind == Kind::Rst && who.protocol() == Protocol::Tcp;
         flow.promise = match found {
-            Some(n) if sent.kind != Kind::Rst || !ends => Promise::Holds(n, sent.now),
+            Some(n) if !resets => Promise::Holds(n, sent.now),
             _ => Promise::Nothing,
         };
         Ok(line)
