@@ -60,6 +60,14 @@ pub extern "C" fn pick(service: u64, least_connections: u64) -> u64 {
     schedule::pick(&maps, opaque(service) as u32, opaque(least_connections) != 0).into()
 }
 
+/// See [`schedule::less_loaded`]: a function of its own, so that the loop around it costs the verifier next to nothing.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn less_loaded(base: u64, size: u64, turn: u64, best: u64) -> u64 {
+    let maps = Maps::new(core::ptr::null_mut());
+    schedule::less_loaded(&maps, base as u32, size as u32, opaque(turn), opaque(best))
+}
+
 /// See [`quote::icmp`], IPv4.
 #[unsafe(no_mangle)]
 #[inline(never)]

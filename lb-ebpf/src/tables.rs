@@ -322,6 +322,28 @@ impl<const OBSERVED: bool> Tables for Maps<OBSERVED> {
     }
 
     #[inline(always)]
+    fn homed_ns(&self, id: u32) -> u64 {
+        let Some(schedule) = maps::SCHEDULES.get_ptr(id) else { return 0 };
+        // SAFETY: as in `take_turn`; one load instruction.
+        unsafe { (&raw const (*schedule).homed_ns).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn note_homed(&self, id: u32, now_ns: u64) {
+        if observe::dry() {
+            return;
+        }
+        let Some(schedule) = maps::SCHEDULES.get_ptr_mut(id) else { return };
+        // SAFETY: as in `homed_ns`; one store instruction, and any CPU's clock will do.
+        unsafe { (&raw mut (*schedule).homed_ns).write_volatile(now_ns) };
+    }
+
+    #[inline(always)]
+    fn less_loaded(&self, base: u32, size: u32, turn: u64, best: u64) -> u64 {
+        outline::opaque(outline::less_loaded(base.into(), size.into(), turn, best))
+    }
+
+    #[inline(always)]
     fn active(&self, backend: u32) -> u64 {
         let Some(count) = maps::ACTIVE.get_ptr(backend) else { return 0 };
         // SAFETY: as in `slot`.

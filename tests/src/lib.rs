@@ -4,6 +4,7 @@
 //! - [`web`]: web servers for the backends (nginx where installed, a built-in one otherwise);
 //! - [`client`]: an HTTP client that counts who answered and remembers every failure;
 //! - [`kernel`]: the program in the kernel on single frames, without a network, and its twin on the host;
+//! - [`daemon`]: the daemon's plan and care over that program, without its clocks and sockets;
 //! - [`packets`]: packets by description and by the million, and a check by a parser that is not ours;
 //! - [`playground`]: the program that brings all of it up for people to try;
 //! - [`balancer`]: the daemon in a topology, and `lbctl`;
@@ -14,6 +15,7 @@
 pub mod balancer;
 pub mod client;
 pub mod crowd;
+pub mod daemon;
 pub mod echo;
 pub mod http;
 pub mod kernel;

@@ -3,222 +3,48 @@
 //! reaches another backend. Services change at random; the daemon's own plan and its own care of the flow table
 //! are applied to the kernel's maps. Needs root.
 
-use lb_common::abi::{FlowEntry, Slot, SlotState};
+use lb_common::abi::SlotState;
 use lb_tests::{
-    kernel::{Balancer, Outcome, Verdict, client_address, tunnel, vip},
+    daemon::{self, Daemon, IDLE, UNIT, backend},
+    kernel::{client_address, vip},
     packets::{ACK, FIN, Packet, RST, Rng, SYN},
 };
 use lb_userspace::{
-    maglev,
-    model::{
-        Admin, BackendSpec, Forward, GuardSpec, Health, HealthSpec, PortSpec, Protocol, Scheduler,
-        ServiceSpec,
-    },
-    plan::{
-        self, CLOSING_LIFE, GRACE, HALF_OPEN_LIFE, Image, NextHopEntry, Tracking, Walk, WantedBackend,
-        WantedService,
-    },
+    model::{Admin, Health, Protocol, Scheduler},
+    plan::{CLOSING_LIFE, GRACE, HALF_OPEN_LIFE, Image, WantedBackend, WantedService},
 };
-use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, time::Instant};
 
 /// Change it to try other histories: `LBD_SEED=7 cargo test -p lb-tests --test flows`.
 const SEED: u64 = 0x6c62_6432;
 const RING_SIZE: u32 = 13;
 const ISN: u32 = 0x0102_0304;
-const IDLE: Duration = Duration::from_secs(120);
-const EMPTY: fn() -> Image = || Image::empty(128, 12);
-/// The unit of an entry's clock.
-const UNIT: Duration = Duration::from_nanos(1 << FlowEntry::SEEN_SHIFT);
 
 fn seed() -> u64 {
     std::env::var("LBD_SEED").map_or(SEED, |text| text.parse().expect("LBD_SEED is a number"))
 }
 
-/// A backend that is wanted, its number in its MAC address.
-fn backend(n: u8) -> WantedBackend {
-    WantedBackend {
-        spec: BackendSpec {
-            name: format!("web{n}").parse().expect("a name"),
-            address: IpAddr::from([10, 0, 0, n]),
-            port: None,
-            weight: 10,
-        },
-        admin: Admin::Enabled,
-        health: Health::Up,
-        next_hop: Some(NextHopEntry {
-            ifindex: 7,
-            dst_mac: [2, 0, 0, 0, 1, n],
-            src_mac: [2, 0, 0, 0, 2, n],
-            vlan: 0,
-            mtu: 1500,
-            source: None,
-        }),
-    }
-}
-
 fn service(number: u8, protocol: Protocol, backends: Vec<WantedBackend>) -> WantedService {
-    WantedService {
-        spec: ServiceSpec {
-            name: format!("s{number}").parse().expect("a name"),
-            addresses: vec![vip(1, false), vip(1, true)],
-            port: PortSpec::Exact(80 + u16::from(number)),
-            protocol,
-            forward: Forward::Dsr,
-            scheduler: Scheduler::Maglev,
-            ring_size: Some(RING_SIZE),
-            seed: u64::from(number),
-            idle_timeout: IDLE,
-            gue_port: 6080,
-            snat: None,
-            health: HealthSpec::default(),
-            guard: GuardSpec::default(),
-            quic: None,
-            backends: Vec::new(),
-        },
-        ring_size: RING_SIZE,
-        backends,
-    }
+    daemon::service(number, protocol, Scheduler::Maglev, RING_SIZE, backends)
 }
 
-/// The daemon, less its clocks and sockets: what it wants, what it knows, and the kernel.
-struct Daemon {
-    kernel: Balancer,
-    image: Image,
-    wanted: Vec<WantedService>,
-    tracking: Tracking,
-    rings: maglev::Cache,
-    /// Its clock; the entries' clock is the kernel's, which [`Daemon::pass`] sets back instead.
-    now: Instant,
-    refused: u64,
+fn daemon(wanted: Vec<WantedService>, room: u32) -> Daemon {
+    // Few backends fit: at times a change is refused.
+    Daemon::new(&Image::empty(128, 12), room, wanted)
 }
 
-impl Daemon {
-    fn new(wanted: Vec<WantedService>, room: u32) -> Self {
-        let now = Instant::now();
-        let mut daemon = Self {
-            kernel: Balancer::with_room(&EMPTY(), room),
-            image: EMPTY(),
-            wanted,
-            tracking: Tracking::new(now),
-            rings: maglev::Cache::default(),
-            now,
-            refused: 0,
-        };
-        daemon.converge();
-        daemon
-    }
-
-    /// Another history on the same kernel.
-    fn begin(&mut self, wanted: Vec<WantedService>) {
-        self.kernel.set_image(&EMPTY());
-        let (half_open, flows) = (self.kernel.half_open(), self.kernel.entries());
-        self.kernel.forget_half_open(&half_open);
-        self.kernel.forget(&flows);
-        assert_eq!(self.kernel.entries().len() + self.kernel.half_open().len(), 0);
-        self.image = EMPTY();
-        self.wanted = wanted;
-        self.restart();
-        self.converge();
-    }
-
-    fn converge(&mut self) {
-        let reserved = self.tracking.reserved();
-        self.image.resting = self.tracking.resting(self.now);
-        let goal = plan::build(&self.wanted, &self.image, &tunnel(), &reserved, &mut self.rings);
-        // As a daemon that cannot grow its maps: everything stays as it is.
-        let Ok(goal) = goal else { return };
-        self.kernel.execute(&plan::diff(&self.image, &goal));
-        self.tracking.note_changes(&self.image, &goal, self.now);
-        self.image = goal;
-    }
-
-    /// A daemon that knows nothing but what the maps say.
-    fn restart(&mut self) {
-        self.image = self.kernel.observe();
-        self.tracking = Tracking::new(self.now);
-        self.refused = self.refused();
-        self.walk();
-    }
-
-    fn walk(&mut self) -> Walk {
-        let half_open = self.kernel.half_open();
-        let walk = self.tracking.walk(&self.image, half_open, self.kernel.entries(), monotonic_ns());
-        self.kernel.forget_half_open(&walk.half_over);
-        self.kernel.forget(&walk.over);
-        walk
-    }
-
-    fn refused(&self) -> u64 {
-        self.kernel.counters(0).packets(lb_tests::kernel::Counter::FlowsRefused)
-    }
-
-    /// One round of care.
-    fn tend(&mut self) {
-        let refused = self.refused();
-        if refused != self.refused {
-            self.refused = refused;
-            self.tracking.note_refused(self.now);
-        }
-        let settled = self.tracking.settle(&self.image, self.now);
-        self.change(&settled);
-        if self.tracking.is_busy(&self.image) {
-            let walk = self.walk();
-            let cleared = self.tracking.clear(&self.image, &walk, self.now);
-            self.change(&cleared);
-            self.tracking.walked(&walk, self.now);
-        }
-    }
-
-    fn change(&mut self, actions: &[plan::Action]) {
-        self.kernel.execute(actions);
-        let before = self.image.clone();
-        for action in actions {
-            self.image.apply(action);
-        }
-        self.tracking.note_changes(&before, &self.image, self.now);
-    }
-
-    /// Time passes, in units of the entries' clock.
-    fn pass(&mut self, units: u16) {
-        self.kernel.age(units);
-        self.now += UNIT * u32::from(units);
-    }
-
-    /// The number of the backend that gets the packet.
-    fn send(&mut self, packet: &Packet) -> Option<u8> {
-        let Outcome { verdict, frame } = self.kernel.run(&packet.build());
-        match verdict {
-            Verdict::Redirect => Some(frame[5]),
-            Verdict::Drop => None,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn slots(&self) -> impl Iterator<Item = Slot> + '_ {
-        self.image.rings.values().flatten().copied()
-    }
-}
-
-fn monotonic_ns() -> u64 {
-    let t = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("the monotonic clock");
-    t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64
-}
-
-fn tcp(v6: bool, client: u16, flags: u8, data: &[u8]) -> Packet {
+fn tcp(v6: bool, client: u16, flags: u8, data: &[u8]) -> Vec<u8> {
     let packet = Packet::tcp((client_address(v6, client), 40_000).into(), (vip(1, v6), 80).into());
-    packet.with(|p| {
+    let packet = packet.with(|p| {
         (p.tcp_mut().flags, p.tcp_mut().payload) = (flags, data.to_vec());
         // What follows a SYN is in the first window behind it.
         p.tcp_mut().seq = ISN + u32::from(flags & SYN == 0);
-    })
+    });
+    packet.build()
 }
 
-fn udp(v6: bool, client: u16) -> Packet {
-    Packet::udp((client_address(v6, client), 40_000).into(), (vip(1, v6), 81).into())
+fn udp(v6: bool, client: u16) -> Vec<u8> {
+    Packet::udp((client_address(v6, client), 40_000).into(), (vip(1, v6), 81).into()).build()
 }
 
 fn two_services() -> Vec<WantedService> {
@@ -265,7 +91,7 @@ impl History {
                 76..86 => self.pass(),
                 86..97 => {
                     self.log.push("tend".into());
-                    self.daemon.tend();
+                    self.daemon.tend(&mut |_| {});
                 }
                 _ => {
                     self.log.push("restart".into());
@@ -281,7 +107,7 @@ impl History {
         let first = if udp_flow { udp(v6, client) } else { tcp(v6, client, SYN, b"") };
         if let Some(backend) = self.daemon.send(&first) {
             self.log.push(format!("open {client} (udp {udp_flow}, v6 {v6}) at {backend}"));
-            let sent = self.daemon.now;
+            let sent = self.daemon.now();
             let confirmed = udp_flow;
             self.flows.push(Flow { udp: udp_flow, v6, client, backend, confirmed, closing: false, sent });
         }
@@ -312,7 +138,7 @@ impl History {
         };
         // A FIN or RST alone is no sign of life: it is not recorded on a tracked slot.
         if flow.udp || !flow.closing {
-            flow.sent = self.daemon.now;
+            flow.sent = self.daemon.now();
         }
         let found = self.daemon.send(&packet);
         self.log.push(format!("packet of {} to {found:?} (closing {})", flow.client, flow.closing));
@@ -337,7 +163,7 @@ impl History {
         let longest = (IDLE.as_nanos() / UNIT.as_nanos()) as usize;
         let units =
             if self.rng.percent(50) { 1 + self.rng.below(4) } else { 1 + self.rng.below(longest - 1) };
-        let then = self.daemon.now + UNIT * units as u32;
+        let then = self.daemon.now() + UNIT * units as u32;
         let mut at = 0;
         while at < self.flows.len() {
             let flow = &self.flows[at];
@@ -350,7 +176,7 @@ impl History {
             let life = life - UNIT;
             if then - flow.sent < life {
                 at += 1;
-            } else if then - self.daemon.now < life && self.rng.percent(80) {
+            } else if then - self.daemon.now() < life && self.rng.percent(80) {
                 let closing = flow.closing;
                 self.packet_of(at);
                 // It may have become one that must not be silent for so long.
@@ -374,7 +200,7 @@ impl History {
         let Some(at) = service.backends.iter().position(|b| b.spec.name.as_str() == format!("web{n}")) else {
             self.log.push(format!("add {n}"));
             service.backends.push(backend(n));
-            self.daemon.converge();
+            self.daemon.converge(&mut |_| {});
             return;
         };
         let what = self.rng.below(7);
@@ -393,7 +219,7 @@ impl History {
             _ => _ = service.backends.remove(at),
         }
         self.log.push(format!("change {what} of {n}"));
-        self.daemon.converge();
+        self.daemon.converge(&mut |_| {});
         if matches!(what, 4 | 6) {
             self.flows.retain(|flow| flow.backend != n);
         }
@@ -403,7 +229,7 @@ impl History {
 /// What each history tries, and how often the promise was put to the test.
 fn histories(room: u32, count: u64) {
     let mut history = History {
-        daemon: Daemon::new(two_services(), room),
+        daemon: daemon(two_services(), room),
         rng: Rng::new(seed()),
         flows: Vec::new(),
         clients: 0,
@@ -434,10 +260,10 @@ fn a_full_table_delays_changes_and_breaks_nothing() {
 
 /// A daemon over one TCP service whose slots all move from backend 1 to backend 2.
 fn moving(room: u32) -> Daemon {
-    let mut daemon = Daemon::new(vec![service(0, Protocol::Tcp, vec![backend(1)])], room);
+    let mut daemon = daemon(vec![service(0, Protocol::Tcp, vec![backend(1)])], room);
     daemon.wanted[0].backends.push(backend(2));
     daemon.wanted[0].backends[0].admin = Admin::Draining;
-    daemon.converge();
+    daemon.converge(&mut |_| {});
     assert!(daemon.slots().all(|slot| slot.state() == SlotState::Moving));
     daemon
 }
@@ -457,7 +283,7 @@ fn closed_connections_are_soon_forgotten() {
     assert_eq!(daemon.send(&tcp(false, 1, ACK, b"more")), Some(2));
     assert_eq!(closing(&daemon), 1, "data brings a connection back");
     daemon.pass((CLOSING_LIFE.as_secs() / 2 + 1) as u16);
-    daemon.tend();
+    daemon.tend(&mut |_| {});
     let left = daemon.kernel.entries();
     assert!(left.len() == 1 && !left[0].1.is_closing(), "{left:?}");
 }
@@ -468,7 +294,7 @@ fn with_nobody_to_succeed_a_closing_flow_keeps_its_entry() {
     assert_eq!(daemon.send(&tcp(false, 1, ACK, b"data")), Some(1));
     assert_eq!(daemon.send(&tcp(false, 1, FIN | ACK, b"")), Some(1));
     daemon.wanted[0].backends[1].admin = Admin::Draining;
-    daemon.converge();
+    daemon.converge(&mut |_| {});
     let before = daemon.kernel.flows();
     assert_eq!(daemon.send(&tcp(false, 1, SYN, b"")), None, "all are draining");
     assert_eq!(daemon.kernel.flows(), before);
@@ -482,13 +308,13 @@ fn a_full_table_sends_a_syn_home_and_settles_later() {
     assert_eq!(daemon.refused(), 0);
     assert_eq!(daemon.send(&tcp(false, 2, SYN, b"")), Some(1), "no room: home");
     assert_eq!(daemon.refused(), 1);
-    daemon.tend();
+    daemon.tend(&mut |_| {});
     daemon.pass((IDLE.as_secs() / 2) as u16);
     assert_eq!(daemon.send(&tcp(false, 1, ACK, b"data")), Some(2));
     assert_eq!(daemon.send(&tcp(false, 2, ACK, b"data")), Some(1));
     // A minute more than the idle timeout since the change, but not since the last flow found no room.
     daemon.pass(30);
-    daemon.tend();
+    daemon.tend(&mut |_| {});
     assert!(daemon.slots().all(|slot| slot.state() == SlotState::Moving));
     assert_eq!(daemon.send(&tcp(false, 2, ACK, b"data")), Some(1));
 }
@@ -503,7 +329,7 @@ fn the_id_of_a_removed_backend_brings_no_flow_to_a_stranger() {
         let id = daemon.kernel.entries()[0].1.backend();
         daemon.wanted[0].backends.truncate(1);
         daemon.wanted[0].backends[0].admin = Admin::Enabled;
-        daemon.converge();
+        daemon.converge(&mut |_| {});
         if restarted {
             daemon.restart();
             assert_eq!(daemon.kernel.entries().len(), 0);
@@ -511,11 +337,37 @@ fn the_id_of_a_removed_backend_brings_no_flow_to_a_stranger() {
             assert!(daemon.tracking.reserved().contains(&id));
         }
         daemon.wanted[0].backends.push(backend(3));
-        daemon.converge();
+        daemon.converge(&mut |_| {});
         assert_eq!(daemon.image.backends.contains_key(&id), restarted, "the id is free again");
         assert_eq!(daemon.send(&tcp(false, 1, ACK, b"data")), Some(1), "it goes home");
         daemon.pass((GRACE.as_secs() + 1) as u16);
-        daemon.tend();
+        daemon.tend(&mut |_| {});
         assert!(daemon.tracking.reserved().is_empty());
+    }
+}
+
+/// With as many backends as a service may well have, each new connection goes to the one with the fewest.
+#[test]
+fn least_connections_compares_two_hundred_backends() {
+    let backends: Vec<_> = (1..=200).map(backend).collect();
+    let service = daemon::service(0, Protocol::Tcp, Scheduler::LeastConnections, 1009, backends);
+    let mut daemon = Daemon::new(&Image::empty(2048, 256), 1024, vec![service]);
+    let mut open = |client| {
+        let backend = daemon.send(&tcp(false, client, SYN, b"")).expect("a backend");
+        assert_eq!(daemon.send(&tcp(false, client, ACK, b"")), Some(backend));
+        backend
+    };
+    let mut at: Vec<u8> = (0..400).map(&mut open).collect();
+    for pair in [&at[..200], &at[200..]] {
+        assert_eq!(pair.iter().collect::<BTreeSet<_>>().len(), 200, "each has one before any has two");
+    }
+    for client in [7, 301, 123] {
+        let backend = at[usize::from(client)];
+        assert_eq!(daemon.send(&tcp(false, client, FIN | ACK, b"")), Some(backend));
+        let next = at.len() as u16;
+        let found = daemon.send(&tcp(false, next, SYN, b""));
+        assert_eq!(found, Some(backend), "the only one with fewer");
+        assert_eq!(daemon.send(&tcp(false, next, ACK, b"")), found);
+        at.push(backend);
     }
 }

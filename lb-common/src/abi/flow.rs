@@ -38,6 +38,8 @@ impl FlowEntry {
 
     /// Log2 of the unit of [`FlowEntry::seen`] in nanoseconds: about 2.1 s, so that 16 bits last 39 hours.
     pub const SEEN_SHIFT: u32 = 31;
+    /// The unit itself.
+    pub const UNIT_NS: u64 = 1 << Self::SEEN_SHIFT;
 
     /// Units that an entry may be ahead of the clock it is compared with: about two minutes.
     const FUTURE: u16 = 64;

@@ -256,6 +256,9 @@ pub struct Schedule {
     pub size: u32,
     /// Turns taken so far; counted by the program.
     pub turns: u64,
+    /// When a datagram flow of the service last went to its slot's home without an entry, nanoseconds of the monotonic
+    /// clock; 0 = never. For an idle timeout from then on unknown flows may be such ones.
+    pub homed_ns: u64,
 }
 
 /// Value of `LIMITS`, indexed by service id. Each limit is a token bucket in the form of the generic cell rate
@@ -527,7 +530,7 @@ plain_old_data! {
     super::FlowKey6 = 40,
     FlowStats = 16,
     HalfOpen = 16,
-    Schedule = 16,
+    Schedule = 24,
     Rate = 16,
     Limits = 64,
     Arrivals = 16,

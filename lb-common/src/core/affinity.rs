@@ -19,6 +19,12 @@ use crate::{
 /// send before the balancer sees any of it is a first window, which has no scale yet (RFC 7323 section 2.2).
 const FIRST_WINDOW: u32 = 1 << 16;
 
+/// How long a handshake may take: it is kept so long, and its SYN relies on no entry that may be forgotten before.
+pub const HANDSHAKE_NS: u64 = 30_000_000_000;
+
+/// How exactly it is kept when a flow last found no room.
+const HOMED_UNIT_NS: u64 = 1_000_000_000;
+
 /// What a packet means to its flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -210,13 +216,18 @@ pub fn choose<T: Tables, K: FlowKey>(tables: &T, ask: &Ask, key: &K) -> u32 {
     }
     let entry = found.as_ref().map_or(FlowEntry(0), FlowCell::load);
     let lives = entry.tag() == tag && is_alive(tables, entry);
-    if let (Some(cell), true) = (&found, lives && !entry.is_closing()) {
+    // May a SYN begin another flow in its place?
+    let mut ended = !lives || entry.is_closing();
+    if let (Some(cell), false) = (&found, ended) {
         // A SYN on a flow that lives says nothing about it: a late duplicate, or somebody's guess.
         if begins {
-            return entry.backend();
-        }
-        // The most common case, and the only lookup it needs.
-        if !entry.is_pending() {
+            let left = time_left(tables, ask, entry);
+            if left >= HANDSHAKE_NS as i64 {
+                return entry.backend();
+            }
+            ended = left < 0;
+        } else if !entry.is_pending() {
+            // The most common case, and the only lookup it needs.
             touch(tables, ask, cell, entry);
             return entry.backend();
         }
@@ -227,13 +238,14 @@ pub fn choose<T: Tables, K: FlowKey>(tables: &T, ask: &Ask, key: &K) -> u32 {
     {
         let (half, isn) = (cell.load(), cell.isn());
         if half.tag() == tag && is_alive(tables, half) {
-            if !half.is_half_open() {
-                if !begins {
-                    touch(tables, ask, &cell, half);
-                }
+            let over =
+                begins && !half.is_half_open() && !half.is_closing() && time_left(tables, ask, half) < 0;
+            if !half.is_half_open() && !over {
+                // A SYN has no other place to be recorded in: from now on the entry is its flow's.
+                touch(tables, ask, &cell, half);
                 return half.backend();
             }
-            if begins && isn == ask.seq {
+            if begins && isn == ask.seq && !over {
                 // Sent again: the handshake goes on where it began.
                 let new = half.touched(ask.now_ns, false);
                 if new.0 != half.0 {
@@ -268,18 +280,25 @@ pub fn choose<T: Tables, K: FlowKey>(tables: &T, ask: &Ask, key: &K) -> u32 {
     }
     let (home, owner) = (ask.slot.home(), ask.slot.owner());
     if begins {
-        let owner = if ask.place.is_scheduled() { pick(tables, ask) } else { owner };
+        let owner = if !ended {
+            entry.backend()
+        } else if ask.place.is_scheduled() {
+            pick(tables, ask)
+        } else {
+            owner
+        };
         // Nobody takes new flows, or what goes home needs no entry.
         let at_home = owner == home && !ask.place.is_scheduled() && !other_handshake;
         if owner == 0 || at_home && (!lives || entry.backend() == owner) {
             return owner;
         }
-        // What cannot be recorded goes where the packets after it will go.
-        let otherwise = if lives { entry.backend() } else { home };
-        let Some(backend) = tables.backend(owner) else { return otherwise };
-        let half = FlowEntry::new(owner, backend.incarnation, ask.hash, ask.now_ns, true);
+        let incarnation = tables.backend(owner).map_or(0, |backend| backend.incarnation);
+        let half = FlowEntry::new(owner, incarnation, ask.hash, ask.now_ns, true);
         if !key.add_half_open(tables, HalfOpen { entry: half.0, isn: ask.seq, pad: 0 }) {
-            return otherwise;
+            // What cannot be recorded goes where the packets after it will go, for as long as they come.
+            let (Some(place), true) = (&found, lives) else { return home };
+            touch(tables, ask, place, entry);
+            return entry.backend();
         }
         if let (Some(place), true) = (&found, lives && !entry.is_pending()) {
             replace(place, entry, entry.pending());
@@ -292,7 +311,7 @@ pub fn choose<T: Tables, K: FlowKey>(tables: &T, ask: &Ask, key: &K) -> u32 {
     }
     // A flow without an entry, or with one of a backend that has died since.
     let begins_unseen = ask.place.is_scheduled() && !ask.place.has_handshake();
-    let chosen = if begins_unseen { pick(tables, ask) } else { home };
+    let chosen = if begins_unseen && !may_be_homed(tables, ask) { pick(tables, ask) } else { home };
     let recorded = begins_unseen || found.is_some() || matches!(ask.slot.state(), SlotState::Moving);
     if chosen == 0 || !recorded {
         return chosen;
@@ -309,6 +328,9 @@ pub fn choose<T: Tables, K: FlowKey>(tables: &T, ask: &Ask, key: &K) -> u32 {
         return chosen;
     }
     if !added {
+        if found.is_none() {
+            note_homed(tables, ask);
+        }
         return home;
     }
     // Another CPU may have placed it at the same time: the one that was first is obeyed.
@@ -341,10 +363,39 @@ fn pick<T: Tables>(tables: &T, ask: &Ask) -> u32 {
     }
 }
 
+/// Unknown datagrams of a scheduled service may be of a flow that found no room and lives at home, if there was one within
+/// the idle timeout. To those that begin the ring is as good a scheduler as any, for so long.
+#[inline(always)]
+fn may_be_homed<T: Tables>(tables: &T, ask: &Ask) -> bool {
+    let id = ask.place.service();
+    let homed = tables.homed_ns(id);
+    let idle = tables.service(id).map_or(0, |service| service.idle_ns);
+    homed != 0 && ask.now_ns.saturating_sub(homed) <= idle.saturating_add(HOMED_UNIT_NS)
+}
+
+/// A datagram flow of a scheduled service stays at home without an entry.
+#[inline(always)]
+fn note_homed<T: Tables>(tables: &T, ask: &Ask) {
+    let id = ask.place.service();
+    // A full table is noted once a while: all CPUs share the word.
+    if ask.now_ns.saturating_sub(tables.homed_ns(id)) > HOMED_UNIT_NS {
+        tables.note_homed(id, ask.now_ns);
+    }
+}
+
+/// Nanoseconds until the flow has been silent for longer than the promise lasts; less than nothing if it has.
+#[inline(always)]
+fn time_left<T: Tables>(tables: &T, ask: &Ask, entry: FlowEntry) -> i64 {
+    // The clock of entries may be a unit ahead of theirs.
+    let idle = tables.service(ask.place.service()).map_or(0, |service| service.idle_ns) + FlowEntry::UNIT_NS;
+    idle.wrapping_sub(entry.idle_ns(ask.now_ns)) as i64
+}
+
 /// Notes that a packet of the flow has come.
 #[inline(always)]
 fn touch<T: Tables>(tables: &T, ask: &Ask, cell: &impl FlowCell, entry: FlowEntry) {
     let closing = match ask.place.step() {
+        // A SYN comes here where nothing else can record its flow: what ended there begins anew.
         Step::Begin | Step::Within => false,
         Step::End => true,
         Step::Acknowledge => entry.is_closing(),

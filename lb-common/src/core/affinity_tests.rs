@@ -23,9 +23,16 @@ const HASH: u64 = 0x1234_5678_9abc_def0;
 const A: u32 = 1;
 const B: u32 = 2;
 const C: u32 = 3;
+const SECOND: u64 = 1_000_000_000;
+/// The service's idle timeout, in seconds, and how long the daemon keeps entries: silent ones, ended ones and handshakes.
+const IDLE: u64 = 120;
+const KEPT: u64 = IDLE + 10;
+const CLOSING_KEPT: u64 = 60;
+const HANDSHAKE_KEPT: u64 = 30;
 
 /// Flow tables with so much room, and a schedule.
 struct World {
+    service: ServiceEntry,
     backends: Vec<BackendEntry>,
     flows: RefCell<BTreeMap<FlowKey4, Rc<Cell<u64>>>>,
     half_open: RefCell<BTreeMap<FlowKey4, Rc<Cell<HalfOpen>>>>,
@@ -33,6 +40,7 @@ struct World {
     half_room: Cell<usize>,
     schedule: RefCell<Vec<u64>>,
     turns: Cell<u64>,
+    homed: Cell<u64>,
     active: RefCell<BTreeMap<u32, i64>>,
     now: Cell<u64>,
 }
@@ -78,8 +86,8 @@ impl Tables for World {
     fn port_range(&self, _: &PortRangeKey) -> Option<u32> {
         None
     }
-    fn service(&self, _: u32) -> Option<&ServiceEntry> {
-        None
+    fn service(&self, id: u32) -> Option<&ServiceEntry> {
+        (id == SERVICE).then_some(&self.service)
     }
     fn slot(&self, _: u32) -> Option<Slot> {
         None
@@ -127,6 +135,13 @@ impl Tables for World {
     fn take_turn(&self, _: u32) -> u64 {
         self.turns.replace(self.turns.get() + 1)
     }
+    fn homed_ns(&self, _: u32) -> u64 {
+        self.homed.get()
+    }
+    fn note_homed(&self, id: u32, now_ns: u64) {
+        assert_eq!(id, SERVICE);
+        self.homed.set(now_ns);
+    }
     fn active(&self, backend: u32) -> u64 {
         self.active.borrow().get(&backend).copied().unwrap_or(0) as u64
     }
@@ -157,6 +172,7 @@ impl Rig {
     fn new(owner: u32, home: u32, state: SlotState) -> Self {
         let backend = BackendEntry { kind: 1, service: SERVICE, ..BackendEntry::default() };
         let world = World {
+            service: ServiceEntry { idle_ns: IDLE * SECOND, ..ServiceEntry::default() },
             backends: vec![BackendEntry::default(), backend, backend, backend],
             flows: RefCell::default(),
             half_open: RefCell::default(),
@@ -164,6 +180,7 @@ impl Rig {
             half_room: Cell::new(100),
             schedule: RefCell::default(),
             turns: Cell::new(0),
+            homed: Cell::new(0),
             active: RefCell::default(),
             now: Cell::new(1 << 40),
         };
@@ -208,6 +225,10 @@ impl Rig {
         self.packet(client, Step::Within, seq)
     }
 
+    fn ack(&self, client: u8, seq: u32) -> u32 {
+        self.packet(client, Step::Acknowledge, seq)
+    }
+
     fn fin(&self, client: u8, seq: u32) -> u32 {
         self.packet(client, Step::End, seq)
     }
@@ -219,6 +240,30 @@ impl Rig {
 
     fn entry(&self, client: u8) -> FlowEntry {
         FlowEntry(self.world.flows.borrow()[&key(client)].get())
+    }
+
+    fn pass(&self, seconds: u64) {
+        self.world.now.set(self.world.now.get() + seconds * SECOND);
+    }
+
+    /// Time passes, then the daemon forgets what is over.
+    fn walk(&self, seconds: u64) {
+        self.pass(seconds);
+        let now = self.world.now.get();
+        let idle = |entry: u64| FlowEntry(entry).idle_ns(now);
+        self.world.half_open.borrow_mut().retain(|_, half| {
+            let entry = FlowEntry(half.get().entry);
+            let kept = match (entry.is_half_open(), entry.is_closing()) {
+                (true, _) => HANDSHAKE_KEPT,
+                (false, true) => CLOSING_KEPT,
+                (false, false) => KEPT,
+            };
+            idle(entry.0) <= kept * SECOND
+        });
+        self.world.flows.borrow_mut().retain(|_, entry| {
+            let kept = if FlowEntry(entry.get()).is_closing() { CLOSING_KEPT } else { KEPT };
+            idle(entry.get()) <= kept * SECOND
+        });
     }
 
     /// The backend dies and comes back.
@@ -299,6 +344,103 @@ fn a_living_flow_is_not_moved_by_a_syn() {
     let rig = Rig::new(B, A, Moving);
     assert_eq!((rig.data(1, 10), rig.syn(1, 99)), (A, A));
     assert_eq!((rig.entries(), rig.entry(1).is_pending()), ((1, 0), false));
+}
+
+/// The same addresses and ports again after so long a silence that the daemon may forget the entry between the SYN and its
+/// acknowledgement, up to the last moment of a handshake: both go to the same backend.
+#[test]
+fn a_handshake_outlives_the_entry_that_its_syn_met() {
+    for room in [100, 0] {
+        for silence in 0..KEPT + 60 {
+            for wait in [1, HANDSHAKE_KEPT - 3] {
+                let rig = Rig::new(B, A, Moving);
+                assert_eq!((rig.syn(1, 5), rig.data(1, 6)), (B, B));
+                rig.pass(silence);
+                rig.world.half_room.set(room);
+                let to = rig.syn(1, 1 << 20);
+                rig.walk(wait);
+                assert_eq!(rig.data(1, (1 << 20) + 1), to, "{silence} s, {wait} s, room {room}");
+            }
+        }
+    }
+}
+
+/// The same for a flow that ended, and a handshake that finds no room.
+#[test]
+fn without_room_a_closing_entry_outlives_the_handshake() {
+    for silence in 0..CLOSING_KEPT + 10 {
+        let mut rig = Rig::new(B, A, Moving);
+        assert_eq!((rig.data(1, 10), rig.fin(1, 11)), (A, A));
+        rig.pass(silence);
+        rig.world.half_room.set(0);
+        rig.slot(C, B, Moving);
+        let to = rig.syn(1, 500_000);
+        rig.walk(HANDSHAKE_KEPT - 3);
+        assert_eq!(rig.ack(1, 500_001), to, "{silence} s");
+        rig.walk(IDLE - 3);
+        assert_eq!(rig.data(1, 500_001), to, "{silence} s: the new flow lives as long as any");
+    }
+}
+
+/// The same for one that was confirmed among the handshakes.
+#[test]
+fn an_entry_confirmed_in_place_outlives_the_handshake() {
+    for closing in [false, true] {
+        for silence in 0..KEPT + 10 {
+            let mut rig = Rig::new(B, A, Moving);
+            rig.world.room.set(0);
+            assert_eq!((rig.syn(1, 5), rig.data(1, 6)), (B, B));
+            if closing {
+                assert_eq!(rig.fin(1, 7), B);
+            }
+            rig.pass(silence);
+            rig.slot(C, A, Moving);
+            let to = rig.syn(1, 1 << 20);
+            if !closing && silence <= IDLE - 3 {
+                assert_eq!(to, B, "{silence} s: the flow lives");
+            }
+            rig.walk(HANDSHAKE_KEPT - 3);
+            assert_eq!(rig.ack(1, (1 << 20) + 1), to, "{silence} s, closing {closing}");
+            rig.walk(IDLE - 3);
+            assert_eq!(
+                rig.data(1, (1 << 20) + 1),
+                to,
+                "{silence} s, closing {closing}: it lives as long as any"
+            );
+        }
+    }
+}
+
+/// A flow that was silent for longer than the idle timeout is over: its successor goes where new flows go. One that was
+/// silent for less is not, and no SYN takes it away.
+#[test]
+fn a_silent_flow_gives_way_to_a_new_one_after_the_idle_timeout_only() {
+    for silence in 0..KEPT + 60 {
+        let rig = Rig::new(B, A, Moving);
+        assert_eq!(rig.data(1, 10), A);
+        rig.pass(silence);
+        let to = rig.syn(1, 1 << 20);
+        match silence {
+            0..=IDLE => assert_eq!(to, A, "{silence} s"),
+            _ if silence > IDLE + 5 => assert_eq!(to, B, "{silence} s"),
+            _ => {}
+        }
+        assert_eq!(rig.data(1, 11), A, "{silence} s: a stranger's SYN, perhaps");
+    }
+}
+
+/// Who makes up SYNs keeps no entry alive.
+#[test]
+fn syns_keep_no_entry_alive() {
+    let rig = Rig::new(B, A, Moving);
+    assert_eq!(rig.data(1, 10), A);
+    for isn in 0..20 {
+        rig.walk(10);
+        rig.syn(1, isn << 20);
+    }
+    assert_eq!(rig.entries(), (0, 1));
+    rig.walk(HANDSHAKE_KEPT + 3);
+    assert_eq!(rig.entries(), (0, 0));
 }
 
 #[test]
@@ -395,6 +537,45 @@ fn a_scheduled_flow_without_room_stays_with_the_ring() {
     assert_eq!((rig.data(1, 0), rig.data(1, 0)), (A, A));
 }
 
+/// A datagram flow that found no room is at home, and nothing tells it from a new one when there is room again: until it
+/// would be over anyway, unknown flows go home and are recorded there.
+#[test]
+fn a_datagram_flow_that_found_no_room_is_not_placed_anew() {
+    for flags in [ServiceEntry::ROUND_ROBIN, ServiceEntry::LEAST_CONNECTIONS] {
+        let words = [weighted(B, 1), weighted(C, 1)];
+        let rig = Rig { proto: proto::UDP, ..Rig::scheduled(flags, &words) };
+        assert_ne!(rig.data(9, 0), A, "placed");
+        rig.world.room.set(1);
+        assert_eq!(rig.data(1, 0), A);
+        rig.pass(IDLE / 2);
+        assert_eq!((rig.data(1, 0), rig.data(9, 0) != A), (A, true));
+        rig.pass(IDLE / 2);
+        rig.world.room.set(100);
+        assert_eq!((rig.data(1, 0), rig.data(2, 0)), (A, A), "it may be older than it looks");
+        assert_eq!(rig.entries().0, 3);
+        let counts = [A, B, C].map(|id| rig.world.active(id)).iter().sum::<u64>();
+        assert_eq!(counts, if flags == ServiceEntry::LEAST_CONNECTIONS { 3 } else { 0 });
+        rig.pass(IDLE + 5);
+        assert_ne!(rig.data(3, 0), A, "nobody without an entry is left");
+        assert_eq!((rig.data(1, 0), rig.data(2, 0)), (A, A));
+    }
+}
+
+/// Of a full flow table: each flow that could not be recorded, again and again while others find room.
+#[test]
+fn a_datagram_flow_at_home_stays_while_the_table_is_full_now_and_then() {
+    let rig = Rig { proto: proto::UDP, ..Rig::scheduled(ServiceEntry::ROUND_ROBIN, &[B.into(), C.into()]) };
+    let mut at = BTreeMap::new();
+    for round in 0..60_usize {
+        rig.world.room.set([0, 3, 1, 9, 5, 0, 0, 2, 12][round % 9]);
+        for client in 0..10 {
+            let now = rig.data(client, 0);
+            assert_eq!(*at.entry(client).or_insert(now), now, "round {round}, client {client}");
+        }
+        rig.walk(IDLE - 3);
+    }
+}
+
 #[test]
 fn a_word_of_another_service_is_not_obeyed() {
     let mut rig = Rig::scheduled(ServiceEntry::ROUND_ROBIN, &[B.into()]);
@@ -439,6 +620,32 @@ fn least_connections_counts_open_flows() {
     assert_eq!(counts(&rig), [9, 2, 20]);
     rig.world.active.borrow_mut().insert(C, -3);
     assert_eq!(rig.syn(200, 5), C, "less than nothing is nothing");
+}
+
+/// All backends are compared, not a part of them; equals take turns.
+#[test]
+fn least_connections_finds_the_only_one_with_room() {
+    for size in [1, 2, 17, 255, 256] {
+        let words: Vec<u64> = (1..=size).map(|id| weighted(id, 10)).collect();
+        let rig = Rig::scheduled(ServiceEntry::LEAST_CONNECTIONS, &words);
+        let picked = |rig: &Rig| crate::core::schedule::pick(&rig.world, SERVICE, true);
+        let mut turns: Vec<u32> = (0..size).map(|_| picked(&rig)).collect();
+        turns.sort_unstable();
+        assert_eq!(turns, (1..=size).collect::<Vec<_>>());
+        for id in 1..=size {
+            rig.world.active.borrow_mut().insert(id, 1000);
+        }
+        for id in 1..=size {
+            rig.world.active.borrow_mut().insert(id, 999);
+            assert!((0..3).all(|_| picked(&rig) == id), "{id} of {size}");
+            rig.world.active.borrow_mut().insert(id, 1000);
+        }
+    }
+    let rig = Rig::scheduled(ServiceEntry::LEAST_CONNECTIONS, &[weighted(A, 65_535), weighted(B, 1)]);
+    rig.world.active.borrow_mut().extend([(A, 65_534), (B, 1)]);
+    assert_eq!(crate::core::schedule::pick(&rig.world, SERVICE, true), A, "65,534 / 65,535 is less than one");
+    rig.world.active.borrow_mut().extend([(A, 1 << 40), (B, 1 << 41)]);
+    assert_eq!(crate::core::schedule::pick(&rig.world, SERVICE, true), A, "whatever the counts say");
 }
 
 /// The case that matters for speed asks for one entry; the marks tell it from the others.

@@ -122,6 +122,14 @@ pub trait Tables {
     fn take_turn(&self, _: u32) -> u64 {
         0
     }
+    /// When a datagram flow of a scheduled service last stayed at home without an entry; 0 = never.
+    #[inline(always)]
+    fn homed_ns(&self, _: u32) -> u64 {
+        0
+    }
+    /// One did now.
+    #[inline(always)]
+    fn note_homed(&self, _: u32, _now_ns: u64) {}
     /// Flows under way of a backend of a least-connections service.
     #[inline(always)]
     fn active(&self, _: u32) -> u64 {
@@ -137,6 +145,15 @@ pub trait Tables {
         Self: Sized,
     {
         schedule::pick(self, service, least_connections)
+    }
+
+    /// The less loaded of the backend whose turn it is and the best so far: see [`schedule::less_loaded`].
+    #[inline(always)]
+    fn less_loaded(&self, base: u32, size: u32, turn: u64, best: u64) -> u64
+    where
+        Self: Sized,
+    {
+        schedule::less_loaded(self, base, size, turn, best)
     }
 
     /// Is an IPv4 source denied? Asked only where [`VipEntry::FILTERED`] says so; tables without lists deny nobody.

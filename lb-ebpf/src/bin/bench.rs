@@ -190,6 +190,7 @@ entry_points! {
     lb4_random: Balancer, false, RANDOM, KEPT;
     lb6_one: Balancer, true, ONE, KEPT;
     lb6_many: Balancer, true, MANY, KEPT;
+    lb6_new: Balancer, true, NEW, KEPT;
     nat4_one: Balancer, false, ONE, TO;
     nat4_many: Balancer, false, MANY, TO;
     back4_one: Balancer, false, ONE, FROM;

@@ -1,6 +1,7 @@
 //! The shell around [`crate::plan::Tracking`]: reads the clocks and the flow table, carries out what it asks for.
 
 use super::engine::Engine;
+pub(super) use crate::dataplane::monotonic_ns;
 use crate::{
     dataplane::DataplaneError,
     plan::{Action, Walk},
@@ -118,10 +119,4 @@ impl Engine {
         self.tracking.note_changes(&before, &self.image, Instant::now());
         Ok(())
     }
-}
-
-/// The clock of flow entries: `bpf_ktime_get_ns`.
-pub(super) fn monotonic_ns() -> u64 {
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
 }

@@ -4,14 +4,17 @@ use super::{
     DataplaneError, batch,
     maps::{Mapped, Maps, descriptor, mapped, take},
 };
-use crate::plan::{Flow, Image, ScheduleRecord};
+use crate::plan::{Flow, Image, ScheduleRecord, ServiceRecord};
 use aya::{
     Ebpf,
     maps::{HashMap, MapData},
 };
-use lb_common::abi::{BackendEntry, FlowEntry, FlowKey4, FlowKey6, HalfOpen, MAX_SERVICES, ServiceEntry};
+use lb_common::abi::{
+    BackendEntry, FlowEntry, FlowKey4, FlowKey6, HalfOpen, MAX_SERVICES, Schedule, ServiceEntry,
+};
 use std::{
     io,
+    mem::offset_of,
     os::fd::{AsFd, OwnedFd},
     sync::atomic::Ordering,
 };
@@ -57,6 +60,21 @@ impl FlowTables {
             None => (self.range(id).0, 0),
         };
         self.schedules.word(id, 0).store(u64::from(base) | u64::from(size) << 32, Ordering::Release);
+    }
+
+    /// Before a service has the flags of `new`: one that had no scheduler until now has flows without entries at home, like
+    /// one whose tables were full.
+    pub(super) fn meet_scheduler(&self, id: u32, old: Option<&ServiceRecord>, new: &ServiceRecord) {
+        const HOMED: usize = offset_of!(Schedule, homed_ns) / 8;
+        let scheduled = |record: &ServiceRecord| record.entry.flags & ServiceEntry::SCHEDULED != 0;
+        let word = self.schedules.word(id, HOMED);
+        match old {
+            None => word.store(0, Ordering::Relaxed),
+            Some(old) if !scheduled(old) && scheduled(new) => {
+                word.store(monotonic_ns(), Ordering::Release);
+            }
+            Some(_) => {}
+        }
     }
 
     pub(super) fn observe(&self, image: &mut Image) {
@@ -199,4 +217,10 @@ fn taken_is_fine(result: Result<(), aya::maps::MapError>) -> Result<(), aya::map
         }
         other => other,
     }
+}
+
+/// The clock of flow entries: `bpf_ktime_get_ns`.
+pub(crate) fn monotonic_ns() -> u64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
 }

@@ -359,6 +359,9 @@ impl Maps {
         if old.map(|r| r.identity) != Some(identity) {
             self.service_names.set(id, identity, 0).map_err(DataplaneError::map("SERVICE_NAMES"))?;
         }
+        if let Some(new) = new {
+            self.tables.meet_scheduler(id, old, new);
+        }
         // Base and size share the first word.
         // A packet that met the service a moment ago may have read its size and not yet its base: a service
         // that goes keeps the base, and its size alone says that it is gone.

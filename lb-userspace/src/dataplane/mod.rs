@@ -25,6 +25,7 @@ mod observe;
 pub use attach::{Attached, Mode, XdpMode};
 pub use elf::{BENCH, DECAP, LB};
 pub use error::DataplaneError;
+pub(crate) use flow_tables::monotonic_ns;
 pub use held::Held;
 pub use kernel::{Capacities, Kernel, abi_name};
 pub use listing::tracked_flows;

@@ -8,7 +8,7 @@ use super::{Action, Image, Memory};
 use crate::affinity;
 use lb_common::{
     abi::{BackendEntry, FlowEntry, FlowKey4, FlowKey6, HalfOpen, ServiceEntry, Slot, SlotState},
-    core::{Tables, find_service},
+    core::{Tables, affinity::HANDSHAKE_NS, find_service},
     hash,
 };
 use std::{
@@ -17,7 +17,7 @@ use std::{
 };
 
 /// A flow that has not answered its SYN is kept so long.
-pub const HALF_OPEN_LIFE: Duration = Duration::from_secs(30);
+pub const HALF_OPEN_LIFE: Duration = Duration::from_nanos(HANDSHAKE_NS);
 /// A flow whose last word of its own was FIN or RST is kept so long after its last packet. Most have ended; one that is
 /// half closed and silent for longer is outside the promise.
 pub const CLOSING_LIFE: Duration = Duration::from_secs(60);

@@ -85,18 +85,21 @@ impl Runner {
     }
 }
 
-/// An endless number of flows, made in the kernel: 2^30 sources (10.0.0.0 to 10.255.255.255, 64 ports each) in an order
-/// without order, the same one for every flood.
+/// Programs of the benchmark, by family.
+const NEW_FLOWS: [&str; 2] = ["lb4_new", "lb6_new"];
+
+/// An endless number of flows, made in the kernel: 2^30 sources (10.0.0.0 to 10.255.255.255 or as many last bytes of an
+/// IPv6 address, 64 ports each) in an order without order, the same one for every flood.
 pub struct Flood {
     ebpf: Ebpf,
     out: Vec<u8>,
 }
 
 impl Flood {
-    /// Sends so many packets like this one, an IPv4 packet without options, each of another flow.
+    /// Sends so many packets like this one, without options or extension headers, each of another flow.
     pub fn pour(&mut self, frame: &[u8], packets: u32) -> Verdict {
-        let program: &Xdp =
-            self.ebpf.program("lb4_new").expect("lb4_new").try_into().expect("an XDP program");
+        let name = NEW_FLOWS[usize::from(frame[12..14] == [0x86, 0xdd])];
+        let program: &Xdp = self.ebpf.program(name).expect(name).try_into().expect("an XDP program");
         let options = TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut self.out),
@@ -135,9 +138,10 @@ impl Balancer {
             loader.map_max_entries(map.name, info.max_entries()).map_pin_path(map.name, pin);
         }
         let mut ebpf = loader.load(dataplane::BENCH).expect("the benchmark's ELF loads");
-        let program: &mut Xdp =
-            ebpf.program_mut("lb4_new").expect("lb4_new").try_into().expect("an XDP program");
-        program.load().expect("the verifier takes the program");
+        for name in NEW_FLOWS {
+            let program: &mut Xdp = ebpf.program_mut(name).expect(name).try_into().expect("an XDP program");
+            program.load().expect("the verifier takes the program");
+        }
         Flood { ebpf, out: vec![0; 8192] }
     }
 }

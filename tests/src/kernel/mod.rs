@@ -19,12 +19,12 @@ pub use world::{
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues},
     programs::{TestRun, TestRunOptions, Xdp},
 };
 use lb_common::abi::{
     Bucket, ECHO_BUCKET, EXPIRED_BUCKET, FLOW_CAPACITY, FlowEntry, FlowKey4, FlowKey6, FlowStats,
-    FragmentKey, FragmentTrace, HALF_OPEN_CAPACITY, HOLD_BUCKET, HalfOpen, ICMP_BUCKET, Stats,
+    FragmentKey, FragmentTrace, HALF_OPEN_CAPACITY, HOLD_BUCKET, HalfOpen, ICMP_BUCKET, Schedule, Stats,
 };
 use lb_userspace::{
     dataplane::{self, Maps},
@@ -124,6 +124,14 @@ impl Program {
         HashMap::try_from(again).expect("a hash map of these keys and values")
     }
 
+    /// Another handle of an array.
+    pub fn array<V: Pod>(&self, name: &str) -> Array<MapData, V> {
+        let map = self.ebpf.map(name).unwrap_or_else(|| panic!("a map {name}"));
+        let Map::Array(data) = map else { panic!("{name} is no array") };
+        let again = MapData::from_id(data.info().expect("map info").id()).expect("a map of this id");
+        Array::try_from(Map::Array(again)).expect("an array of these values")
+    }
+
     /// Runs the program on a frame of at least 14 bytes.
     pub fn run(&mut self, frame: &[u8]) -> Outcome {
         self.run_again(frame, 1)
@@ -170,6 +178,7 @@ pub struct Balancer {
     half_open6: HashMap<MapData, FlowKey6, HalfOpen>,
     fragments: HashMap<MapData, FragmentKey, FragmentTrace>,
     held: held::Held,
+    schedules: Array<MapData, Schedule>,
 }
 
 impl Balancer {
@@ -213,6 +222,7 @@ impl Balancer {
             flows6: program.hash("FLOWS6"),
             half_open4: program.hash("HALF_OPEN4"),
             half_open6: program.hash("HALF_OPEN6"),
+            schedules: program.array("SCHEDULES"),
             fragments: program.hash("FRAGMENTS"),
             held: held::Held::of(&program),
             maps: Maps::take(program.ebpf()).expect("all maps"),
@@ -308,6 +318,22 @@ impl Balancer {
                 Flow::V6(key) => self.half_open6.insert(key, old, 0),
             };
             result.expect("an entry that is there is replaced");
+        }
+        for id in self.image.services.keys() {
+            let schedule = self.schedules.get(id, 0).expect("SCHEDULES");
+            if schedule.homed_ns != 0 {
+                let by = u64::from(units) << FlowEntry::SEEN_SHIFT;
+                let older = Schedule { homed_ns: schedule.homed_ns.saturating_sub(by).max(1), ..schedule };
+                self.schedules.set(*id, older, 0).expect("SCHEDULES");
+            }
+        }
+    }
+
+    /// Forgets that datagram flows of scheduled services may be at home without an entry.
+    pub fn forget_homed(&mut self) {
+        for id in self.image.services.keys() {
+            let schedule = self.schedules.get(id, 0).expect("SCHEDULES");
+            self.schedules.set(*id, Schedule { homed_ns: 0, ..schedule }, 0).expect("SCHEDULES");
         }
     }
 

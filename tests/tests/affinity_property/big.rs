@@ -2,9 +2,10 @@
 
 use crate::{
     model::{Kind, Model, Who},
-    world::{BACKENDS, IDLE, SERVICES, Size, UNIT, What, World},
+    world::{BACKENDS, SERVICES, Size, What, World},
 };
 use lb_tests::{
+    daemon::{IDLE, UNIT, send},
     kernel::{Flood, Runner, Verdict},
     packets::{Rng, SYN},
 };
@@ -40,9 +41,14 @@ pub struct Big {
 
 impl Big {
     pub fn new(size: Size, flows: usize, seed: u64) -> Self {
-        let mut model = Model::new(flows);
-        model.unpromised = size.unpromised();
-        Self { world: World::new(size), model, rng: Rng::new(seed), sent: 0, changes: 0, states: [0; 3] }
+        Self {
+            world: World::new(size),
+            model: Model::new(flows),
+            rng: Rng::new(seed),
+            sent: 0,
+            changes: 0,
+            states: [0; 3],
+        }
     }
 
     fn say(&mut self, at: usize, kind: Kind) {
@@ -52,7 +58,7 @@ impl Big {
             pin(self.rng.below(2));
         }
         if let Err(broken) = self.model.packet(&mut self.world, at, kind) {
-            let [plain, moving, tracked] = self.world.slots();
+            let [plain, moving, tracked] = self.world.states();
             panic!(
                 "after {} packets and {} changes: {broken} ({plain} slots plain, {moving} moving, {tracked} tracked)",
                 self.sent, self.changes
@@ -130,7 +136,7 @@ impl Big {
         if self.rng.percent(10) {
             self.world.restart();
         }
-        for (most, now) in self.states.iter_mut().zip(self.world.slots()) {
+        for (most, now) in self.states.iter_mut().zip(self.world.states()) {
             *most = (*most).max(now);
         }
     }
@@ -146,7 +152,7 @@ impl Big {
             self.world.pass((IDLE.as_nanos() / UNIT.as_nanos() / 3) as u16);
         }
         self.world.tend(&mut |_| {});
-        assert_eq!(self.world.slots()[1..], [0, 0], "slots settle and clear at last");
+        assert_eq!(self.world.states()[1..], [0, 0], "slots settle and clear at last");
         assert_eq!(self.world.tracked(), 0, "and nothing is left in the tables");
     }
 
@@ -186,13 +192,14 @@ pub fn under_a_flood(size: Size, flows: usize, rounds: usize, syns: u32, seed: u
     let mut poured = 0;
     for round in 0..rounds {
         let share = syns / rounds as u32;
-        // To both TCP services, before the flows speak and after.
-        for service in [0, 2] {
-            let frame = big.model.frames.of(Who { service, v6: false, client: 0 }, SYN, 7, false);
-            let verdict = flood.pour(&frame, share / 2);
+        // Before the flows speak and after; datagrams take room among the confirmed flows as well.
+        let targets = [(0, false), (2, true), (3, false), (4, true), (5, false), (7, true)];
+        for (service, v6) in targets {
+            let frame = big.model.frames.of(Who { service, v6, client: 0 }, SYN, 7, false);
+            let verdict = flood.pour(&frame, share / targets.len() as u32);
             assert!(matches!(verdict, Verdict::Redirect | Verdict::Drop), "{verdict:?}");
-            poured += share / 2;
-            if service == 0 {
+            poured += share / targets.len() as u32;
+            if service % 3 == 0 {
                 for _ in 0..flows / 10 {
                     let at = big.rng.below(flows);
                     big.go_on(at);
@@ -212,14 +219,14 @@ pub fn under_a_flood(size: Size, flows: usize, rounds: usize, syns: u32, seed: u
 /// Two CPUs handle packets of the same flows at the same time while backends change. A flow that is established never leaves
 /// its backend, even so; the packets of one that begins go to the slot's owner, its home or the recorded backend.
 pub fn on_two_cpus(flows: usize, seconds: u64) {
-    let size = Size { ring: 31, room: 1 << 16, is_small: false, backends: 4 };
+    let size = Size { ring: 31, room: 1 << 16, backends: 4 };
     let mut world = World::new(size);
     let mut model = Model::new(flows);
     let mut homes = Vec::new();
     for at in 0..flows {
         model.packet(&mut world, at, Kind::Syn).expect("a SYN");
         let frame = model.frames.of(Who::number(at), lb_tests::packets::ACK, 0, true);
-        homes.push(World::send(&mut world.kernel, &frame).expect("a backend"));
+        homes.push(send(&mut world.kernel, &frame).expect("a backend"));
     }
     let frames: Vec<Vec<u8>> =
         (0..flows).map(|at| model.frames.of(Who::number(at), lb_tests::packets::ACK, 0, true)).collect();
@@ -269,7 +276,7 @@ pub fn on_two_cpus(flows: usize, seconds: u64) {
             world.tend(&mut |_| {});
             // Each flow speaks before the next step of time: a third of the idle timeout.
             for (at, frame) in frames.iter().enumerate() {
-                let found = World::send(&mut world.kernel, frame);
+                let found = send(&mut world.kernel, frame);
                 assert_eq!(found, Some(homes[at]), "{}", Who::number(at));
             }
             {
@@ -277,7 +284,7 @@ pub fn on_two_cpus(flows: usize, seconds: u64) {
                 world.pass(18);
             }
             world.tend(&mut |_| {});
-            for (most, now) in met.iter_mut().zip(world.slots()) {
+            for (most, now) in met.iter_mut().zip(world.states()) {
                 *most = now.max(*most);
             }
         }

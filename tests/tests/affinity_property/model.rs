@@ -11,8 +11,9 @@
 //! A flow that said FIN is closing until it sends data again: then T is the shorter life that ARCHITECTURE.md
 //! allows to what is over.
 
-use crate::world::{Effect, IDLE, SERVICES, UNIT, What, World, protocol};
+use crate::world::{Effect, SERVICES, What, World, protocol};
 use lb_tests::{
+    daemon::{CONFIG_ID, IDLE, UNIT, send},
     kernel::{Balancer, vip},
     packets::{ACK, FIN, Packet, RST, SYN, checksum},
 };
@@ -50,8 +51,13 @@ impl Who {
         Self { service: (n % SERVICES as usize) as u8, v6: n / SERVICES as usize % 3 == 2, client: n as u32 }
     }
 
-    pub fn is_udp(self) -> bool {
-        protocol(self.service) == Protocol::Udp
+    pub fn protocol(self) -> Protocol {
+        protocol(self.service)
+    }
+
+    /// Does its server put an id of its own into the connection IDs?
+    fn is_named(self) -> bool {
+        self.protocol() == Protocol::Quic && self.client / u32::from(SERVICES) % 2 == 1
     }
 
     fn source(self) -> IpAddr {
@@ -66,9 +72,8 @@ impl Who {
 
 impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let protocol = if self.is_udp() { "udp" } else { "tcp" };
         let family = if self.v6 { 6 } else { 4 };
-        write!(f, "flow {} (service {}, {protocol}{family})", self.client, self.service)
+        write!(f, "flow {} (service {}, {:?}{family})", self.client, self.service, self.protocol())
     }
 }
 
@@ -76,26 +81,67 @@ impl fmt::Display for Who {
 /// wrong: the balancer does not look at them.
 pub struct Frames(Vec<Vec<u8>>);
 
+/// Templates of a family: TCP and UDP without and with data, QUIC with a short and with a long header.
+const TEMPLATES: usize = 6;
+/// A connection ID: config id and length, server id, nonce.
+const CID_LEN: usize = 11;
+/// A config id that names nobody.
+const UNROUTABLE: u8 = 7;
+
 impl Frames {
     pub fn new() -> Self {
         let mut templates = Vec::new();
         for v6 in [false, true] {
-            for udp in [false, true] {
-                for data in [&b""[..], b"data"] {
-                    let who = Who { service: u8::from(udp), v6, client: 0 };
-                    let (src, dst) = ((who.source(), 40_000).into(), (vip(1, v6), 80).into());
-                    let packet = if udp { Packet::udp(src, dst) } else { Packet::tcp(src, dst) };
-                    templates.push(packet.with(|p| *p.payload() = data.to_vec()).build());
-                }
+            // RFC 8999: a long header has version and length in front of the destination connection ID.
+            let short = [&[0x42][..], &[0; CID_LEN], &[0xee; 30]].concat();
+            let long = [&[0xc0, 0, 0, 0, 1, CID_LEN as u8][..], &[0; CID_LEN], &[0xee; 30]].concat();
+            let none = Vec::new();
+            let kinds =
+                [(false, &none), (false, &b"data".to_vec()), (true, &none), (true, &b"data".to_vec())];
+            for (udp, payload) in kinds.into_iter().chain([(true, &short), (true, &long)]) {
+                let who = Who { service: 0, v6, client: 0 };
+                let (src, dst) = ((who.source(), 40_000).into(), (vip(1, v6), 80).into());
+                let packet = if udp { Packet::udp(src, dst) } else { Packet::tcp(src, dst) };
+                templates.push(packet.with(|p| p.payload().clone_from(payload)).build());
             }
         }
         Self(templates)
     }
 
+    /// A packet with these flags and this sequence number, or what is the same to a protocol that has none.
     pub fn of(&self, who: Who, flags: u8, seq: u32, data: bool) -> Vec<u8> {
-        let udp = who.is_udp();
-        let template = usize::from(who.v6) * 4 + usize::from(udp) * 2 + usize::from(data);
-        let mut frame = self.0[template].clone();
+        match who.protocol() {
+            Protocol::Tcp => {
+                let (mut frame, l4) = self.template(who, usize::from(data));
+                frame[l4 + 4..l4 + 8].copy_from_slice(&seq.to_be_bytes());
+                frame[l4 + 13] = flags;
+                frame
+            }
+            Protocol::Udp => self.template(who, 2 + usize::from(data)).0,
+            // A client's first connection ID is its own choice; the same in all packets of its first flight.
+            Protocol::Quic => {
+                let first = flags == SYN;
+                self.quic(who, first, UNROUTABLE, if first { seq.to_be_bytes() } else { [0; 4] })
+            }
+        }
+    }
+
+    /// A packet after the first, to the server that gave out the connection ID.
+    pub fn named(&self, who: Who, backend: u8) -> Vec<u8> {
+        self.quic(who, false, CONFIG_ID, [0, backend, 0, 0])
+    }
+
+    fn quic(&self, who: Who, first: bool, config: u8, id: [u8; 4]) -> Vec<u8> {
+        let (mut frame, l4) = self.template(who, 4 + usize::from(first));
+        let cid = l4 + 8 + if first { 6 } else { 1 };
+        frame[cid] = config << 5 | CID_LEN as u8 - 1;
+        frame[cid + 1..cid + 5].copy_from_slice(&id);
+        frame
+    }
+
+    /// The template with the addresses and ports of a flow, and where its transport header is.
+    fn template(&self, who: Who, number: usize) -> (Vec<u8>, usize) {
+        let mut frame = self.0[usize::from(who.v6) * TEMPLATES + number].clone();
         let l4 = match who.source() {
             IpAddr::V4(source) => {
                 frame[26..30].copy_from_slice(&source.octets());
@@ -111,11 +157,7 @@ impl Frames {
         };
         let port = 80 + u16::from(who.service);
         frame[l4 + 2..l4 + 4].copy_from_slice(&port.to_be_bytes());
-        if !udp {
-            frame[l4 + 4..l4 + 8].copy_from_slice(&seq.to_be_bytes());
-            frame[l4 + 13] = flags;
-        }
-        frame
+        (frame, l4)
     }
 }
 
@@ -140,6 +182,19 @@ struct Flow {
     isn: u32,
     /// Sequence number of the next byte.
     seq: u32,
+    /// Whose id is in its connection IDs.
+    named: Option<u8>,
+}
+
+impl Flow {
+    /// What a packet other than a SYN says about its end.
+    fn hear(&mut self, who: Who, kind: Kind) {
+        match kind {
+            Kind::Data => self.closing = false,
+            Kind::Fin | Kind::Rst => self.closing = who.protocol() == Protocol::Tcp,
+            Kind::Syn | Kind::Ack => {}
+        }
+    }
 }
 
 /// How often the promise was put to the test.
@@ -155,9 +210,6 @@ pub struct Model {
     pub frames: Frames,
     flows: Vec<Flow>,
     changes: u64,
-    /// The first of the services whose flows are promised nothing. Where every flow has to be recorded, one that found no
-    /// room is at home, and is taken for a new one when there is some.
-    pub unpromised: Option<u8>,
     pub score: Score,
 }
 
@@ -172,13 +224,8 @@ struct Sent {
 
 impl Model {
     pub fn new(flows: usize) -> Self {
-        let mut model = Self {
-            frames: Frames::new(),
-            flows: Vec::new(),
-            changes: 0,
-            unpromised: None,
-            score: Score::default(),
-        };
+        let mut model =
+            Self { frames: Frames::new(), flows: Vec::new(), changes: 0, score: Score::default() };
         model.begin(flows);
         model
     }
@@ -189,7 +236,8 @@ impl Model {
             .map(|n| {
                 let isn = (n as u32 + 1).wrapping_mul(0x9e37_79b1);
                 let seq = isn.wrapping_add(1);
-                Flow { promise: Promise::Nothing, closing: false, opening: false, changes: 0, isn, seq }
+                let promise = Promise::Nothing;
+                Flow { promise, closing: false, opening: false, changes: 0, isn, seq, named: None }
             })
             .collect();
         self.changes = 0;
@@ -237,7 +285,7 @@ impl Model {
     /// Sends a packet and checks where it goes; `Err` tells a broken promise.
     pub fn packet(&mut self, world: &mut World, at: usize, kind: Kind) -> Result<String, String> {
         let sent = self.prepare(world.now(), at, kind);
-        let found = World::send(&mut world.kernel, &sent.frame);
+        let found = send(&mut world.kernel, &sent.frame);
         self.judge(world, &sent, found)
     }
 
@@ -252,7 +300,7 @@ impl Model {
     ) -> Result<String, String> {
         let mut sent = self.prepare(now, at, kind);
         sent.expected = sent.expected.filter(|(n, _)| Some(*n) != dying);
-        let found = World::send(kernel, &sent.frame);
+        let found = send(kernel, &sent.frame);
         if found.is_none() || found == dying {
             // On its way to somebody who is about to go.
             (self.flows[at].promise, self.flows[at].opening) = (Promise::Nothing, kind == Kind::Syn);
@@ -269,12 +317,12 @@ impl Model {
         let changes = self.changes;
         let life = Self::life(&self.flows[at]);
         let flow = &mut self.flows[at];
-        let syn = kind == Kind::Syn && !who.is_udp();
+        let syn = kind == Kind::Syn && who.protocol() != Protocol::Udp;
         if syn && !flow.opening {
             // A new connection of the same addresses and ports, as RFC 6191 and RFC 9293 section 3.6.1 want it: later
             // sequence numbers.
             flow.isn = flow.seq.wrapping_add(0x0010_0000);
-            flow.promise = Promise::Nothing;
+            (flow.promise, flow.named) = (Promise::Nothing, None);
             flow.changes = changes;
         }
         let expected = match flow.promise {
@@ -282,7 +330,6 @@ impl Model {
             Promise::Handshake(n, since) if !syn && now - since < life => Some((n, "the handshake's")),
             _ => None,
         };
-        let expected = expected.filter(|_| self.unpromised.is_none_or(|first| who.service < first));
         let (flags, length) = match kind {
             Kind::Syn => (SYN, 0),
             Kind::Ack => (ACK, 0),
@@ -296,7 +343,11 @@ impl Model {
             Kind::Data => flow.seq.wrapping_add(length),
             _ => flow.seq,
         };
-        Sent { frame: self.frames.of(who, flags, seq, kind == Kind::Data), at, kind, expected, now }
+        let frame = match flow.named {
+            Some(backend) if !syn => self.frames.named(who, backend),
+            _ => self.frames.of(who, flags, seq, kind == Kind::Data),
+        };
+        Sent { frame, at, kind, expected, now }
     }
 
     fn judge(&mut self, world: &World, sent: &Sent, found: Option<u8>) -> Result<String, String> {
@@ -313,9 +364,12 @@ impl Model {
             && found.is_none()
         {
             // Its backend cannot be reached; it is still promised to it.
-            if let Promise::Holds(_, since) = &mut self.flows[sent.at].promise {
+            let flow = &mut self.flows[sent.at];
+            if let Promise::Holds(_, since) = &mut flow.promise {
                 *since = sent.now;
             }
+            // The balancer has seen it all the same.
+            flow.hear(Who::number(sent.at), sent.kind);
             return Ok(format!("{} sends {:?}: no way", Who::number(sent.at), sent.kind));
         }
         self.settle_up(sent, found)
@@ -335,7 +389,7 @@ impl Model {
                 _ => self.score.kept += 1,
             }
         }
-        if who.is_udp() {
+        if who.protocol() == Protocol::Udp {
             flow.promise = found.map_or(Promise::Nothing, |n| Promise::Holds(n, sent.now));
             return Ok(line);
         }
@@ -343,6 +397,7 @@ impl Model {
             let again = flow.opening;
             flow.opening = true;
             flow.closing = false;
+            flow.named = found.filter(|_| who.is_named());
             flow.promise = match (found, flow.promise) {
                 (Some(n), Promise::Handshake(before, _)) if n == before && flow.changes == self.changes => {
                     Promise::Handshake(n, sent.now)
@@ -353,13 +408,10 @@ impl Model {
             return Ok(line);
         }
         flow.opening = false;
-        match sent.kind {
-            Kind::Data => flow.closing = false,
-            Kind::Fin | Kind::Rst => flow.closing = true,
-            Kind::Syn | Kind::Ack => {}
-        }
+        flow.hear(who, sent.kind);
+        let resets = sent.kind == Kind::Rst && who.protocol() == Protocol::Tcp;
         flow.promise = match found {
-            Some(n) if sent.kind != Kind::Rst => Promise::Holds(n, sent.now),
+            Some(n) if !resets => Promise::Holds(n, sent.now),
             _ => Promise::Nothing,
         };
         Ok(line)
@@ -369,10 +421,13 @@ impl Model {
     pub fn forge(&mut self, kernel: &mut Balancer, at: usize) -> String {
         let who = Who::number(at);
         let frame = self.frames.of(who, SYN, self.flows[at].seq.wrapping_add(0x4000_0000), false);
-        let found = World::send(kernel, &frame);
-        // A handshake has one place: who guesses addresses and ports while it lasts can take it.
-        if let Promise::Handshake(..) = self.flows[at].promise {
-            self.flows[at].promise = Promise::Nothing;
+        let found = send(kernel, &frame);
+        // A handshake has one place: who guesses addresses and ports while it lasts can take it. Nothing in a packet of QUIC
+        // tells a connection from another one of the same addresses and ports, but an ID of the server's.
+        let flow = &mut self.flows[at];
+        let is_bare = who.protocol() == Protocol::Quic && flow.named.is_none();
+        if is_bare || matches!(flow.promise, Promise::Handshake(..)) {
+            flow.promise = Promise::Nothing;
         }
         format!("a stranger sends a SYN of {who}: {found:?}")
     }
@@ -391,6 +446,8 @@ impl Model {
         assert_eq!(effect == Effect::Died, dies);
         if dies {
             for flow in &mut self.flows {
+                // Its connections are lost, and with them the IDs it gave out.
+                flow.named = flow.named.filter(|of| *of != n);
                 if let Promise::Handshake(of, _) | Promise::Holds(of, _) = flow.promise
                     && of == n
                 {

@@ -2,9 +2,13 @@
 
 use crate::{
     model::{Kind, Model},
-    world::{BACKENDS, Fault, IDLE, SERVICES, Size, UNIT, What, World},
+    world::{BACKENDS, SERVICES, Size, What, World},
 };
-use lb_tests::kernel::Balancer;
+use lb_tests::{
+    daemon::{Fault, IDLE, UNIT, send},
+    kernel::Balancer,
+};
+use lb_userspace::model::Scheduler;
 use proptest::{
     prelude::*,
     test_runner::{Config, TestCaseError, TestError, TestRunner},
@@ -43,7 +47,7 @@ pub enum Step {
         midst: Option<(usize, Say)>,
     },
     Restart,
-    /// So many SYNs from elsewhere.
+    /// So many first packets from elsewhere, to any service.
     Flood(u8),
 }
 
@@ -69,6 +73,9 @@ fn what() -> impl Strategy<Value = What> {
         3 => Just(What::Up),
         1 => Just(What::LoseHop),
         2 => Just(What::FindHop),
+        2 => prop_oneof![
+            Just(Scheduler::Maglev), Just(Scheduler::RoundRobin), Just(Scheduler::LeastConnections)
+        ].prop_map(What::Schedule),
     ]
 }
 
@@ -103,9 +110,7 @@ impl History {
     pub fn new(size: Size, fault: Fault) -> Self {
         let mut world = World::new(size);
         world.fault = fault;
-        let mut model = Model::new(FLOWS);
-        model.unpromised = size.unpromised();
-        Self { world, model, log: Vec::new(), strangers: 0, states: [false; 3] }
+        Self { world, model: Model::new(FLOWS), log: Vec::new(), strangers: 0, states: [false; 3] }
     }
 
     /// Runs a history from the beginning; `Err` is its story and the promise it breaks.
@@ -122,7 +127,7 @@ impl History {
                     "{log}\nBROKEN: {broken}\nflows: {entries:?}\nhandshakes: {half_open:?}"
                 ));
             }
-            for (met, count) in self.states.iter_mut().zip(self.world.slots()) {
+            for (met, count) in self.states.iter_mut().zip(self.world.states()) {
                 *met |= count > 0;
             }
         }
@@ -192,7 +197,7 @@ impl History {
                     count += 1;
                 });
                 self.log.append(&mut lines);
-                let [plain, moving, tracked] = self.world.slots();
+                let [plain, moving, tracked] = self.world.states();
                 self.log.push(format!("the daemon tends: {plain} plain, {moving} moving, {tracked} tracked"));
                 broken.map_or(Ok(()), Err)?;
             }
@@ -203,11 +208,13 @@ impl History {
             Step::Flood(count) => {
                 for _ in 0..count {
                     self.strangers += 1;
-                    let who = crate::model::Who { service: 0, v6: false, client: 0x4_0000 + self.strangers };
+                    let (service, v6) =
+                        ((self.strangers % u32::from(SERVICES)) as u8, self.strangers % 3 == 0);
+                    let who = crate::model::Who { service, v6, client: 0x4_0000 + self.strangers };
                     let frame = self.model.frames.of(who, lb_tests::packets::SYN, self.strangers, false);
-                    World::send(&mut self.world.kernel, &frame);
+                    send(&mut self.world.kernel, &frame);
                 }
-                self.log.push(format!("{count} strangers send SYNs"));
+                self.log.push(format!("{count} strangers send SYNs and datagrams"));
             }
         }
         Ok(())
@@ -219,6 +226,27 @@ pub struct Verdict {
     pub history: History,
     /// The shortest history found that breaks the promise, and its story.
     pub broken: Option<(usize, String)>,
+}
+
+/// Leaves out what can be left out. Proptest tries each step once, from the first: one that is needed by another that goes
+/// later stays, and where tables are full all steps have to do with each other.
+fn shorten(history: &RefCell<History>, mut steps: Vec<Step>, mut story: String) -> (usize, String) {
+    let mut count = steps.len();
+    while count > 0 {
+        let (before, mut at) = (steps.len(), 0);
+        while at + count <= steps.len() {
+            let rest = [&steps[..at], &steps[at + count..]].concat();
+            match history.borrow_mut().run(&rest) {
+                Err(shorter) => (steps, story) = (rest, shorter),
+                Ok(()) => at += 1,
+            }
+        }
+        // Once more with single steps, as long as that helps.
+        if count > 1 || steps.len() == before {
+            count /= 2;
+        }
+    }
+    (steps.len(), story)
 }
 
 /// Tries so many histories. `LBD_SEED` begins elsewhere.
@@ -236,7 +264,7 @@ pub fn try_histories(size: Size, fault: Fault, count: u32) -> Verdict {
     });
     let broken = match result {
         Ok(()) => None,
-        Err(TestError::Fail(story, steps)) => Some((steps.len(), story.message().to_owned())),
+        Err(TestError::Fail(story, steps)) => Some(shorten(&history, steps, story.message().to_owned())),
         Err(TestError::Abort(why)) => panic!("{why}"),
     };
     Verdict { history: history.into_inner(), broken }
