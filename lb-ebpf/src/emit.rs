@@ -34,7 +34,7 @@ pub(crate) fn run<const OBSERVED: bool>(frame: &mut Frame) -> u32 {
             None => to,
         },
         Decision::Steer(to) => return emit_nat::steer::<OBSERVED>(frame, &to),
-        Decision::Back(back) => return emit_nat::back(frame, back),
+        Decision::Back(back) => return emit_nat::back::<OBSERVED>(frame, back),
     };
     send::<OBSERVED>(frame, &to)
 }

@@ -10,7 +10,7 @@ use crate::{
 };
 use aya_ebpf::bindings::xdp_action::{XDP_PASS, XDP_TX};
 use lb_common::core::{
-    Back, DropReason, Forward,
+    Back, DropReason, Forward, Part, Tables as _,
     affinity::{Place, Step},
     nat::{self, Answer, Verdict},
 };
@@ -21,11 +21,12 @@ pub fn session<const OBSERVED: bool>(frame: &mut Frame, to: &Forward<'_>, step: 
     let place = Place::of(&to.ip).0;
     let ids = u64::from(to.service) | u64::from(to.backend_id) << 32;
     let ctx = frame.ctx();
+    let first = if let Part::First = to.ip.part { outline_nat::FIRST } else { 0 };
     let ask = |step: Step| {
         Answer(opaque(if to.ip.v6 {
-            outline_nat::session_out6(ctx, place, ids, to.hash, step as u64)
+            outline_nat::session_out6(ctx, place, ids, to.hash, step as u64 | first)
         } else {
-            outline_nat::session_out4(ctx, place, ids, to.hash, step as u64)
+            outline_nat::session_out4(ctx, place, ids, to.hash, step as u64 | first)
         }))
     };
     let mut answer = ask(step);
@@ -66,15 +67,23 @@ pub fn session<const OBSERVED: bool>(frame: &mut Frame, to: &Forward<'_>, step: 
     })
 }
 
-/// An ICMP error that goes to a backend of NAT.
+/// An ICMP error that goes to a backend of NAT, or a fragment behind the first.
 #[inline(always)]
 pub fn steer<const OBSERVED: bool>(frame: &mut Frame, to: &Forward<'_>) -> u32 {
     let (ctx, l3, backend) = (frame.ctx(), to.ip.l3 as u64, to.backend_id.into());
-    let answer = Answer(opaque(if to.ip.v6 {
-        outline_nat::steer6(ctx, l3, backend)
-    } else {
-        outline_nat::steer4(ctx, l3, backend)
+    let mut answer = Answer(opaque(match (to.ip.part, to.ip.v6) {
+        (Part::Later, false) => outline_nat::piece_out4(ctx, l3),
+        (Part::Later, true) => outline_nat::piece_out6(ctx, l3),
+        (_, false) => outline_nat::steer4(ctx, l3, backend),
+        (_, true) => outline_nat::steer6(ctx, l3, backend),
     }));
+    if matches!(answer.verdict(), Verdict::Cross) {
+        answer = Answer(opaque(if to.ip.v6 {
+            outline_nat::error_across6(ctx, l3)
+        } else {
+            outline_nat::error_across4(ctx, l3)
+        }));
+    }
     frame.refresh();
     match answer.verdict() {
         Verdict::Send => {
@@ -91,7 +100,7 @@ pub fn steer<const OBSERVED: bool>(frame: &mut Frame, to: &Forward<'_>) -> u32 {
 
 /// A packet that may be a reply.
 #[inline(always)]
-pub fn back(frame: &mut Frame, back: Back) -> u32 {
+pub fn back<const OBSERVED: bool>(frame: &mut Frame, back: Back) -> u32 {
     let (ctx, l3) = (frame.ctx(), back.l3 as u64);
     if !back.pool && !nat::may_be_reply(frame, &Maps::new(ctx), back.l3, back.v6) {
         return XDP_PASS;
@@ -107,6 +116,21 @@ pub fn back(frame: &mut Frame, back: Back) -> u32 {
         } else {
             outline_nat::session_back4(ctx, l3)
         }));
+        if matches!(answer.verdict(), Verdict::Pass) && !back.pool {
+            let l3 = l3 | outline_nat::ALONE;
+            answer = Answer(opaque(if back.v6 {
+                outline_nat::reply6(ctx, l3)
+            } else {
+                outline_nat::reply4(ctx, l3)
+            }));
+        }
+    }
+    if matches!(answer.verdict(), Verdict::Piece) {
+        answer = Answer(opaque(if back.v6 {
+            outline_nat::piece_back6(ctx, l3)
+        } else {
+            outline_nat::piece_back4(ctx, l3)
+        }));
     }
     if matches!(answer.verdict(), Verdict::Icmp) {
         answer = Answer(opaque(if back.v6 {
@@ -114,8 +138,18 @@ pub fn back(frame: &mut Frame, back: Back) -> u32 {
         } else {
             outline_nat::error_back4(ctx, l3)
         }));
-    }
-    if matches!(answer.verdict(), Verdict::Cross) {
+        if matches!(answer.verdict(), Verdict::Cross) {
+            let way = if back.v6 { outline_nat::across_way4(ctx) } else { outline_nat::across_way6(ctx) };
+            answer = Answer(opaque(way));
+        }
+        if matches!(answer.verdict(), Verdict::Cross) {
+            answer = Answer(opaque(if back.v6 {
+                outline_nat::error_across6(ctx, l3)
+            } else {
+                outline_nat::error_across4(ctx, l3)
+            }));
+        }
+    } else if matches!(answer.verdict(), Verdict::Cross) {
         answer = Answer(opaque(if back.v6 {
             outline_nat::cross_back6(ctx, l3)
         } else {
@@ -123,6 +157,15 @@ pub fn back(frame: &mut Frame, back: Back) -> u32 {
         }));
     }
     frame.refresh();
+    if OBSERVED && !matches!(answer.verdict(), Verdict::Pass) {
+        // It is ours, though its destination may be no VIP.
+        observe::vip();
+        if matches!(answer.verdict(), Verdict::Send)
+            && let Some(backend) = Maps::new(ctx).backend(answer.backend())
+        {
+            observe::backend(answer.backend(), backend.service);
+        }
+    }
     match answer.verdict() {
         Verdict::Send => leave(frame, answer.ifindex()),
         Verdict::Drop => refuse_number(frame, answer.reason()),

@@ -16,25 +16,75 @@ use lb_common::{
         DropReason,
         affinity::{Place, Step},
         nat::{
-            Address, Answer, back, errors,
+            Address, Answer, across, back, errors, pieces,
             session::{self, Wanted},
             translate,
         },
     },
 };
 
-/// See [`back::reply`]; `l3` is 14, 18 or 22. The answer is a `nat::Answer`.
+/// See [`back::reply`]; `l3` is 14, 18 or 22, and [`ALONE`]. The answer is a `nat::Answer`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn reply4(ctx: *mut xdp_md, l3: u64) -> u64 {
-    back::reply::<_, _, false>(&mut Frame::new(ctx), &Maps::new(ctx), opaque(l3) as usize & 0x1f).0
+    reply::<false>(ctx, l3)
 }
 
 /// The same for IPv6.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn reply6(ctx: *mut xdp_md, l3: u64) -> u64 {
-    back::reply::<_, _, true>(&mut Frame::new(ctx), &Maps::new(ctx), opaque(l3) as usize & 0x1f).0
+    reply::<true>(ctx, l3)
+}
+
+/// Beside the offset of [`reply4`]: there is no session.
+pub(crate) const ALONE: u64 = 0x20;
+
+#[inline(always)]
+fn reply<const V6: bool>(ctx: *mut xdp_md, l3: u64) -> u64 {
+    let Some(scratch) = scratch() else { return Answer::PASS.0 };
+    let (l3, alone) = (opaque(l3) as usize & 0x1f, l3 & ALONE != 0);
+    back::reply::<_, _, V6>(&mut Frame::new(ctx), &Maps::new(ctx), scratch, l3, alone).0
+}
+
+/// See [`pieces::back`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn piece_back4(ctx: *mut xdp_md, l3: u64) -> u64 {
+    piece_back::<false>(ctx, l3)
+}
+
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn piece_back6(ctx: *mut xdp_md, l3: u64) -> u64 {
+    piece_back::<true>(ctx, l3)
+}
+
+#[inline(always)]
+fn piece_back<const V6: bool>(ctx: *mut xdp_md, l3: u64) -> u64 {
+    let Some(scratch) = scratch() else { return Answer::PASS.0 };
+    pieces::back::<_, _, V6>(&mut Frame::new(ctx), &Maps::new(ctx), scratch, opaque(l3) as usize & 0x1f).0
+}
+
+/// See [`pieces::out`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn piece_out4(ctx: *mut xdp_md, l3: u64) -> u64 {
+    piece_out::<false>(ctx, l3)
+}
+
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn piece_out6(ctx: *mut xdp_md, l3: u64) -> u64 {
+    piece_out::<true>(ctx, l3)
+}
+
+#[inline(always)]
+fn piece_out<const V6: bool>(ctx: *mut xdp_md, l3: u64) -> u64 {
+    let Some(scratch) = scratch() else { return Answer::drop(DropReason::Internal).0 };
+    pieces::out::<_, _, V6>(&mut Frame::new(ctx), &Maps::new(ctx), scratch, opaque(l3) as usize & 0x1f).0
 }
 
 /// See [`session::back`].
@@ -96,6 +146,42 @@ fn steer<const V6: bool>(ctx: *mut xdp_md, l3: u64, backend: u64) -> u64 {
     let Some(scratch) = scratch() else { return Answer::drop(DropReason::Internal).0 };
     let (mut frame, maps) = (Frame::new(ctx), Maps::new(ctx));
     errors::steer::<_, _, V6>(&mut frame, &maps, scratch, opaque(l3) as usize & 0x1f, backend as u32).0
+}
+
+/// See [`across::way`], to an IPv4 client.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn across_way4(ctx: *mut xdp_md) -> u64 {
+    let Some(scratch) = scratch() else { return Answer::drop(DropReason::Internal).0 };
+    across::way::<_, false>(&Maps::new(ctx), scratch).0
+}
+
+/// The same to an IPv6 client.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn across_way6(ctx: *mut xdp_md) -> u64 {
+    let Some(scratch) = scratch() else { return Answer::drop(DropReason::Internal).0 };
+    across::way::<_, true>(&Maps::new(ctx), scratch).0
+}
+
+/// See [`across::finish`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn error_across4(ctx: *mut xdp_md, l3: u64) -> u64 {
+    error_across::<false>(ctx, l3)
+}
+
+/// The same of an IPv6 one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn error_across6(ctx: *mut xdp_md, l3: u64) -> u64 {
+    error_across::<true>(ctx, l3)
+}
+
+#[inline(always)]
+fn error_across<const V6: bool>(ctx: *mut xdp_md, l3: u64) -> u64 {
+    let Some(scratch) = scratch() else { return Answer::drop(DropReason::Internal).0 };
+    across::finish::<_, _, V6>(&mut Frame::new(ctx), &Maps::new(ctx), scratch, opaque(l3) as usize & 0x1f).0
 }
 
 /// See [`translate::out`].
@@ -164,7 +250,7 @@ pub extern "C" fn session_make(ids: u64, hash: u64, how: u64) -> u64 {
     session::make(&Maps::new(null_mut()), scratch, wanted).0
 }
 
-/// See [`session::out`]; `ids` is the service and, in the upper half, the backend.
+/// See [`session::out`]; `ids` is the service and, in the upper half, the backend; `step` has [`FIRST`] beside it.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn session_out4(ctx: *mut xdp_md, place: u64, ids: u64, hash: u64, step: u64) -> u64 {
@@ -178,6 +264,9 @@ pub extern "C" fn session_out6(ctx: *mut xdp_md, place: u64, ids: u64, hash: u64
     session_out::<true>(ctx, place, ids, hash, step)
 }
 
+/// Beside the step of [`session_out4`]: the packet is the first fragment of a datagram.
+pub(crate) const FIRST: u64 = 0x100;
+
 #[inline(always)]
 fn session_out<const V6: bool>(ctx: *mut xdp_md, place: u64, ids: u64, hash: u64, step: u64) -> u64 {
     let Some(scratch) = scratch() else { return Answer::drop(DropReason::Internal).0 };
@@ -188,7 +277,8 @@ fn session_out<const V6: bool>(ctx: *mut xdp_md, place: u64, ids: u64, hash: u64
         Place(opaque(place)),
         (ids as u32, (ids >> 32) as u32),
         hash,
-        Step::from_u64(step),
+        Step::from_u64(step & 0xff),
+        step & FIRST != 0,
     )
     .0
 }
@@ -256,11 +346,15 @@ fn ask<const V6: bool>(ctx: *mut xdp_md, from: Address, to: Address) -> u64 {
     let routes = maps::CONTROL.get(0).map_or(0, |control| control.routes);
     // SAFETY: this CPU's own element; the union's halves are valid for all bits.
     unsafe {
-        (*exit).destination = to.bytes();
+        to.write(&mut (*exit).destination);
         (*exit).asked_ns = bpf_ktime_get_coarse_ns();
         (*exit).ifindex = ifindex;
         let (d, s) = (route.dmac, route.smac);
-        (*exit).l2 = [d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1], s[2], s[3], s[4], s[5]];
+        // One by one: an array of them would lie on the stack, which is short here.
+        for i in 0..6 {
+            (*exit).l2[i] = d[i];
+            (*exit).l2[6 + i] = s[i];
+        }
         (*exit).mtu = route.__bindgen_anon_1.mtu_result;
         (*exit).vlan = 0;
         (*exit).routes = routes;

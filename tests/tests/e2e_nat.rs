@@ -410,3 +410,91 @@ fn a_host_that_does_not_forward_is_told_of() -> Result<()> {
     assert_eq!(balancer.status().warnings, Vec::<String>::new());
     Ok(())
 }
+
+/// Datagrams in fragments, asked and answered.
+#[test]
+fn long_datagrams_are_echoed_in_both_modes_and_families() -> Result<()> {
+    require!(Need::Root, Need::Tool("ip"));
+    let topology = topology(2)?;
+    through_balancer(&topology)?;
+    own_pool(&topology)?;
+    let mut servers = Vec::new();
+    for node in &topology.backends {
+        for address in node.addresses() {
+            for port in [5300, 5301] {
+                servers.push(udp_echo(&node.ns, &node.name, address, port)?);
+            }
+        }
+    }
+    let echo = |name: &str, vip: &str, port: u16| {
+        Service::www([ip(vip)]).name(name).udp().port(port).backend_port(5300 + port - 7)
+    };
+    let services = [
+        echo("nat4", VIP4, 7).forward("nat").nodes(&topology.backends),
+        echo("nat6", VIP6, 7).forward("nat").nodes6(&topology.backends),
+        pool(echo("snat4", VIP4, 8).nodes(&topology.backends)),
+        pool(echo("snat6", VIP6, 8).nodes6(&topology.backends)),
+    ];
+    let _balancer = Balancer::start(&topology, Settings::of(services))?;
+    let sent: Vec<u8> = (0..4000u16).map(|i| (i % 251) as u8).collect();
+    for (vip, port) in [(VIP4, 7), (VIP6, 7), (VIP4, 8), (VIP6, 8)] {
+        let target = SocketAddr::new(ip(vip), port);
+        let any: SocketAddr =
+            if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("an address");
+        for round in 0..20 {
+            let socket = topology.client.ns.run(|| UdpSocket::bind(any)).expect("a socket");
+            socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a timeout");
+            socket.connect(target).expect("connected");
+            let mut answer = vec![0; 8000];
+            let length = again(|| {
+                socket.send(&sent)?;
+                socket.recv(&mut answer)
+            });
+            let length = length.unwrap_or_else(|e| panic!("{target}, round {round}: {e}"));
+            assert!(length == 4005 && answer.starts_with(b"web") && answer[5..length] == sent, "{target}");
+        }
+    }
+    Ok(())
+}
+
+/// A second virtual address comes to lead to the same backend's port: from now on sessions tell who is answered, and those
+/// who were there before have none.
+#[test]
+fn connections_outlive_a_second_way_to_their_backend() -> Result<()> {
+    require!(Need::Root, Need::Tool("ip"));
+    let topology = topology(2)?;
+    through_balancer(&topology)?;
+    let _servers = web_servers(&topology, BIG)?;
+    let first = web(&topology, "192.0.2.21", false).name("first").forward("nat");
+    let second = web(&topology, "192.0.2.22", false).name("second").forward("nat");
+    let mut balancer = Balancer::start(&topology, Settings::of([first.clone()]))?;
+    let (one, other) = (SocketAddr::new(ip("192.0.2.21"), 8000), SocketAddr::new(ip("192.0.2.22"), 8000));
+    let open = |target| Connection::open(&topology.client.ns, target, PATIENCE).expect("a connection");
+    let mut connections: Vec<Connection> = (0..30).map(|_| open(one)).collect();
+    let mut ask_all = |when: &str, connections: &mut [Connection]| {
+        for (i, connection) in connections.iter_mut().enumerate() {
+            connection.get("/").unwrap_or_else(|e| panic!("connection {i}, {when}: {e}"));
+        }
+    };
+    ask_all("before", &mut connections);
+    let ns = &topology.client.ns;
+    std::thread::scope(|scope| -> Result<()> {
+        let download = scope.spawn(|| client::download(ns, one, BIG, PATIENCE));
+        balancer.configure(|settings| settings.services = vec![first.clone(), second.clone()])?;
+        balancer.reload();
+        assert!(balancer.service("first").nat.is_some_and(|nat| nat.always));
+        let download = download.join().expect("a download").unwrap_or_else(|e| panic!("the download: {e}"));
+        assert_eq!(download.bytes, BIG);
+        Ok(())
+    })?;
+    ask_all("after", &mut connections);
+    connections.extend((0..10).map(|_| open(other)));
+    ask_all("with others", &mut connections);
+    // And back: what is unique again needs no session.
+    balancer.configure(|settings| settings.services = vec![first.clone()])?;
+    balancer.reload();
+    connections.truncate(30);
+    ask_all("alone again", &mut connections);
+    assert_eq!(balancer.status().warnings, Vec::<String>::new());
+    Ok(())
+}

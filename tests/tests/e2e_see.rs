@@ -3,7 +3,7 @@
 use lb_tests::{
     balancer::{Balancer, Service, Settings, program, web_servers},
     client::{Connection, Requests},
-    lab::{Result, Shape, Topology, wait_until},
+    lab::{Gateway, Result, Shape, Topology, wait_until},
     require,
     skip::Need,
 };
@@ -192,5 +192,120 @@ fn a_restart_ends_a_trace() -> Result<()> {
     let view = explain(&balancer, "10.1.0.2:4000", &target.to_string(), "syn");
     assert!(view.by.is_some_and(|by| by.starts_with("the program in the kernel")));
     Requests::to(target).timeout(PATIENCE).run(&topology.client.ns, 20).assert_all_answered();
+    Ok(())
+}
+
+/// The services of NAT in front of one web server: by `nat` port 8000, by `snat` port 8001, and by `snat` for clients of the
+/// other IP version.
+fn behind_nat(topology: &Topology) -> Result<[Service; 3]> {
+    topology.set_gateway(0, Gateway::Balancer(0))?;
+    let mut plan = topology.lab.plan();
+    plan.addr(&topology.lb[0].ns, "eth0", "10.0.0.250/16").apply()?;
+    let pool = "[service.snat]\naddresses = [\"10.0.0.250\"]";
+    let service = |name: &str, vip: &str, port| {
+        let vip = vip.parse().expect("an address");
+        Service::www([vip]).name(name).port(port).backend_port(80).nodes(&topology.backends)
+    };
+    Ok([
+        service("nat", "192.0.2.10", 8000).forward("nat"),
+        service("snat", "192.0.2.10", 8001).forward("snat").extra(pool),
+        service("snat64", "2001:db8::10", 8001).forward("snat").extra(pool),
+    ])
+}
+
+#[test]
+fn explain_of_nat_in_both_directions() -> Result<()> {
+    require!(Need::Root, Need::Tool("ip"));
+    let shape = Shape { backends: 1, vips: Vec::new(), lb_forwarding: true, ..Shape::default() };
+    let topology = Topology::new(&shape)?;
+    let _servers = web_servers(&topology, 0)?;
+    let balancer = Balancer::start(&topology, Settings::of(behind_nat(&topology)?))?;
+    let backend = SocketAddr::new(topology.backends[0].v4.into(), 80);
+    for (name, vip, port) in
+        [("nat", "192.0.2.10", 8000), ("snat", "192.0.2.10", 8001), ("snat64", "2001:db8::10", 8001)]
+    {
+        let target = SocketAddr::new(vip.parse().expect("an address"), port);
+        let new = SocketAddr::new(
+            if target.is_ipv4() { topology.client.v4.into() } else { topology.client.v6.into() },
+            999,
+        );
+        let asked = explain(&balancer, &new.to_string(), &target.to_string(), "syn");
+        assert!(
+            asked.by.as_deref().is_some_and(|by| by.starts_with("the program in the kernel")),
+            "{asked:?}"
+        );
+        assert_eq!((asked.verdict.as_str(), asked.service.as_deref()), ("forward", Some(name)), "{asked:?}");
+        assert!(asked.backend.as_deref() == Some("web1") && asked.slot.is_some(), "{asked:?}");
+        assert!(asked.reason.contains(&format!("destination becomes {backend}")), "{asked:?}");
+        assert_eq!(balancer.status().nat.made, 0, "explaining makes no session");
+    }
+    // The middle of a connection that nobody knows.
+    let strange = explain(&balancer, "10.1.0.2:999", "192.0.2.10:8001", "ack");
+    assert!(strange.verdict == "drop" && strange.reason.starts_with("nat_session"), "{strange:?}");
+    assert_eq!(balancer.dropped("nat_session"), 0);
+
+    let mut made = 0;
+    for (name, vip, port) in
+        [("nat", "192.0.2.10", 8000), ("snat", "192.0.2.10", 8001), ("snat64", "2001:db8::10", 8001)]
+    {
+        let target = SocketAddr::new(vip.parse().expect("an address"), port);
+        let mut connection = Connection::open(&topology.client.ns, target, PATIENCE).expect("connected");
+        let answer = connection.get("/").expect("an answer");
+        let client = connection.local_addr().expect("an address");
+        made += u64::from(name != "nat");
+        let there = explain(&balancer, &client.to_string(), &target.to_string(), "ack");
+        assert_eq!(
+            (there.verdict.as_str(), there.backend.as_deref()),
+            ("forward", Some("web1")),
+            "{there:?}"
+        );
+        let headers = there.headers.unwrap_or_else(|| panic!("{name}"));
+        assert_eq!((headers.packet.destination, headers.packet.destination_port), (backend.ip(), Some(80)));
+        // Who the backend thinks the client is.
+        let seen = answer.headers.get("x-client").expect("the backend tells");
+        assert_eq!(headers.packet.source.to_string(), *seen, "{name}");
+        let source = SocketAddr::new(headers.packet.source, headers.packet.source_port.expect("a port"));
+        assert_eq!(source == client, name == "nat");
+
+        let back = explain(&balancer, &backend.to_string(), &source.to_string(), "ack");
+        assert_eq!((back.verdict.as_str(), back.backend.as_deref()), ("forward", Some("web1")), "{back:?}");
+        assert_eq!(back.service.as_deref(), Some(name), "{back:?}");
+        assert!(back.reason.contains(&format!("from {target} to {client}")), "{back:?}");
+        assert_eq!(balancer.status().nat.made, made);
+        connection.get("/").unwrap_or_else(|e| panic!("{name}, after it was explained: {e}"));
+    }
+    Ok(())
+}
+
+#[test]
+fn trace_of_nat_in_both_directions() -> Result<()> {
+    require!(Need::Root, Need::Tool("ip"));
+    let shape = Shape { backends: 1, vips: Vec::new(), lb_forwarding: true, ..Shape::default() };
+    let topology = Topology::new(&shape)?;
+    let _servers = web_servers(&topology, 0)?;
+    let balancer = Balancer::start(&topology, Settings::of(behind_nat(&topology)?))?;
+    let backend = SocketAddr::new(topology.backends[0].v4.into(), 80);
+    for (name, vip, port) in
+        [("nat", "192.0.2.10", 8000), ("snat", "192.0.2.10", 8001), ("snat64", "2001:db8::10", 8001)]
+    {
+        let target = SocketAddr::new(vip.parse().expect("an address"), port);
+        let plain = balancer.xdp_program("eth0");
+        let tracer = trace(&balancer, &["--service", name, "--count", "30"]);
+        wait_until("the tracing program", PATIENCE, || balancer.xdp_program("eth0") != plain)?;
+        Requests::to(target).timeout(PATIENCE).run(&topology.client.ns, 10).assert_all_answered();
+        let seen = lines(tracer);
+        assert_eq!(seen.len(), 30, "{name}");
+        for view in &seen {
+            assert_eq!(
+                (view.verdict.as_str(), view.backend.as_deref()),
+                ("forward", Some("web1")),
+                "{view:?}"
+            );
+            assert!(view.destination == target || view.source == backend, "{view:?}");
+        }
+        let back = seen.iter().filter(|view| view.source == backend).count();
+        assert!((1..30).contains(&back), "{name}: {seen:?}");
+        wait_until("the end of tracing", PATIENCE, || balancer.xdp_program("eth0") == plain)?;
+    }
     Ok(())
 }

@@ -368,7 +368,7 @@ pub struct NatOrigin {
     pub backend: u32,
     /// The port of the service, as in the packet.
     pub port: [u8; 2],
-    /// [`NatOrigin::SESSIONS`].
+    /// [`NatOrigin::SESSIONS`], [`NatOrigin::HEIR`].
     pub flags: u16,
     pub pad: u32,
 }
@@ -376,6 +376,8 @@ pub struct NatOrigin {
 impl NatOrigin {
     /// More than one virtual address or port leads here: the session tells which.
     pub const SESSIONS: u16 = 1;
+    /// With [`NatOrigin::SESSIONS`]: once this one alone led here. Flows of that time have no session.
+    pub const HEIR: u16 = 2;
 }
 
 /// Value of `SESSIONS_OUT`, key: the flow as the client sends it (IPv4 mapped).
@@ -432,6 +434,29 @@ pub struct NatScratch {
     pub route: [u64; 8],
     /// The answer to who only asks, and leaves `EXITS` alone.
     pub exit: Exit,
+    /// A fragment's datagram, and where its first one went.
+    pub fragment: FragmentKey,
+    pub trace: FragmentTrace,
+    pub across: Across,
+}
+
+/// An ICMP error on its way to the other IP version: where it leaves, and the ends that the packet it quotes has there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Across {
+    /// IPv4 mapped.
+    pub src: [u8; 16],
+    pub dst: [u8; 16],
+    /// As in the packet.
+    pub src_port: [u8; 2],
+    pub dst_port: [u8; 2],
+    /// Destination and source MAC address.
+    pub l2: [u8; 12],
+    pub vlan: u16,
+    pub mtu: u16,
+    pub ifindex: u32,
+    pub backend: u32,
+    pub pad: u32,
 }
 
 /// Value of `NAT_STATS`, per CPU.
@@ -542,7 +567,8 @@ plain_old_data! {
     SessionOut = 32,
     SessionBack = 48,
     Pool = 16,
-    NatScratch = 272,
+    NatScratch = 432,
+    Across = 64,
     NatStats = 32,
     Exit = 48,
     Control = 24,

@@ -2,7 +2,7 @@
 //! first). A function out of line finds out where they go and says so in one number.
 
 use super::{
-    Answer, AnswerKind, Decision, DropReason, Forward, Ip, Part, Tables,
+    Answer, AnswerKind, Back, Decision, DropReason, Forward, Ip, Part, Tables,
     affinity::Place,
     parse::{refuse, unclaimed},
 };
@@ -20,11 +20,22 @@ pub struct Found(pub u64);
 impl Found {
     const FORWARD: u64 = 2;
     const DROP: u64 = 3;
+    const REWRITE: u64 = 4;
 
     /// The kernel's.
     pub const PASS: Self = Self(0);
     /// An echo request.
     pub const ECHO: Self = Self(1);
+
+    /// A fragment that goes back to a client: see [`crate::core::nat::pieces`].
+    pub const BACK: Self = Self(5);
+
+    /// A fragment to this backend, addresses rewritten as those of the first.
+    #[inline(always)]
+    #[must_use]
+    pub const fn rewrite(backend: u32) -> Self {
+        Self(Self::REWRITE | (backend as u64 & 0x00ff_ffff) << 8)
+    }
 
     /// To this backend; `entropy` varies the outer header as it does for the flow.
     #[inline(always)]
@@ -94,7 +105,8 @@ pub(super) fn other<'t, P: Packet, T: Tables>(
 #[inline(always)]
 pub(super) fn follow<T: Tables>(tables: &T, found: Found, ip: Ip, ttl: u8) -> Decision<'_> {
     match u64::from(found.0 as u8) {
-        Found::FORWARD => {}
+        Found::FORWARD | Found::REWRITE => {}
+        5 => return Decision::Back(Back { l3: ip.l3, v6: ip.v6, pool: true }),
         Found::DROP => return refuse(found.reason()),
         _ => return Decision::Pass,
     }
@@ -105,9 +117,9 @@ pub(super) fn follow<T: Tables>(tables: &T, found: Found, ip: Ip, ttl: u8) -> De
     let Some(backend) = tables.backend(backend_id) else { return refuse(DropReason::Internal) };
     let (service, hash) = (backend.service, found.0 >> 32);
     let forward = Forward { service, backend_id, backend, ip, hash, slot: 0 };
-    // The packet that an ICMP error quotes is rewritten, too, and a session knows what to.
+    // The packet that an ICMP error quotes is rewritten, too, and a session knows what to; of a fragment its trace does.
     let rewritten = backend.kind == ForwardKind::Nat as u8 || backend.kind == ForwardKind::Snat as u8;
-    if rewritten && matches!(ip.part, Part::Whole) {
+    if rewritten && matches!(ip.part, Part::Whole) || u64::from(found.0 as u8) == Found::REWRITE {
         return Decision::Steer(forward);
     }
     Decision::Forward(forward)

@@ -124,10 +124,18 @@ fn go<P: Packet, T: Tables>(packet: &P, tables: &T, l3: usize, v6: bool, piece: 
     if trace.service == FragmentTrace::KERNEL {
         return Found::PASS;
     }
+    let rewritten = trace.family != 0;
+    if rewritten && trace.backend == 0 {
+        return Found::BACK;
+    }
     match tables.backend(trace.backend) {
         // Ids are given out again.
         Some(backend) if backend.service == trace.service && takes(backend) => {
-            Found::forward(trace.backend, trace.entropy)
+            if rewritten {
+                Found::rewrite(trace.backend)
+            } else {
+                Found::forward(trace.backend, trace.entropy)
+            }
         }
         _ => unknown,
     }

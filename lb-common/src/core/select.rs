@@ -1,7 +1,7 @@
 //! From a service and a flow to a backend.
 
 use super::{
-    Decision, DropReason, Forward, Ip, Part, Refusal, Tables,
+    Decision, DropReason, Forward, Ip, Refusal, Tables,
     affinity::{Place, Step},
     nat,
     quic::Route,
@@ -46,10 +46,6 @@ pub(super) fn select<'t, P: Packet, T: Tables>(
                 || service.flags & ServiceEntry::HAIRPIN != 0
                     && nat::from_backend(packet, tables, ip.l3, ip.v6)
             {
-                // The fragments behind it could not be rewritten: a trace knows the backend alone.
-                if always && !matches!(ip.part, Part::Whole) {
-                    return Decision::Drop(Refusal { reason: DropReason::Fragment });
-                }
                 return Decision::Session(forward, step);
             }
             Decision::Forward(forward)

@@ -17,7 +17,8 @@ pub enum Decision<'t> {
     Session(Forward<'t>, Step),
     /// Perhaps what a backend answers: to be asked of NAT.
     Back(Back),
-    /// An ICMP error about what a backend of NAT sent, to that backend; the one here is for a flow without a session.
+    /// An ICMP error about what a backend of NAT sent, to that backend; the one here is for a flow without a session. Or a
+    /// fragment behind the first, whose trace says how to rewrite it.
     Steer(Forward<'t>),
 }
 

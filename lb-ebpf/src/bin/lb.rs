@@ -16,6 +16,7 @@ pub fn lb(ctx: XdpContext) -> u32 {
 /// The same, telling what it did: for `lbctl explain`, never attached, and attached in the place of `lb` while somebody
 /// traces.
 #[xdp]
+#[inline(always)]
 pub fn observed(ctx: XdpContext) -> u32 {
     observe::run(ctx.ctx)
 }

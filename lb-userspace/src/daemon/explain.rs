@@ -133,7 +133,7 @@ impl Engine {
         found: &Found,
     ) -> ExplainView {
         // A test run comes in by no interface: what the kernel's routes say of the way on is no answer.
-        if found.service.is_none()
+        if found.slot.is_none()
             && found.reason.is_none_or(|reason| reason == DropReason::NoNextHop)
             && let Some(reply) = self.reply(protocol, source, destination)
         {

@@ -53,12 +53,15 @@ impl Engine {
             NatKey { address: key.src, port: source.port().to_be_bytes(), proto: protocol.number().into() };
         let vip = self.image.vips.contains_key(&destination.ip());
         let origin = self.image.nat.origins.get(&origin).filter(|_| !vip && self.image.nat.on);
-        let stateless = origin.filter(|origin| origin.flags & NatOrigin::SESSIONS == 0);
+        let session = self.kernel.maps().nat().session_back(&key);
+        // What has none is of the time when one virtual address alone led here.
+        let heir = |origin: &NatOrigin| origin.flags & NatOrigin::HEIR != 0 && session.is_none();
+        let stateless = origin.filter(|origin| origin.flags & NatOrigin::SESSIONS == 0 || heir(origin));
         let (service, backend, from, to) = if let Some(origin) = stateless {
             let from = SocketAddr::new(unmapped(origin.vip), u16::from_be_bytes(origin.port));
             (origin.service, origin.backend, from, destination)
         } else if vip || origin.is_some() {
-            let session = self.kernel.maps().nat().session_back(&key)?;
+            let session = session?;
             let from = SocketAddr::new(unmapped(session.vip), u16::from_be_bytes(session.vip_port));
             let to = SocketAddr::new(unmapped(session.client), u16::from_be_bytes(session.client_port));
             (session.service, FlowEntry(session.entry).backend(), from, to)

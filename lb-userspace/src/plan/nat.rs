@@ -61,7 +61,7 @@ pub(super) fn build(
     observed: &Image,
     image: &mut Image,
 ) -> Result<(), BuildError> {
-    origins(wanted, ids, image)?;
+    origins(wanted, ids, &observed.nat, image)?;
     let mut places = Places::of(&observed.nat);
     for (service, (id, _)) in wanted.iter().zip(ids) {
         let snat = service.spec.forward == Forward::Snat;
@@ -105,7 +105,12 @@ pub(super) fn pool_addresses(wanted: &[WantedService]) -> impl Iterator<Item = I
 /// Who leads to a backend's port: virtual address and port, service and backend.
 type Leads = BTreeSet<([u8; 16], u16, u32, u32)>;
 
-fn origins(wanted: &[WantedService], ids: &[(u32, Vec<u32>)], image: &mut Image) -> Result<(), BuildError> {
+fn origins(
+    wanted: &[WantedService],
+    ids: &[(u32, Vec<u32>)],
+    observed: &NatImage,
+    image: &mut Image,
+) -> Result<(), BuildError> {
     let mut leads: BTreeMap<NatKey, Leads> = BTreeMap::new();
     for (service, (id, backends)) in wanted.iter().zip(ids) {
         if service.spec.forward != Forward::Nat {
@@ -144,13 +149,26 @@ fn origins(wanted: &[WantedService], ids: &[(u32, Vec<u32>)], image: &mut Image)
                 }
             }
         }
-        if let Some((vip, port, service, backend)) = to.first() {
-            let flags = if unique || key.proto == 0 { 0 } else { NatOrigin::SESSIONS };
+        let heir = if unique || key.proto == 0 { None } else { heir(observed.origins.get(&key), &to) };
+        if let Some((vip, port, service, backend)) = heir.or(to.first()) {
+            let flags = match heir {
+                _ if unique || key.proto == 0 => 0,
+                None => NatOrigin::SESSIONS,
+                Some(_) => NatOrigin::SESSIONS | NatOrigin::HEIR,
+            };
             let (vip, service, backend, port) = (*vip, *service, *backend, port.to_be_bytes());
             image.nat.origins.insert(key, NatOrigin { vip, service, backend, port, flags, pad: 0 });
         }
     }
     Ok(())
+}
+
+/// Who led to a backend's port alone before others came, and still does: flows of that time have no session.
+fn heir<'l>(observed: Option<&NatOrigin>, to: &'l Leads) -> Option<&'l ([u8; 16], u16, u32, u32)> {
+    let alone =
+        |origin: &&NatOrigin| origin.flags & NatOrigin::SESSIONS == 0 || origin.flags & NatOrigin::HEIR != 0;
+    let origin = observed.filter(alone)?;
+    to.iter().find(|(vip, port, ..)| *vip == origin.vip && port.to_be_bytes() == origin.port)
 }
 
 /// The source addresses of a service's sessions, IPv4 first.

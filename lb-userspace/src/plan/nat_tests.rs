@@ -143,3 +143,27 @@ fn tables_that_would_overflow_are_refused() {
         Err(BuildError::PoolsFull { needed: 4097 })
     );
 }
+
+#[test]
+fn who_led_to_a_port_alone_inherits_the_flows_without_a_session() {
+    let (mut low, mut high) =
+        (nat(1, PortSpec::Exact(80), None, &[1]), nat(2, PortSpec::Exact(80), None, &[1]));
+    (low.spec.addresses, high.spec.addresses) = (vec![ip("192.0.2.1")], vec![ip("192.0.2.2")]);
+    let origin = |image: &Image| {
+        let origin = image.nat.origins[&key(1, 80)];
+        (unmapped(origin.vip), origin.flags)
+    };
+    let alone = made(&[high.clone()]);
+    assert_eq!(origin(&alone), (ip("192.0.2.2"), 0));
+    // Whoever comes first in the order of addresses.
+    let both = image(&[low.clone(), high.clone()], &alone).unwrap();
+    assert_eq!(origin(&both), (ip("192.0.2.2"), NatOrigin::SESSIONS | NatOrigin::HEIR));
+    let again = image(&[low.clone(), high.clone()], &both).unwrap();
+    assert_eq!(again.nat, both.nat);
+    // It goes: nobody else inherits.
+    let mut third = nat(3, PortSpec::Exact(80), None, &[1]);
+    third.spec.addresses = vec![ip("192.0.2.3")];
+    let without = image(&[low.clone(), third], &both).unwrap();
+    assert_eq!(origin(&without), (ip("192.0.2.1"), NatOrigin::SESSIONS));
+    assert_eq!(origin(&made(&[low, high])), (ip("192.0.2.1"), NatOrigin::SESSIONS), "never one alone");
+}

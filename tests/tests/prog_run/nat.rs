@@ -13,13 +13,18 @@ use lb_common::{
 };
 use lb_tests::{
     kernel::{INGRESS, Outcome, Program, Verdict},
-    packets::{Net, Packet, SYN, Transport, check, describe},
+    packets::{FIN, Net, Packet, SYN, Transport, check, describe},
 };
 use lb_userspace::dataplane;
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
 };
+
+mod across;
+mod garbage;
+mod pieces;
+mod sessions;
 
 const BACKEND_MAC: [u8; 12] = [2, 0, 0, 0, 9, 1, 2, 0, 0, 0, 0, 1];
 const CLIENT_MAC: [u8; 12] = [2, 0, 0, 0, 8, 1, 2, 0, 0, 0, 0, 1];
@@ -68,14 +73,22 @@ fn mapped(of: IpAddr) -> [u8; 16] {
 
 impl Lab {
     fn new() -> Self {
+        Self::with_room(&[])
+    }
+
+    /// With maps of other sizes.
+    fn with_room(more: &[(&'static str, u32)]) -> Self {
         let capacities = [("RING", 64), ("BACKENDS", 64), ("BACKEND_STATS", 64), ("BACKEND_NAMES", 64)];
+        let capacities = [&capacities[..], more].concat();
         let mut lab = Self { program: Program::load(dataplane::LB, "lb", &capacities) };
         lab.array("CONTROL", 0, Control { flags: Control::NAT, ..Control::default() });
         for v6 in [false, true] {
             // Services 1 to 4 of IPv4, 5 to 8 of IPv6; each with the backend of its number and a ring of one slot.
             let first = if v6 { 5 } else { 1 };
-            let (mut tcp, mut udp) =
-                (VipEntry { vip: 1, flags: VipEntry::POOL, rules: [PortRule::NONE; 4] }, 0);
+            let (mut tcp, mut udp) = (
+                VipEntry { vip: 1, flags: VipEntry::POOL | VipEntry::FRAGMENTS, rules: [PortRule::NONE; 4] },
+                0,
+            );
             tcp.rules[0] = PortRule { lo: NAT, hi: HAIRPIN, service: 0, proto: 6, pad: 0 };
             for (i, port) in [NAT, SNAT, CROSS, HAIRPIN].into_iter().enumerate() {
                 let id = first + i as u32;
@@ -103,7 +116,10 @@ impl Lab {
             let mut other = tcp;
             other.rules.iter_mut().for_each(|rule| rule.proto = 17);
             lab.vip(udp_vip(v6), other);
-            lab.vip(pool(v6), VipEntry { vip: 2, flags: VipEntry::POOL, rules: [PortRule::NONE; 4] });
+            lab.vip(
+                pool(v6),
+                VipEntry { vip: 2, flags: VipEntry::POOL | VipEntry::FRAGMENTS, rules: [PortRule::NONE; 4] },
+            );
             lab.array("POOL_ADDRESSES", u32::from(v6), mapped(pool(v6)));
             for (proto, vip) in [(6, vip(v6)), (17, udp_vip(v6))] {
                 let key = NatKey { address: mapped(server(v6)), port: BEHIND.to_be_bytes(), proto };

@@ -28,6 +28,8 @@ pub enum Verdict {
     Cross = 7,
     /// A session is to be made, then ask again as for a beginning; [`Answer::own`].
     Make = 8,
+    /// A fragment behind the first: ask for the trace of that one.
+    Piece = 9,
 }
 
 impl Answer {
@@ -39,6 +41,9 @@ impl Answer {
     pub const SESSION: Self = Self(Verdict::Session as u64);
     /// See [`Verdict::Icmp`].
     pub const ICMP: Self = Self(Verdict::Icmp as u64);
+
+    /// See [`Verdict::Piece`].
+    pub const PIECE: Self = Self(Verdict::Piece as u64);
 
     /// See [`Verdict::Drop`].
     #[inline(always)]
@@ -52,7 +57,7 @@ impl Answer {
         Self(Verdict::Make as u64 | (own as u64) << 8)
     }
 
-    /// See [`Verdict::Send`]; `backend` is 0 on the way back.
+    /// See [`Verdict::Send`]; `backend` is the one it goes to or comes from, 0 where that is not known.
     #[inline(always)]
     pub const fn send(ifindex: u32, backend: u32) -> Self {
         Self(Verdict::Send as u64 | (backend as u64 & 0xff_ffff) << 8 | (ifindex as u64) << 32)
@@ -82,6 +87,7 @@ impl Answer {
             6 => Verdict::Icmp,
             7 => Verdict::Cross,
             8 => Verdict::Make,
+            9 => Verdict::Piece,
             _ => Verdict::Drop,
         }
     }
@@ -98,7 +104,7 @@ impl Answer {
         (self.0 >> 8) as u32 & 0xff_ffff
     }
 
-    /// The backend it goes to.
+    /// The backend it goes to or comes from.
     #[inline(always)]
     pub const fn backend(self) -> u32 {
         (self.0 >> 8) as u32 & 0xff_ffff

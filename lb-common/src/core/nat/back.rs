@@ -1,12 +1,12 @@
 //! The way back: from a backend to a client.
 
 use super::{
-    Address, Answer, Ends, NatTables, Way,
+    Address, Answer, Ends, NatTables, Way, pieces,
     rewrite::{self, SOURCE},
 };
 use crate::{
-    abi::{Exit, NatKey, NatOrigin},
-    core::{DropReason, Ip, Part, forward},
+    abi::{Exit, NatKey, NatOrigin, NatScratch},
+    core::{DropReason, Ip, Part, forward, fragment},
     packet::{Packet, PacketMut},
     wire::{eth, ipv4, ipv6, proto, tcp, udp, vlan},
 };
@@ -17,12 +17,26 @@ pub(super) struct Head {
     pub ttl: u8,
     pub src: Address,
     pub dst: Address,
+    /// Identification of a fragment's datagram.
+    pub id: u32,
 }
 
 /// Reads the IP header at `l3`. `None`: not in order, or a fragment. Whether the packet is one of ours cannot be told
-/// then: that is the kernel's to judge.
+/// then: that is the kernel's to judge. IPv6 extension headers are not looked at.
 #[inline(always)]
 pub(super) fn head<P: Packet, const V6: bool>(packet: &P, l3: usize) -> Option<Head> {
+    read::<P, V6, false>(packet, l3)
+}
+
+/// The same of any fragment. An IPv6 fragment header is seen where it is the first of the extension headers.
+#[inline(always)]
+pub(super) fn any<P: Packet, const V6: bool>(packet: &P, l3: usize) -> Option<Head> {
+    read::<P, V6, true>(packet, l3)
+}
+
+/// `PIECES` is a parameter of the type: a verifier follows every way through what it may be.
+#[inline(always)]
+fn read<P: Packet, const V6: bool, const PIECES: bool>(packet: &P, l3: usize) -> Option<Head> {
     if V6 {
         let header = packet.view::<{ ipv6::LEN }>(l3)?;
         let word = header.u32::<{ ipv6::WORD }>();
@@ -30,28 +44,33 @@ pub(super) fn head<P: Packet, const V6: bool>(packet: &P, l3: usize) -> Option<H
         if word >> 28 != 6 || total > usize::from(u16::MAX) || l3 + total > packet.len() {
             return None;
         }
-        let ip = Ip {
-            l3,
-            header_len: ipv6::LEN,
-            v6: true,
-            total_len: total as u16,
-            tos: (word >> 20) as u8,
-            proto: header.u8::<{ ipv6::NEXT }>(),
-            part: Part::Whole,
-        };
+        let (mut header_len, mut next, mut part, mut id) =
+            (ipv6::LEN, header.u8::<{ ipv6::NEXT }>(), Part::Whole, 0);
+        if PIECES && next == proto::FRAGMENT {
+            let fragment = packet.view::<8>(l3 + ipv6::LEN)?;
+            let place = fragment.u16::<2>();
+            (header_len, next, id) = (ipv6::LEN + 8, fragment.u8::<0>(), fragment.u32::<4>());
+            if place & fragment::OFFSET6 != 0 {
+                part = Part::Later;
+            } else if place & fragment::MORE6 != 0 {
+                part = Part::First;
+            }
+        }
+        let (total_len, tos) = (total as u16, (word >> 20) as u8);
+        let ip = Ip { l3, header_len, v6: true, total_len, tos, proto: next, part };
         let src = Address { hi: header.raw64::<{ ipv6::SRC }>(), lo: header.raw64::<{ ipv6::SRC + 8 }>() };
         let dst = Address { hi: header.raw64::<{ ipv6::DST }>(), lo: header.raw64::<{ ipv6::DST + 8 }>() };
-        return Some(Head { ip, ttl: header.u8::<{ ipv6::HOP_LIMIT }>(), src, dst });
+        return Some(Head { ip, ttl: header.u8::<{ ipv6::HOP_LIMIT }>(), src, dst, id });
     }
     let header = packet.view::<{ ipv4::LEN }>(l3)?;
     let header_len = usize::from(header.u8::<{ ipv4::VIHL }>() & 0xf) * 4;
     let total_len = header.u16::<{ ipv4::TOTAL_LEN }>();
-    let whole = header.u16::<{ ipv4::FRAGMENT }>() & !ipv4::DONT_FRAGMENT == 0;
+    let place = header.u16::<{ ipv4::FRAGMENT }>();
     if header.u8::<{ ipv4::VIHL }>() >> 4 != 4
         || header_len < ipv4::LEN
         || usize::from(total_len) < header_len
         || l3 + usize::from(total_len) > packet.len()
-        || !whole
+        || place & if PIECES { ipv4::RESERVED } else { !ipv4::DONT_FRAGMENT } != 0
     {
         return None;
     }
@@ -62,21 +81,43 @@ pub(super) fn head<P: Packet, const V6: bool>(packet: &P, l3: usize) -> Option<H
         total_len,
         tos: header.u8::<{ ipv4::TOS }>(),
         proto: header.u8::<{ ipv4::PROTO }>(),
-        part: Part::Whole,
+        part: if place & ipv4::FRAGMENT_OFFSET != 0 {
+            Part::Later
+        } else if place & ipv4::MORE_FRAGMENTS != 0 {
+            Part::First
+        } else {
+            Part::Whole
+        },
     };
+    let id = header.u16::<{ ipv4::ID }>().into();
     let (src, dst) = (header.raw32::<{ ipv4::SRC }>(), header.raw32::<{ ipv4::DST }>());
-    Some(Head { ip, ttl: header.u8::<{ ipv4::TTL }>(), src: Address::mapped(src), dst: Address::mapped(dst) })
+    Some(Head {
+        ip,
+        ttl: header.u8::<{ ipv4::TTL }>(),
+        src: Address::mapped(src),
+        dst: Address::mapped(dst),
+        id,
+    })
 }
 
 /// Eight bytes' alignment lets a key be written and hashed by words.
 #[repr(C, align(8))]
 pub(super) struct Aligned<T>(pub T);
 
-/// A packet to an address that is no VIP: the reply of a `nat` backend, or none of ours.
+/// A packet to an address that is no VIP: the reply of a `nat` backend, or none of ours. `alone`: it has no session.
 #[inline(always)]
-pub fn reply<P: PacketMut, T: NatTables, const V6: bool>(packet: &mut P, tables: &T, l3: usize) -> Answer {
-    let Some(head) = head::<P, V6>(packet, l3) else { return Answer::PASS };
+pub fn reply<P: PacketMut, T: NatTables, const V6: bool>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut NatScratch,
+    l3: usize,
+    alone: bool,
+) -> Answer {
+    let Some(head) = any::<P, V6>(packet, l3) else { return Answer::PASS };
     let ip = head.ip;
+    if let Part::Later = ip.part {
+        return Answer::PIECE;
+    }
     if ip.proto != proto::TCP && ip.proto != proto::UDP {
         let icmp = ip.proto == if V6 { proto::ICMPV6 } else { proto::ICMP };
         return if icmp { Answer::ICMP } else { Answer::PASS };
@@ -85,8 +126,11 @@ pub fn reply<P: PacketMut, T: NatTables, const V6: bool>(packet: &mut P, tables:
     let port = ports.raw16::<0>().to_ne_bytes();
     let key = Aligned(NatKey { address: head.src.bytes(), port, proto: ip.proto.into() });
     let Some(origin) = tables.nat(&key.0) else { return Answer::PASS };
-    if origin.flags & NatOrigin::SESSIONS != 0 {
+    if !alone && origin.flags & NatOrigin::SESSIONS != 0 {
         return Answer::SESSION;
+    }
+    if alone && origin.flags & NatOrigin::HEIR == 0 {
+        return Answer::PASS;
     }
     let vip = Address::read(&origin.vip);
     match tables.way(V6, vip, head.dst) {
@@ -100,7 +144,10 @@ pub fn reply<P: PacketMut, T: NatTables, const V6: bool>(packet: &mut P, tables:
             match rewrite::ends::<P, SOURCE>(packet, &ip, l3, &to)
                 .and_then(|()| leave(packet, &ip, &exit.l2, exit.vlan))
             {
-                Ok(()) => Answer::send(exit.ifindex, 0),
+                Ok(()) => {
+                    pieces::remember(tables, scratch, &head, (0, 0), (vip, head.dst));
+                    Answer::send(exit.ifindex, origin.backend)
+                }
                 Err(reason) => Answer::drop(reason),
             }
         }

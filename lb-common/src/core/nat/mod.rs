@@ -5,10 +5,12 @@
 //! to: the table `NATS`, written by the daemon, no state of a flow. Elsewhere a session is made by the first
 //! packet of a flow, in two tables, one for either direction ([`session`]).
 
+pub mod across;
 pub mod answer;
 pub mod back;
 pub mod errors;
 mod mark;
+pub mod pieces;
 pub mod rewrite;
 pub mod session;
 mod tables;

@@ -6,7 +6,8 @@
 
 use super::{
     Address, Answer, Ends, NatTables, Way,
-    back::{Aligned, Head, head, leave, refusal},
+    back::{Aligned, Head, any, leave, refusal},
+    pieces,
     rewrite::{self, BOTH},
     tables::{Added, Outcome, counted, touch},
 };
@@ -16,7 +17,7 @@ use crate::{
         SessionOut,
     },
     core::{
-        DropReason, Tables,
+        DropReason, FlowCell as _, Part, Tables,
         affinity::{Place, Step, is_alive},
         service,
     },
@@ -55,8 +56,10 @@ pub(super) struct Leg {
     pub backend: u32,
 }
 
-/// A packet of a service whose flows have sessions. `chosen` is the backend of a flow that has none.
+/// A packet of a service whose flows have sessions. `chosen` is the backend of a flow that has none; `first`: it is the
+/// first fragment of a datagram.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "inlined into two kernel functions, whose arguments these are")]
 pub fn out<P: PacketMut, T: NatTables, const V6: bool>(
     packet: &mut P,
     tables: &T,
@@ -65,9 +68,10 @@ pub fn out<P: PacketMut, T: NatTables, const V6: bool>(
     (service, chosen): (u32, u32),
     hash: u64,
     step: Step,
+    first: bool,
 ) -> Answer {
     const INTERNAL: Answer = Answer::drop(DropReason::Internal);
-    let Some(mut head) = head::<P, V6>(packet, place.l3()) else { return INTERNAL };
+    let Some(mut head) = any::<P, V6>(packet, place.l3()) else { return INTERNAL };
     (head.ip.header_len, head.ip.proto) = (place.header_len(), place.proto() as u8);
     let Some(ports) = packet.view::<4>(place.l4()) else { return INTERNAL };
     let ports = ports.raw32::<0>();
@@ -80,18 +84,23 @@ pub fn out<P: PacketMut, T: NatTables, const V6: bool>(
         return Answer::PLAIN;
     }
     set_key(&mut scratch.out, head.src, head.dst, ports, head.ip.proto);
-    let leg = match find(tables, &scratch.out, hash, step, chosen) {
-        Ok(Some(leg)) => leg,
+    // Behind other extension headers: the fragments that follow could not be rewritten.
+    if first && !matches!(head.ip.part, Part::First) {
+        return Answer::drop(DropReason::Fragment);
+    }
+    let Some(leg) = find(tables, &scratch.out, hash, step, chosen) else {
         // A call of the program's and not of this function's: both together need more stack than BPF has.
-        Ok(None) => return Answer::make(own),
-        Err(reason) => return Answer::drop(reason),
+        let begins = matches!(step, Step::Begin) || head.ip.proto == proto::UDP;
+        let may = begins || !own && resumes(tables, chosen);
+        return if may { Answer::make(own) } else { Answer::drop(DropReason::NatSession) };
     };
     let Some(backend) = tables.backend(leg.backend) else { return INTERNAL };
     if backend.ifindex == 0 {
         return Answer::drop(DropReason::NoNextHop);
     }
     if (backend.family == 6) != V6 {
-        return Answer::cross(leg.backend);
+        // The fragments behind it could not follow: each would need a header of the other version.
+        return if first { Answer::drop(DropReason::Fragment) } else { Answer::cross(leg.backend) };
     }
     if head.ip.total_len > backend.mtu {
         return Answer::too_big(backend.mtu);
@@ -105,20 +114,25 @@ pub fn out<P: PacketMut, T: NatTables, const V6: bool>(
     match rewrite::ends::<P, BOTH>(packet, &head.ip, head.ip.l3, &to)
         .and_then(|()| leave(packet, &head.ip, &backend.l2, backend.vlan))
     {
-        Ok(()) => Answer::send(backend.ifindex, leg.backend),
+        Ok(()) => {
+            pieces::remember(tables, scratch, &head, (leg.backend, backend.service), (to.src, to.dst));
+            Answer::send(backend.ifindex, leg.backend)
+        }
         Err(reason) => Answer::drop(reason),
     }
 }
 
-/// The session of a flow, brought up to date. `None`: one is to be made.
+/// May the middle of a TCP flow make a session? UDP has no beginning. TCP has, and what a new backend makes of its middle is no
+/// answer to the client; nor could the backend know the client by a source that is taken anew. By `nat` it knows the
+/// client as itself, and the ring knows the backend: a flow that is older than the need for sessions goes on.
 #[inline(always)]
-fn find<T: NatTables>(
-    tables: &T,
-    key: &FlowKey6,
-    hash: u64,
-    step: Step,
-    chosen: u32,
-) -> Result<Option<Leg>, DropReason> {
+fn resumes<T: Tables>(tables: &T, chosen: u32) -> bool {
+    tables.backend(chosen).is_some_and(|backend| backend.kind == ForwardKind::Nat as u8)
+}
+
+/// The session of a flow, brought up to date.
+#[inline(always)]
+fn find<T: NatTables>(tables: &T, key: &FlowKey6, hash: u64, step: Step, chosen: u32) -> Option<Leg> {
     let begins = matches!(step, Step::Begin);
     if let Some((session, cell)) = tables.session_out(key) {
         let entry = FlowEntry(session.entry);
@@ -126,15 +140,14 @@ fn find<T: NatTables>(
             if !begins || entry.is_closing() {
                 touch(&cell, entry, tables.now_ns(), closing(step, entry));
             }
-            return Ok(Some(Leg {
+            return Some(Leg {
                 source: Address::read(&session.source),
                 port: u16::from_ne_bytes(session.port),
                 backend: entry.backend(),
-            }));
+            });
         }
     }
-    // UDP has no beginning. TCP has, and what a new backend makes of its middle is no answer to the client.
-    if begins || key.proto == u32::from(proto::UDP) { Ok(None) } else { Err(DropReason::NatSession) }
+    None
 }
 
 /// Is it this flow's session, and does it serve the packet? A client that uses a closed connection's port again
@@ -173,7 +186,7 @@ pub fn make<T: NatTables>(tables: &T, scratch: &mut NatScratch, wanted: Wanted) 
     match allocate(tables, key, back, coming, &wanted) {
         Err(reason) => Answer::drop(reason),
         Ok(Leg { source, port, backend }) => {
-            let begins = matches!(wanted.step, Step::Begin);
+            let begins = is_unanswered(key);
             let incarnation = tables.backend(backend).map_or(0, |backend| backend.incarnation);
             going.entry = FlowEntry::new(backend, incarnation, wanted.hash, tables.now_ns(), begins).0;
             source.write(&mut going.source);
@@ -187,6 +200,12 @@ pub fn make<T: NatTables>(tables: &T, scratch: &mut NatScratch, wanted: Wanted) 
     }
 }
 
+/// Is a session of TCP's that nobody has answered yet; of UDP nobody can tell what is an answer.
+#[inline(always)]
+fn is_unanswered(key: &FlowKey6) -> bool {
+    key.proto == u32::from(proto::TCP)
+}
+
 /// Takes a source address and port, by making the session's way back.
 #[inline(always)]
 fn allocate<T: NatTables>(
@@ -198,7 +217,7 @@ fn allocate<T: NatTables>(
 ) -> Result<Leg, DropReason> {
     let Some(backend) = tables.backend(wanted.chosen) else { return Err(DropReason::Internal) };
     let incarnation = backend.incarnation;
-    let begins = matches!(wanted.step, Step::Begin);
+    let begins = is_unanswered(key);
     let now = tables.now_ns();
     let (client, virt) = (Address::read(&key.src), Address::read(&key.dst));
     let ports = View(&key.ports);
@@ -219,7 +238,12 @@ fn allocate<T: NatTables>(
     ViewMut(&mut coming.client_port).set16::<0>(client_port);
     ViewMut(&mut coming.vip_port).set16::<0>(virt_port);
     coming.service = wanted.service;
+    // The backend knows a flow that goes on by its own name and no other.
+    let goes_on = !pooled && is_unanswered(key) && !matches!(wanted.step, Step::Begin);
     for candidate in 0..CANDIDATES {
+        if candidate != 0 && goes_on {
+            return Err(DropReason::NatSession);
+        }
         let drawn = hash::mix(wanted.hash.wrapping_add(u64::from(candidate)));
         let mut port = range.lo.wrapping_add(hash::slot(drawn, range.ports) as u16).to_be();
         let source = if pooled {
@@ -315,8 +339,11 @@ pub fn back<P: PacketMut, T: NatTables, const V6: bool>(
     scratch: &mut NatScratch,
     l3: usize,
 ) -> Answer {
-    let Some(head) = head::<P, V6>(packet, l3) else { return Answer::PASS };
+    let Some(head) = any::<P, V6>(packet, l3) else { return Answer::PASS };
     let ip = head.ip;
+    if let Part::Later = ip.part {
+        return Answer::PIECE;
+    }
     let at = l3 + ip.header_len;
     let flags = match ip.proto {
         proto::TCP => match packet.view::<{ tcp::LEN }>(at) {
@@ -338,10 +365,17 @@ pub fn back<P: PacketMut, T: NatTables, const V6: bool>(
     }
     let ended = flags & (tcp::FIN | tcp::RST) != 0;
     // An acknowledgement, with data or without, does not bring back what has ended.
-    touch(&cell, entry, tables.now_ns(), ended || entry.is_closing() && flags & tcp::SYN == 0);
+    let closing = ended || entry.is_closing() && flags & tcp::SYN == 0;
+    let new = entry.confirmed(tables.now_ns(), closing);
+    if new.0 != entry.0 {
+        cell.store(new);
+    }
+    drop(cell);
     let (client, vip) = (Address::read(&session.client), Address::read(&session.vip));
     if client.is_v4() == V6 {
-        return Answer::cross(0);
+        // As on the way out.
+        let whole = matches!(ip.part, Part::Whole);
+        return if whole { Answer::cross(0) } else { Answer::drop(DropReason::Fragment) };
     }
     match tables.way(V6, vip, client) {
         // The client is this host: its kernel would take a packet from its own VIP for a forgery.
@@ -359,7 +393,10 @@ pub fn back<P: PacketMut, T: NatTables, const V6: bool>(
             match rewrite::ends::<P, BOTH>(packet, &ip, l3, &to)
                 .and_then(|()| leave(packet, &ip, &exit.l2, exit.vlan))
             {
-                Ok(()) => Answer::send(exit.ifindex, 0),
+                Ok(()) => {
+                    pieces::remember(tables, scratch, &head, (0, 0), (vip, client));
+                    Answer::send(exit.ifindex, entry.backend())
+                }
                 Err(reason) => Answer::drop(reason),
             }
         }
@@ -385,21 +422,25 @@ pub(super) fn live<T: NatTables>(
     })
 }
 
-/// What a packet becomes that [`back`] has just looked at.
+/// What a packet becomes that [`back`] has just looked at, and the backend it comes from.
 #[inline(always)]
 pub(super) fn returned<T: NatTables>(
     tables: &T,
     scratch: &mut NatScratch,
     head: &Head,
     ports: u32,
-) -> Option<Ends> {
+) -> Option<(Ends, u32)> {
     set_key(&mut scratch.back, head.src, head.dst, ports, head.ip.proto);
     let (session, _) = tables.session_back(&scratch.back)?;
     let tag = FlowEntry::tag_of(back_tag(head.src, head.dst, ports));
-    (FlowEntry(session.entry).tag() == tag).then(|| Ends {
-        src: Address::read(&session.vip),
-        dst: Address::read(&session.client),
-        src_port: u16::from_ne_bytes(session.vip_port),
-        dst_port: u16::from_ne_bytes(session.client_port),
+    let entry = FlowEntry(session.entry);
+    (entry.tag() == tag).then(|| {
+        let ends = Ends {
+            src: Address::read(&session.vip),
+            dst: Address::read(&session.client),
+            src_port: u16::from_ne_bytes(session.vip_port),
+            dst_port: u16::from_ne_bytes(session.client_port),
+        };
+        (ends, entry.backend())
     })
 }

@@ -1,7 +1,7 @@
 //! From one IP version to the other: RFC 7915 for TCP and UDP, with the sessions of `snat` telling both ends.
 
 use super::{
-    Answer, Ends, NatTables, Way,
+    Address, Answer, Ends, NatTables, Way,
     back::{Head, head},
     rewrite::{self, BOTH},
     session::{Leg, live, returned},
@@ -37,7 +37,7 @@ pub fn out<P: PacketMut, T: NatTables, const V6: bool>(
     let Some(backend) = tables.backend(id) else { return INTERNAL };
     let to = Ends {
         src: source,
-        dst: super::Address::of_backend(backend),
+        dst: Address::of_backend(backend),
         src_port: port,
         dst_port: backend.port.to_be(),
     };
@@ -58,7 +58,9 @@ pub fn back<P: PacketMut, T: NatTables, const V6: bool>(
 ) -> Answer {
     let Some(head) = head::<P, V6>(packet, l3) else { return Answer::PASS };
     let Some(ports) = packet.view::<4>(l3 + head.ip.header_len) else { return Answer::PASS };
-    let Some(to) = returned(tables, scratch, &head, ports.raw32::<0>()) else { return Answer::PASS };
+    let Some((to, backend)) = returned(tables, scratch, &head, ports.raw32::<0>()) else {
+        return Answer::PASS;
+    };
     match tables.way(!V6, to.src, to.dst) {
         Way::Here | Way::None => Answer::drop(DropReason::NoNextHop),
         Way::Exit(exit) => {
@@ -67,7 +69,7 @@ pub fn back<P: PacketMut, T: NatTables, const V6: bool>(
             }
             let egress = Egress { l2: &exit.l2, vlan: exit.vlan, mtu: exit.mtu };
             match cross::<P, T, V6>(packet, tables, &head, &to, egress) {
-                Ok(()) => Answer::send(exit.ifindex, 0),
+                Ok(()) => Answer::send(exit.ifindex, backend),
                 Err(answer) => answer,
             }
         }
@@ -76,10 +78,10 @@ pub fn back<P: PacketMut, T: NatTables, const V6: bool>(
 
 /// Where a packet leaves.
 #[derive(Clone, Copy)]
-struct Egress<'t> {
-    l2: &'t [u8; 12],
-    vlan: u16,
-    mtu: u16,
+pub(super) struct Egress<'t> {
+    pub l2: &'t [u8; 12],
+    pub vlan: u16,
+    pub mtu: u16,
 }
 
 /// Puts a header of the other version in the place of the packet's, `V6` being the one it has.
@@ -135,35 +137,64 @@ fn cross<P: PacketMut, T: NatTables, const V6: bool>(
     packet.grow_head(grow).ok_or(Answer::drop(DropReason::NoHeadroom))?;
     forward::link_header(packet, egress.l2, egress.vlan, l2, !V6).map_err(Answer::drop)?;
     let ttl = head.ttl.wrapping_sub(1);
+    let from_to = (to.src, to.dst);
     if V6 {
-        let mut header = packet.view_mut::<{ ipv4::LEN }>(l2).ok_or(INTERNAL)?;
-        let w0 = (0x4500_0000 | u32::from(ip.tos) << 16 | new_len).to_be();
-        // RFC 7915 section 5.1: whatever may be fragmented needs an identification.
-        let fragment = if new_len as u16 > MAY_FRAGMENT {
-            u32::from(ipv4::DONT_FRAGMENT)
-        } else {
-            (tables.now_ns() as u32) << 16
-        };
-        let w1 = fragment.to_be();
-        let w2 = (u32::from(ttl) << 24 | u32::from(ip.proto) << 16).to_be();
-        let (src, dst) = (to.src.v4(), to.dst.v4());
-        header.set32::<0>(w0);
-        header.set32::<4>(w1);
-        header.set32::<8>(w2);
-        let sum = u64::from(w0) + u64::from(w1) + u64::from(w2) + u64::from(src) + u64::from(dst);
-        header.set16::<{ ipv4::CHECK }>(csum::finish(sum));
-        header.set32::<{ ipv4::SRC }>(src);
-        header.set32::<{ ipv4::DST }>(dst);
+        let name = name(tables, new_len as u16);
+        header4(packet, l2, (ip.tos, ttl, ip.proto), new_len as u16, name, from_to)
     } else {
-        let mut header = packet.view_mut::<{ ipv6::LEN }>(l2).ok_or(INTERNAL)?;
-        header.set32::<{ ipv6::WORD }>((6 << 28 | u32::from(ip.tos) << 20).to_be());
-        header.set16::<{ ipv6::PAYLOAD_LEN }>(segment.to_be());
-        header.set8::<{ ipv6::NEXT }>(ip.proto);
-        header.set8::<{ ipv6::HOP_LIMIT }>(ttl);
-        header.set64::<{ ipv6::SRC }>(to.src.hi);
-        header.set64::<{ ipv6::SRC + 8 }>(to.src.lo);
-        header.set64::<{ ipv6::DST }>(to.dst.hi);
-        header.set64::<{ ipv6::DST + 8 }>(to.dst.lo);
+        header6(packet, l2, (ip.tos, ttl, ip.proto), segment, from_to)
     }
+    .map_err(Answer::drop)
+}
+
+/// The second word of an IPv4 header. RFC 7915 section 5.1: whatever may be fragmented needs an identification.
+#[inline(always)]
+pub(super) fn name<T: NatTables>(tables: &T, total_len: u16) -> u32 {
+    if total_len > MAY_FRAGMENT { u32::from(ipv4::DONT_FRAGMENT) } else { (tables.now_ns() as u32) << 16 }
+}
+
+/// Writes an IPv4 header: `name` is its second word, identification and fragment.
+#[inline(always)]
+pub(super) fn header4<P: PacketMut>(
+    packet: &mut P,
+    at: usize,
+    (tos, ttl, protocol): (u8, u8, u8),
+    total_len: u16,
+    name: u32,
+    (src, dst): (Address, Address),
+) -> Result<(), DropReason> {
+    let mut header = packet.view_mut::<{ ipv4::LEN }>(at).ok_or(DropReason::Internal)?;
+    let w0 = (0x4500_0000 | u32::from(tos) << 16 | u32::from(total_len)).to_be();
+    let w1 = name.to_be();
+    let w2 = (u32::from(ttl) << 24 | u32::from(protocol) << 16).to_be();
+    let (src, dst) = (src.v4(), dst.v4());
+    header.set32::<0>(w0);
+    header.set32::<4>(w1);
+    header.set32::<8>(w2);
+    let sum = u64::from(w0) + u64::from(w1) + u64::from(w2) + u64::from(src) + u64::from(dst);
+    header.set16::<{ ipv4::CHECK }>(csum::finish(sum));
+    header.set32::<{ ipv4::SRC }>(src);
+    header.set32::<{ ipv4::DST }>(dst);
+    Ok(())
+}
+
+/// Writes an IPv6 header.
+#[inline(always)]
+pub(super) fn header6<P: PacketMut>(
+    packet: &mut P,
+    at: usize,
+    (tos, hops, protocol): (u8, u8, u8),
+    payload_len: u16,
+    (src, dst): (Address, Address),
+) -> Result<(), DropReason> {
+    let mut header = packet.view_mut::<{ ipv6::LEN }>(at).ok_or(DropReason::Internal)?;
+    header.set32::<{ ipv6::WORD }>((6 << 28 | u32::from(tos) << 20).to_be());
+    header.set16::<{ ipv6::PAYLOAD_LEN }>(payload_len.to_be());
+    header.set8::<{ ipv6::NEXT }>(protocol);
+    header.set8::<{ ipv6::HOP_LIMIT }>(hops);
+    header.set64::<{ ipv6::SRC }>(src.hi);
+    header.set64::<{ ipv6::SRC + 8 }>(src.lo);
+    header.set64::<{ ipv6::DST }>(dst.hi);
+    header.set64::<{ ipv6::DST + 8 }>(dst.lo);
     Ok(())
 }
