@@ -19,3 +19,4 @@ pub mod net;
 pub mod plan;
 pub mod state;
 pub mod telemetry;
+pub mod vrrp;

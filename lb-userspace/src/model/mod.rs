@@ -10,6 +10,7 @@ mod port;
 mod quic;
 mod ring;
 mod service;
+mod vrrp;
 
 pub use address::{not_for_backend, not_unicast};
 pub use backend::{Admin, BackendSpec, DEFAULT_WEIGHT, Health, MAX_BACKENDS, MAX_WEIGHT};
@@ -18,10 +19,14 @@ pub use guard::{
     Prefixes, Verdict, of_family, parse_prefix,
 };
 pub use health::{DnsCheck, ExecCheck, HealthCheck, HealthSpec, HttpCheck, StatusRange, UdpCheck};
-pub use name::{BackendName, NameError, ServiceName};
+pub use name::{BackendName, NameError, ServiceName, VrrpName};
 pub use port::{PortError, PortSpec};
 pub use quic::{
     DEFAULT_SERVER_ID_LENGTH, MAX_CONFIG_ID, MAX_SERVER_ID_LENGTH, QuicSpec, ServerId, ServerIdError,
 };
 pub use ring::{MAX_RING, MIN_RING, is_ring_size};
 pub use service::{Forward, Protocol, Scheduler, ServiceSpec};
+pub use vrrp::{
+    DEFAULT_PRIORITY, Family, MAX_ADVERT_INTERVAL, MAX_VRRP_ADDRESSES, MIN_ADVERT_INTERVAL, OWNER_PRIORITY,
+    TrackInterface, VrrpSpec, VrrpVersion,
+};
