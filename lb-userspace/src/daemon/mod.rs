@@ -20,6 +20,7 @@ mod firewall;
 mod flows;
 mod headers;
 mod listing;
+mod pair;
 mod run;
 mod trace;
 mod views;

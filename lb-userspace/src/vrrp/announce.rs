@@ -151,7 +151,8 @@ mod tests {
         let frames = frames([192, 0, 2, 10].into(), MAC, true);
         let expected = |form| {
             let mut frame = vec![0xff; 6];
-            frame.extend([2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, form, 2, 0, 0, 0, 0, 1, 192, 0, 2, 10]);
+            frame
+                .extend([2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, form, 2, 0, 0, 0, 0, 1, 192, 0, 2, 10]);
             frame.extend([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 192, 0, 2, 10]);
             frame
         };

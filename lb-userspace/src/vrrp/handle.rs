@@ -21,6 +21,9 @@ const QUEUE: usize = 64;
 const HEARTBEAT_PRIORITY: i32 = 50;
 const KEEPER_PRIORITY: i32 = 49;
 
+/// Where the answer to a request comes.
+type Answer = oneshot::Receiver<Result<(), RequestError>>;
+
 /// Two threads: the heartbeat and the keeper of the addresses.
 #[derive(Debug)]
 pub struct Vrrp {
@@ -68,33 +71,28 @@ impl Vrrp {
         self.inbox.send(Request::Track(missing))
     }
 
-    /// Gives the addresses of a router to the peer.
-    pub async fn failover(&self, name: VrrpName) -> Result<(), RequestError> {
-        self.ask(|reply| Request::Failover(name, reply)).await
+    /// Gives the addresses of a router to the peer; the answer comes when it has.
+    pub fn failover(&self, name: VrrpName) -> Result<Answer, RequestError> {
+        self.ask(|reply| Request::Failover(name, reply))
     }
 
     /// Keeps one router, or all, from being master, or lets it.
-    pub async fn hold(&self, name: Option<VrrpName>, on: bool) -> Result<(), RequestError> {
-        self.ask(|reply| Request::Hold { name, on, reply }).await
+    pub fn hold(&self, name: Option<VrrpName>, on: bool) -> Result<Answer, RequestError> {
+        self.ask(|reply| Request::Hold { name, on, reply })
     }
 
-    async fn ask(
+    fn ask(
         &self,
         request: impl FnOnce(oneshot::Sender<Result<(), RequestError>>) -> Request,
-    ) -> Result<(), RequestError> {
+    ) -> Result<Answer, RequestError> {
         let (reply, answer) = oneshot::channel();
         self.inbox.send(request(reply))?;
-        answer.await.map_err(|_| RequestError::Ended)?
+        Ok(answer)
     }
 
     /// The routers as they are, in the order of the configuration.
     pub fn views(&self) -> Arc<Vec<RouterView>> {
         Arc::clone(&self.views.borrow())
-    }
-
-    /// The routers from now on.
-    pub fn watch(&self) -> watch::Receiver<Arc<Vec<RouterView>>> {
-        self.views.clone()
     }
 
     pub fn refused(&self) -> &Arc<Refused> {

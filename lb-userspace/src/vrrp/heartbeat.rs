@@ -50,7 +50,11 @@ pub(super) enum Request {
     Track(Vec<Missing>),
     Failover(VrrpName, oneshot::Sender<Result<(), RequestError>>),
     /// Of one instance or of all.
-    Hold { name: Option<VrrpName>, on: bool, reply: oneshot::Sender<Result<(), RequestError>> },
+    Hold {
+        name: Option<VrrpName>,
+        on: bool,
+        reply: oneshot::Sender<Result<(), RequestError>>,
+    },
     Stop,
 }
 
@@ -635,9 +639,8 @@ fn missing(spec: &VrrpSpec, interfaces: &Interfaces, others: &[Missing]) -> (Vec
 fn mismatch(spec: &VrrpSpec, advert: &Advert, family: Family) -> Option<String> {
     let theirs: BTreeSet<IpAddr> = advert.addresses.iter().copied().collect();
     let ours: BTreeSet<IpAddr> = spec.addresses_of(family).collect();
-    let list = |addresses: &BTreeSet<IpAddr>| {
-        addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ")
-    };
+    let list =
+        |addresses: &BTreeSet<IpAddr>| addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
     if theirs != ours {
         return Some(format!("it has the addresses {}; here they are {}", list(&theirs), list(&ours)));
     }

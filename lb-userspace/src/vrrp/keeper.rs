@@ -6,7 +6,7 @@
 
 use super::{
     announce::{Schedule, frames},
-    heartbeat::{Input, Inbox},
+    heartbeat::{Inbox, Input},
     netlink::{Address, Events, Link, Requests},
     notice::{Notice, Notices},
     socket::{FramePort, Port},
@@ -22,7 +22,7 @@ use nix::{
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -227,8 +227,10 @@ impl Keeper {
     fn wait(&self) {
         let due = self.kept.values().filter_map(|kept| kept.schedule.due()).chain([self.look_at]).min();
         let timeout = due.map_or(RESYNC, |due| due.since(clock()));
-        let mut fds =
-            [PollFd::new(self.alarm.fd(), PollFlags::POLLIN), PollFd::new(self.events.fd(), PollFlags::POLLIN)];
+        let mut fds = [
+            PollFd::new(self.alarm.fd(), PollFlags::POLLIN),
+            PollFd::new(self.events.fd(), PollFlags::POLLIN),
+        ];
         // Interrupted or timed out: the loop looks at everything either way.
         let _ = ppoll(&mut fds, Some(TimeSpec::from_duration(timeout)), None);
     }
@@ -447,7 +449,9 @@ impl Keeper {
             if !kept.schedule.tick(now) {
                 continue;
             }
-            let Some(link) = self.links.iter().find(|link| link.name == kept.spec.interface) else { continue };
+            let Some(link) = self.links.iter().find(|link| link.name == kept.spec.interface) else {
+                continue;
+            };
             // A link without addresses of its own kind has no neighbours to tell.
             let Some(mac) = link.mac else { continue };
             let router = forwards_ipv6(&link.name);
@@ -486,7 +490,7 @@ mod tests {
         assert_eq!(source("fe80::2").as_deref(), Some("fe80::1"));
         assert_eq!(source("fd00::2").as_deref(), Some("fd00::1"));
         assert_eq!(interface(&["fd00::1/64"]).source("ff02::12".parse().unwrap()), None);
-        assert_eq!(interface(&["fd00::1/64"]).source(Ipv4Addr::new(10, 0, 0, 2).into()), None);
+        assert_eq!(interface(&["fd00::1/64"]).source([10, 0, 0, 2].into()), None);
     }
 
     #[test]

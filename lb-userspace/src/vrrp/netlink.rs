@@ -7,8 +7,9 @@ use nix::{
     errno::Errno,
     sys::{
         socket::{
-            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt,
-            socket, sockopt::{RcvBuf, ReceiveTimeout},
+            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
+            setsockopt, socket,
+            sockopt::{RcvBuf, ReceiveTimeout},
         },
         time::TimeVal,
     },
@@ -101,7 +102,8 @@ fn address_body(index: u32, net: IpNet) -> Vec<u8> {
         Family::V6 => (libc::AF_INET6, libc::IFA_F_NODAD),
     };
     let byte = |value: i32| u8::try_from(value).unwrap_or(0);
-    let mut body = vec![byte(family), net.prefix_len(), u8::try_from(flags).unwrap_or(0), libc::RT_SCOPE_UNIVERSE];
+    let mut body =
+        vec![byte(family), net.prefix_len(), u8::try_from(flags).unwrap_or(0), libc::RT_SCOPE_UNIVERSE];
     body.extend(index.to_ne_bytes());
     attribute(&mut body, libc::IFA_LOCAL, &octets(net.addr()));
     attribute(&mut body, libc::IFA_ADDRESS, &octets(net.addr()));
@@ -112,7 +114,8 @@ fn address_body(index: u32, net: IpNet) -> Vec<u8> {
 pub(super) fn split(mut rest: &[u8]) -> Vec<Message> {
     let mut messages = Vec::new();
     while let Some(header) = rest.first_chunk::<HEADER>() {
-        let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let word =
+            |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let length = word(0) as usize;
         let Some(body) = rest.get(HEADER..length) else { break };
         messages.push(message(u16::from_ne_bytes([header[4], header[5]]), body));
@@ -224,7 +227,8 @@ impl Events {
 
 fn open(flags: SockFlag, groups: u32) -> io::Result<OwnedFd> {
     let kind = SockType::Raw;
-    let fd = socket(AddressFamily::Netlink, kind, flags | SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+    let fd =
+        socket(AddressFamily::Netlink, kind, flags | SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
     bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
     Ok(fd)
 }
@@ -244,12 +248,18 @@ impl Requests {
 
     pub(super) fn links(&mut self) -> io::Result<Vec<Link>> {
         let found = self.dump(libc::RTM_GETLINK, LINK_HEADER)?;
-        Ok(found.into_iter().filter_map(|m| if let Message::Link(link) = m { Some(link) } else { None }).collect())
+        Ok(found
+            .into_iter()
+            .filter_map(|m| if let Message::Link(link) = m { Some(link) } else { None })
+            .collect())
     }
 
     pub(super) fn addresses(&mut self) -> io::Result<Vec<Address>> {
         let found = self.dump(libc::RTM_GETADDR, ADDRESS_HEADER)?;
-        Ok(found.into_iter().filter_map(|m| if let Message::Address(a) = m { Some(a) } else { None }).collect())
+        Ok(found
+            .into_iter()
+            .filter_map(|m| if let Message::Address(a) = m { Some(a) } else { None })
+            .collect())
     }
 
     /// Puts an address on an interface; false if it is there.
@@ -263,7 +273,14 @@ impl Requests {
         self.change(libc::RTM_DELADDR, libc::NLM_F_ACK, index, net, Errno::EADDRNOTAVAIL)
     }
 
-    fn change(&mut self, kind: u16, flags: i32, index: u32, net: IpNet, no_change: Errno) -> io::Result<bool> {
+    fn change(
+        &mut self,
+        kind: u16,
+        flags: i32,
+        index: u32,
+        net: IpNet,
+        no_change: Errno,
+    ) -> io::Result<bool> {
         self.send(kind, flags, &address_body(index, net))?;
         loop {
             for message in self.receive()? {
@@ -305,7 +322,8 @@ impl Requests {
                 Ok(length) => {
                     let datagram = &buffer[..length];
                     // A late answer to a request that was given up.
-                    let sequence = datagram.get(8..12).and_then(|b| b.try_into().ok()).map(u32::from_ne_bytes);
+                    let sequence =
+                        datagram.get(8..12).and_then(|b| b.try_into().ok()).map(u32::from_ne_bytes);
                     if sequence == Some(self.sequence) {
                         return Ok(split(datagram));
                     }

@@ -66,7 +66,6 @@ impl Port {
                 socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index))?;
             }
             IpAddr::V6(group) => {
-                socket.set_only_v6(true)?;
                 socket.set_multicast_if_v6(index)?;
                 socket.set_multicast_hops_v6(HOP_LIMIT.into())?;
                 socket.set_unicast_hops_v6(HOP_LIMIT.into())?;
