@@ -375,6 +375,12 @@ impl Way {
     }
 }
 
+/// What lbd wrote of VRRP.
+fn story(lbd: &Balancer<'_>) -> String {
+    let log = lbd.process().log();
+    log.lines().filter(|line| line.contains("vrrp")).collect::<Vec<_>>().join("\n")
+}
+
 struct Keepalived(Process);
 
 impl Keepalived {
@@ -423,7 +429,7 @@ fn keepalived_is_a_good_peer() -> Result<()> {
         wait_for_address(lb1, vip, true).unwrap_or_else(told);
         wait_for_address(lb2, vip, false).unwrap_or_else(told);
         let view = pair(&lbd);
-        assert_eq!(view.reason, "the master has a lower priority", "{way:?}: {view:?}");
+        assert_eq!(view.reason, "the master has a lower priority", "{way:?}: {view:?}\n{}", story(&lbd));
         std::thread::sleep(Duration::from_millis(500));
         assert!(!has(lb2, vip), "{way:?}: keepalived believes lbd\n{}", other.0.log());
         clear(&mut lbd)?;

@@ -278,7 +278,7 @@ impl VrrpDraft<'_> {
             startup_delay: s.pick("startup_delay", &self.startup_delay, Duration::ZERO),
             down_adverts: s.pick("down_adverts", &self.down_adverts, DOWN_ADVERTS),
             unicast_peers: s.pick("unicast_peers", &peers, Vec::new()),
-            min_ttl: s.pick("min_ttl", &self.min_ttl, 255),
+            min_ttl: self.min_ttl.value().map(|ttl| s.pick("min_ttl", &self.min_ttl, *ttl)),
             pseudo_header: s.pick("checksum", &self.checksum, true),
             announce_repeat: s.pick("announce_repeat", &self.announce_repeat, ANNOUNCE_REPEAT),
             announce_refresh: s.pick("announce_refresh", &self.announce_refresh, Duration::ZERO),
@@ -308,9 +308,7 @@ pub(super) fn entries(spec: &VrrpSpec) -> Vec<(&'static str, Value)> {
         ("announce_repeat", json!(spec.announce_repeat)),
         ("announce_refresh", time(spec.announce_refresh)),
     ];
-    if !spec.unicast_peers.is_empty() {
-        entries.push(("min_ttl", json!(spec.min_ttl)));
-    }
+    entries.extend(spec.min_ttl.map(|ttl| ("min_ttl", json!(ttl))));
     if let [first, ..] = spec.track_interfaces.as_slice() {
         let names: Vec<&String> = spec.track_interfaces.iter().map(|tracked| &tracked.name).collect();
         entries.push(("track_interfaces", json!(names)));

@@ -59,8 +59,8 @@ pub struct VrrpSpec {
     pub down_adverts: u8,
     /// Empty: multicast.
     pub unicast_peers: Vec<IpAddr>,
-    /// Lowest TTL that is taken from unicast peers.
-    pub min_ttl: u8,
+    /// Lowest TTL that is taken from unicast peers, see [`VrrpSpec::lowest_ttl`].
+    pub min_ttl: Option<u8>,
     /// The checksum of version 3 over IPv4 covers a pseudo-header, as RFC 5798 was read by most.
     pub pseudo_header: bool,
     /// How often the addresses are announced after a takeover, and once more after five seconds.
@@ -88,6 +88,15 @@ impl VrrpSpec {
     /// Its addresses of one family.
     pub fn addresses_of(&self, family: Family) -> impl Iterator<Item = IpAddr> {
         self.addresses.iter().map(IpNet::addr).filter(move |address| Family::of(*address) == family)
+    }
+
+    /// The lowest TTL that is taken from unicast peers. Where nothing is said, 255 of IPv4, so that nobody farther
+    /// away can play the peer; any of IPv6, since keepalived sends such packets with the system's hop limit.
+    pub fn lowest_ttl(&self, family: Family) -> u8 {
+        self.min_ttl.unwrap_or(match family {
+            Family::V4 => 255,
+            Family::V6 => 1,
+        })
     }
 
     /// Its peers of one family.

@@ -305,7 +305,7 @@ impl Heartbeat {
             interval: router.spec.advert_interval,
             local,
             peers: &router.spec.unicast_peers,
-            min_ttl: router.spec.min_ttl,
+            min_ttl: router.spec.lowest_ttl(family),
         };
         advert.check(datagram, &expect)?;
         Ok(at)

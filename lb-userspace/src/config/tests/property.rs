@@ -300,7 +300,7 @@ fn router(index: u8) -> impl Strategy<Value = VrrpSpec> {
             preempt_delay: delay,
             startup_delay: delay * 2,
             down_adverts: count,
-            min_ttl: if unicast_peers.is_empty() { 255 } else { count },
+            min_ttl: (!unicast_peers.is_empty() && pseudo_header).then_some(count),
             unicast_peers,
             pseudo_header,
             announce_repeat: count,

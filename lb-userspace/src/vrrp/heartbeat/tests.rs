@@ -15,7 +15,7 @@ fn spec() -> VrrpSpec {
         startup_delay: Duration::ZERO,
         down_adverts: 3,
         unicast_peers: Vec::new(),
-        min_ttl: 255,
+        min_ttl: None,
         pseudo_header: true,
         announce_repeat: 5,
         announce_refresh: Duration::ZERO,
