@@ -270,6 +270,40 @@ fn frame(advert: &Advert, source: [u8; 4], ttl: u8, change: impl FnOnce(&mut Vec
 }
 
 #[test]
+fn a_node_that_hangs_is_replaced_and_makes_way() -> Result<()> {
+    require!(Need::Root, Need::Tool("ip"));
+    let topology = topology()?;
+    let fast = |priority, on| settings(&topology, on, &vrrp(priority, "advert_interval = \"10ms\""));
+    let one = Balancer::start(&topology, fast(100, 0))?;
+    wait_for_state(&one, "master")?;
+    let two = Balancer::start(&topology, fast(150, 1))?;
+    wait_for_state(&two, "master")?;
+    wait_for_state(&one, "backup")?;
+
+    two.process().signal(Signal::SIGSTOP);
+    wait_for_state(&one, "master")?;
+    assert_eq!(pair(&one).reason, "no master was heard");
+    two.process().signal(Signal::SIGCONT);
+    // Awake, it still believes that it is master, hears the other, and says who is the better one.
+    wait_for_state(&one, "backup")?;
+    assert_eq!(pair(&one).reason, format!("{} is a better master", topology.lb[1].v4));
+    let awake = pair(&two);
+    assert_eq!((awake.state.as_str(), awake.transitions["master"]), ("master", 1));
+    assert!(awake.split_brains > 0, "{awake:?}");
+    wait_for_address(&topology.lb[0], VIP4, false)?;
+    assert!(has(&topology.lb[1], VIP4));
+
+    // A busy daemon misses nothing: neither of many reloads nor of its own start-up work comes a change of state.
+    let before = pair(&one).transitions;
+    for _ in 0..10 {
+        two.reload();
+    }
+    assert_eq!(pair(&one).transitions, before);
+    assert_eq!(pair(&two).transitions["master"], 1);
+    Ok(())
+}
+
+#[test]
 fn forged_packets_have_no_effect() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"));
     let topology = topology()?;
@@ -453,7 +487,9 @@ fn keepalived_is_a_good_peer() -> Result<()> {
         wait_for_address(lb1, vip, true)?;
         assert_eq!(pair(&lbd).reason, "the master left", "{way:?}");
         let other = Keepalived::start(&topology.lab, lb2, &way.keepalived(&topology, 150))?;
+        // Its advertisement comes before its address.
         wait_for_address(lb1, vip, false)?;
+        wait_for_address(lb2, vip, true)?;
         other.0.kill();
         wait_for_address(lb1, vip, true)?;
         assert_eq!(pair(&lbd).reason, "no master was heard", "{way:?}");

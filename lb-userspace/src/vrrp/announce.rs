@@ -89,13 +89,15 @@ pub(super) struct Schedule {
     left: u8,
     bursts: u8,
     due: Option<Moment>,
+    /// There was a reason to begin anew, too early.
+    again: bool,
 }
 
 const NOT_OFTENER_THAN: Duration = Duration::from_secs(1);
 
 impl Schedule {
     pub(super) const fn new(repeat: u8, refresh: Duration) -> Self {
-        Self { repeat, refresh, started: None, left: 0, bursts: 0, due: None }
+        Self { repeat, refresh, started: None, left: 0, bursts: 0, due: None, again: false }
     }
 
     /// The node has just become master.
@@ -103,12 +105,26 @@ impl Schedule {
         self.started = Some(now);
         (self.left, self.bursts) = (self.repeat, 2);
         self.due = (self.repeat > 0).then_some(now);
+        self.again = false;
     }
 
     /// There is a reason to announce again.
     pub(super) fn again(&mut self, now: Moment) {
-        if self.started.is_none_or(|started| now.since(started) >= NOT_OFTENER_THAN) {
-            self.begin(now);
+        match self.started.map(|started| started + NOT_OFTENER_THAN) {
+            // Put off, not dropped: whoever else announced may have been the last one.
+            Some(earliest) if now < earliest => {
+                self.again = true;
+                self.due = Some(self.due.map_or(earliest, |due| due.min(earliest)));
+            }
+            Some(_) | None => self.begin(now),
+        }
+    }
+
+    /// With other numbers from now on.
+    pub(super) fn tune(&mut self, repeat: u8, refresh: Duration) {
+        (self.repeat, self.refresh) = (repeat, refresh);
+        if self.started.is_some() && self.due.is_none() && !refresh.is_zero() {
+            (self.left, self.due) = (1, self.started.map(|started| started + refresh));
         }
     }
 
@@ -126,6 +142,9 @@ impl Schedule {
         if self.due.is_none_or(|due| now < due) {
             return false;
         }
+        if self.again && self.started.is_some_and(|started| now.since(started) >= NOT_OFTENER_THAN) {
+            self.begin(now);
+        }
         self.left = self.left.saturating_sub(1);
         self.due = if self.left > 0 {
             Some(now + SPACING)
@@ -136,6 +155,10 @@ impl Schedule {
             (self.bursts, self.left) = (0, 1);
             (!self.refresh.is_zero()).then_some(now + self.refresh)
         };
+        if self.again {
+            let earliest = self.started.map(|started| started + NOT_OFTENER_THAN);
+            self.due = self.due.min(earliest).or(earliest);
+        }
         true
     }
 }
@@ -208,5 +231,21 @@ mod tests {
         let every: Vec<u64> = (0..10_000).collect();
         let sent = run(&mut schedule, 0, 10_000, &every);
         assert_eq!(sent.len(), 50, "five a second");
+    }
+
+    #[test]
+    fn a_reason_that_comes_too_early_waits() {
+        let mut schedule = Schedule::new(2, Duration::ZERO);
+        schedule.begin(Moment(0));
+        assert_eq!(run(&mut schedule, 0, 20_000, &[300]), [0, 40, 1000, 1040, 6040, 6080]);
+    }
+
+    #[test]
+    fn a_refresh_that_is_configured_later_begins() {
+        let mut schedule = Schedule::new(1, Duration::ZERO);
+        schedule.begin(Moment(0));
+        assert_eq!(run(&mut schedule, 0, 10_000, &[]), [0, 5000]);
+        schedule.tune(1, Duration::from_secs(4));
+        assert_eq!(run(&mut schedule, 10_000, 20_000, &[]), [10_000, 14_000, 18_000]);
     }
 }

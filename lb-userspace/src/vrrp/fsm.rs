@@ -283,7 +283,7 @@ impl Machine {
                 self.restart_timer(now);
             }
             (State::Backup(_), Event::HandoverRequested) if !self.held => {
-                self.to_master(Cause::TakenOver, now, out);
+                self.become_master(Cause::TakenOver, now, out);
             }
 
             (State::Master(master), Event::Advert(heard)) => self.master_hears(master, heard, now, out),
@@ -312,7 +312,7 @@ impl Machine {
             (State::Master(_), Event::HandoverRequested) => self.advertise(now, out),
             (State::Master(_), Event::HandoverGranted) => {
                 self.yielded = true;
-                self.to_backup(self.params.interval, now, Cause::HandedOver, out);
+                self.become_backup(self.params.interval, now, Cause::HandedOver, out);
             }
 
             (State::Fault, Event::Recover) => {
@@ -349,7 +349,7 @@ impl Machine {
             // There may be addresses of the time before.
             out.extend([Action::Release, Action::Entered(Phase::Fault, Cause::Failed)]);
         } else if self.priority() == OWNER_PRIORITY && !self.held {
-            self.to_master(Cause::Owner, now, out);
+            self.become_master(Cause::Owner, now, out);
         } else {
             let wait = self.params.startup_delay + self.down(self.params.interval);
             self.enter_backup(self.params.interval, now + wait, true, Cause::Started, out);
@@ -398,7 +398,7 @@ impl Machine {
             let wait = self.down(backup.interval);
             self.set_backup(|backup| backup.expires = now + wait);
         } else {
-            self.to_master(self.pending, now, out);
+            self.become_master(self.pending, now, out);
         }
     }
 
@@ -409,12 +409,12 @@ impl Machine {
             // "Send an ADVERTISEMENT", so that no backup of a leaving master takes over.
             self.advertise(now, out);
         } else if heard.priority > own || (heard.priority == own && heard.order == Ordering::Greater) {
-            self.to_backup(heard.interval, now, Cause::Superior(heard.source), out);
+            self.become_backup(heard.interval, now, Cause::Superior(heard.source), out);
         } else if heard.priority == own && heard.order == Ordering::Equal {
             // The first family decides.
         } else if master.handing_over.is_some() {
             self.yielded = true;
-            self.to_backup(heard.interval, now, Cause::HandedOver, out);
+            self.become_backup(heard.interval, now, Cause::HandedOver, out);
         } else {
             // "Send an ADVERTISEMENT immediately to assert the Active state"; and hosts may have believed the other.
             self.advertise(now, out);
@@ -463,10 +463,10 @@ impl Machine {
     /// Says good-bye and waits for the successor.
     fn leave(&mut self, now: Moment, cause: Cause, out: &mut Vec<Action>) {
         out.push(Action::Send(0));
-        self.to_backup(self.params.interval, now, cause, out);
+        self.become_backup(self.params.interval, now, cause, out);
     }
 
-    fn to_backup(&mut self, interval: Duration, now: Moment, cause: Cause, out: &mut Vec<Action>) {
+    fn become_backup(&mut self, interval: Duration, now: Moment, cause: Cause, out: &mut Vec<Action>) {
         out.push(Action::Release);
         let wait = self.down(interval);
         self.enter_backup(interval, now + wait, false, cause, out);
@@ -486,7 +486,7 @@ impl Machine {
     }
 
     /// The advertisement goes first: it makes an old master let go.
-    fn to_master(&mut self, cause: Cause, now: Moment, out: &mut Vec<Action>) {
+    fn become_master(&mut self, cause: Cause, now: Moment, out: &mut Vec<Action>) {
         self.yielded = false;
         self.state = State::Master(Master { next: now, handing_over: None });
         self.advertise(now, out);

@@ -245,7 +245,9 @@ impl Keeper {
             let kept = match old {
                 Some(old) if Arc::ptr_eq(&old.order, &order) => {
                     self.remove_given_up(&old.spec, &spec);
-                    Kept { spec: Arc::clone(&spec), ..old }
+                    let mut schedule = old.schedule;
+                    schedule.tune(spec.announce_repeat, spec.announce_refresh);
+                    Kept { spec: Arc::clone(&spec), schedule, ..old }
                 }
                 old => {
                     if let Some(old) = old {
