@@ -5,6 +5,8 @@
 //! sockets, and must not call it dead before it has read them. Nothing in here waits for anybody else: it neither
 //! logs, nor asks netlink, nor takes a lock that is held for long.
 
+mod judge;
+
 use super::{
     fsm::{Action, Cause, Event, Heard, Machine, Params, Phase},
     keeper::{Charge, Desk, Interface, Interfaces, Order, Wish},
@@ -28,6 +30,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 use tokio::sync::{oneshot, watch};
+
+pub use judge::Missing;
+use judge::{mismatch, missing};
 
 /// Packets read from one socket before the others and the timers have their turn.
 const BATCH: usize = 64;
@@ -56,14 +61,6 @@ pub(super) enum Request {
         reply: oneshot::Sender<Result<(), RequestError>>,
     },
     Stop,
-}
-
-/// Something that a master should have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Missing {
-    pub cause: String,
-    /// Taken off the priority; 0 is a fault.
-    pub weight: u8,
 }
 
 /// Why a request was not carried out.
@@ -594,60 +591,6 @@ fn send(router: &Router, interface: &Interface, priority: u8) -> Result<(), Stri
         }
     }
     result
-}
-
-/// What a master would lack, and what that takes off the priority.
-fn missing(spec: &VrrpSpec, interfaces: &Interfaces, others: &[Missing]) -> (Vec<Missing>, i16) {
-    let name = &spec.interface;
-    let mut found = Vec::new();
-    let mut fault = |cause: String| found.push(Missing { cause, weight: 0 });
-    match interfaces.get(name) {
-        None => fault(format!("interface {name} does not exist")),
-        Some(interface) if !interface.running => fault(format!("interface {name} is down or has no carrier")),
-        Some(interface) => {
-            if let Some(trouble) = &interface.trouble {
-                fault(trouble.clone());
-            }
-            for family in spec.families() {
-                let destination = match spec.unicast_peers.is_empty() {
-                    true => Some(family.vrrp_group()),
-                    false => spec.peers_of(family).next(),
-                };
-                if destination.is_some_and(|to| interface.source(to).is_none()) {
-                    let kind = match (family, destination) {
-                        (Family::V4, _) => "IPv4 address",
-                        (Family::V6, Some(to)) if to.is_multicast() => "IPv6 link-local address",
-                        (Family::V6, _) => "IPv6 address that reaches the peer",
-                    };
-                    fault(format!("interface {name} has no {kind} of its own"));
-                }
-            }
-        }
-    }
-    for tracked in &spec.track_interfaces {
-        if !interfaces.get(&tracked.name).is_some_and(|interface| interface.running) {
-            let cause = format!("tracked interface {} is down", tracked.name);
-            found.push(Missing { cause, weight: tracked.weight });
-        }
-    }
-    found.extend(others.iter().cloned());
-    let weight = found.iter().map(|missing| i16::from(missing.weight)).sum::<i16>();
-    (found, -weight)
-}
-
-/// How the sender's configuration differs from this node's, in words. Neither changes who is master.
-fn mismatch(spec: &VrrpSpec, advert: &Advert, family: Family) -> Option<String> {
-    let theirs: BTreeSet<IpAddr> = advert.addresses.iter().copied().collect();
-    let ours: BTreeSet<IpAddr> = spec.addresses_of(family).collect();
-    let list =
-        |addresses: &BTreeSet<IpAddr>| addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
-    if theirs != ours {
-        return Some(format!("it has the addresses {}; here they are {}", list(&theirs), list(&ours)));
-    }
-    (advert.interval != spec.advert_interval).then(|| {
-        let ms = |interval: Duration| interval.as_millis();
-        format!("its interval is {} ms; here it is {} ms", ms(advert.interval), ms(spec.advert_interval))
-    })
 }
 
 #[cfg(test)]
