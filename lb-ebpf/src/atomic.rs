@@ -6,14 +6,15 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 // BPF knows one strength of each: with a result, sequentially consistent.
 const ORDER: AtomicOrdering = AtomicOrdering::SeqCst;
 
-/// Writes `new` if `old` is there still.
+/// Writes `new` if `old` is there still; else what is there now.
 ///
 /// # Safety
 /// `word` is 8-aligned and part of a map's value that the kernel keeps until this program returns.
 #[inline(always)]
-pub(crate) unsafe fn exchange(word: *mut u64, old: u64, new: u64) -> bool {
+pub(crate) unsafe fn exchange(word: *mut u64, old: u64, new: u64) -> Result<(), u64> {
     // SAFETY: the caller's promise.
-    unsafe { atomic_cxchg::<u64, ORDER, ORDER>(word, old, new) }.1
+    let (found, done) = unsafe { atomic_cxchg::<u64, ORDER, ORDER>(word, old, new) };
+    if done { Ok(()) } else { Err(found) }
 }
 
 /// Adds, wrapping around; what was there before.

@@ -1,6 +1,6 @@
 //! Counting and sending: what becomes of a decision.
 
-use crate::{frame::Frame, maps, observe, outline, tables::Maps};
+use crate::{emit_nat, frame::Frame, maps, observe, outline, tables::Maps};
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
     helpers::bpf_redirect,
@@ -8,7 +8,9 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{EXPIRED_BUCKET, ICMP_BUCKET, Stats},
-    core::{Answer, AnswerKind, Decision, DropReason, Forward, Part, Tables as _, forward, icmp::Message},
+    core::{
+        Answer, AnswerKind, Decision, DropReason, Forward, Ip, Part, Tables as _, forward, icmp::Message,
+    },
     hash,
 };
 
@@ -21,12 +23,20 @@ pub fn handle(frame: &mut Frame) -> u32 {
 /// `OBSERVED` is a parameter of the whole path: what observing takes is not even tested for where it is off.
 #[inline(always)]
 pub(crate) fn run<const OBSERVED: bool>(frame: &mut Frame) -> u32 {
-    match lb_common::core::decide(frame, &Maps::<OBSERVED>::of(frame.ctx())) {
-        Decision::Pass => XDP_PASS,
-        Decision::Drop(refusal) => refuse(frame, refusal.reason),
-        Decision::Forward(to) => send::<OBSERVED>(frame, &to),
-        Decision::Answer(answer) => reply(frame, &answer),
-    }
+    let maps = Maps::<OBSERVED>::of(frame.ctx());
+    let to = match lb_common::core::decide(frame, &maps) {
+        Decision::Pass => return XDP_PASS,
+        Decision::Drop(refusal) => return refuse(frame, refusal.reason),
+        Decision::Answer(answer) => return reply(frame, &answer),
+        Decision::Forward(to) => to,
+        Decision::Session(to, step) => match emit_nat::session::<OBSERVED>(frame, &to, step) {
+            Some(verdict) => return verdict,
+            None => to,
+        },
+        Decision::Steer(to) => return emit_nat::steer::<OBSERVED>(frame, &to),
+        Decision::Back(back) => return emit_nat::back(frame, back),
+    };
+    send::<OBSERVED>(frame, &to)
 }
 
 #[inline(always)]
@@ -40,29 +50,48 @@ fn send<const OBSERVED: bool>(frame: &mut Frame, to: &Forward<'_>) -> u32 {
     }
     match forward::rewrite(frame, to) {
         Ok(()) => {}
-        Err(DropReason::TooBig) => return tell_too_big(frame, to),
+        Err(DropReason::TooBig) => {
+            return tell_too_big(frame, &to.ip, forward::path_mtu(to.backend));
+        }
         Err(reason) => return refuse(frame, reason),
     }
-    let bytes = u64::from(to.ip.total_len);
-    if !OBSERVED || !observe::dry() {
-        count(&maps::SERVICE_STATS, to.service, bytes);
-        count(&maps::BACKEND_STATS, to.backend_id, bytes);
+    counted::<OBSERVED>(to.service, to.backend_id, to.ip.total_len);
+    leave(frame, to.backend.ifindex)
+}
+
+/// Counts a packet of `len` bytes.
+#[inline(always)]
+pub(crate) fn counted<const OBSERVED: bool>(service: u32, backend: u32, len: u16) {
+    if OBSERVED && observe::dry() {
+        return;
     }
-    if to.backend.ifindex == frame.ingress() {
+    count(&maps::SERVICE_STATS, service, len.into());
+    count(&maps::BACKEND_STATS, backend, len.into());
+}
+
+/// Out of an interface.
+#[inline(always)]
+pub(crate) fn leave(frame: &Frame, ifindex: u32) -> u32 {
+    if ifindex == frame.ingress() {
         return XDP_TX;
     }
     // SAFETY: a helper call without pointers.
-    unsafe { bpf_redirect(to.backend.ifindex, 0) as u32 }
+    unsafe { bpf_redirect(ifindex, 0) as u32 }
 }
 
 /// The sender learns the MTU; its packet is gone either way.
 #[inline(always)]
-fn tell_too_big(frame: &mut Frame, to: &Forward<'_>) -> u32 {
-    if !to.ip.may_be_answered() {
+pub(crate) fn tell_too_big(frame: &mut Frame, ip: &Ip, mtu: u16) -> u32 {
+    if !ip.may_be_answered() {
         return refuse(frame, DropReason::TooBigUnanswered);
     }
-    let message = Message::too_big(to.ip.v6, forward::path_mtu(to.backend));
-    let told = outline::tell(frame.ctx(), to.ip.l3, to.ip.v6, message, ICMP_BUCKET);
+    tell(frame, ip.l3, ip.v6, mtu)
+}
+
+/// The same of a packet of TCP or UDP that is no fragment.
+#[inline(always)]
+pub(crate) fn tell(frame: &mut Frame, l3: usize, v6: bool, mtu: u16) -> u32 {
+    let told = outline::tell(frame.ctx(), l3, v6, Message::too_big(v6, mtu), ICMP_BUCKET);
     answered(frame, told, DropReason::TooBig, DropReason::TooBigUnanswered)
 }
 
@@ -89,16 +118,22 @@ fn answered(frame: &mut Frame, told: bool, yes: DropReason, no: DropReason) -> u
 
 #[inline(always)]
 fn refuse(frame: &Frame, reason: DropReason) -> u32 {
+    if matches!(reason, DropReason::Internal | DropReason::NoHeadroom) && !observe::dry() {
+        outline::complain(frame.ctx(), reason as u64);
+    }
+    refuse_number(frame, reason as u32)
+}
+
+/// The same for what a function out of line refused: its own complaints are none of these.
+#[inline(always)]
+pub(crate) fn refuse_number(_: &Frame, reason: u32) -> u32 {
     if observe::watched() {
         observe::reason(reason);
     }
     if observe::dry() {
         return XDP_DROP;
     }
-    if matches!(reason, DropReason::Internal | DropReason::NoHeadroom) {
-        outline::complain(frame.ctx(), reason as u64);
-    }
-    if let Some(counter) = maps::DROPS.get_ptr_mut(reason as u32) {
+    if let Some(counter) = maps::DROPS.get_ptr_mut(reason) {
         // SAFETY: this CPU's own element.
         unsafe { *counter += 1 };
     }

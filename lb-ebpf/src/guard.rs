@@ -1,9 +1,8 @@
 //! The firewall's maps. The marks are read in line; what they leave open, allow lists and limits are functions of
 //! their own, like those in [`outline`](crate::outline).
 
-use crate::{frame::Frame, maps, observe, outline::opaque, tables::Maps};
+use crate::{atomic, frame::Frame, maps, observe, outline::opaque, tables::Maps};
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
-use core::intrinsics::{AtomicOrdering, atomic_cxchg};
 use lb_common::{
     abi::{Arrivals, Control, Limits, SourceKey},
     core::{
@@ -78,13 +77,11 @@ impl Arrival for Time {
 
     #[inline(always)]
     fn replace(&self, seen: u64, new: u64) -> Result<(), u64> {
-        const RELAXED: AtomicOrdering = AtomicOrdering::Relaxed;
         if observe::dry() {
             return Ok(());
         }
         // SAFETY: as in `load`; every CPU changes it by this instruction only.
-        let (found, done) = unsafe { atomic_cxchg::<u64, RELAXED, RELAXED>(self.0, seen, new) };
-        if done { Ok(()) } else { Err(found) }
+        unsafe { atomic::exchange(self.0, seen, new) }
     }
 }
 
@@ -97,14 +94,20 @@ fn times(arrivals: *mut Arrivals) -> [Time; 2] {
 
 impl<const OBSERVED: bool> Guard for Maps<OBSERVED> {
     #[inline(always)]
-    fn marks4(&self, word: u32) -> u64 {
+    fn regions4(&self, word: u32) -> u64 {
         // SAFETY: an array element of 8 bytes, 8-aligned; the daemon writes it with one atomic store.
+        maps::REGIONS4.get_ptr(word).map_or(0, |word| unsafe { word.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn marks4(&self, word: u32) -> u64 {
+        // SAFETY: as in `regions4`.
         maps::MARKS4.get_ptr(word).map_or(0, |word| unsafe { word.read_volatile() })
     }
 
     #[inline(always)]
     fn marks6(&self, word: u32) -> u64 {
-        // SAFETY: as in `marks4`.
+        // SAFETY: as in `regions4`.
         maps::MARKS6.get_ptr(word).map_or(0, |word| unsafe { word.read_volatile() })
     }
 

@@ -8,9 +8,13 @@
 
 mod atomic;
 pub mod emit;
+mod emit_nat;
 pub mod frame;
 pub mod guard;
+pub mod hold;
 pub mod maps;
 pub mod observe;
 pub mod outline;
+pub mod outline_nat;
 pub mod tables;
+mod tables_nat;

@@ -76,6 +76,8 @@ pub static DENY4: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(PREFIX_CAPAC
 #[map]
 pub static DENY6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(PREFIX_CAPACITY, NO_PREALLOC);
 #[map]
+pub static REGIONS4: Array<u64> = Array::with_max_entries(REGIONS4_CAPACITY, MMAPABLE);
+#[map]
 pub static MARKS4: Array<u64> = Array::with_max_entries(MARKS4_CAPACITY, MMAPABLE);
 #[map]
 pub static MARKS6: Array<u64> = Array::with_max_entries(MARKS6_CAPACITY, MMAPABLE);
@@ -101,6 +103,9 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentTrace> =
 /// Where replies of `nat` backends come from, and what they pretend to come from.
 #[map]
 pub static NATS: HashMap<NatKey, NatOrigin> = HashMap::with_max_entries(NAT_CAPACITY, NO_PREALLOC);
+/// A bit for each hash of an address that `nat` backends have: most packets are not theirs and ask for nothing more.
+#[map]
+pub static NAT_MARKS: Array<u64> = Array::with_max_entries(NAT_MARK_WORDS, MMAPABLE);
 /// NAT sessions, by the flow as the client sends it and as the backend answers it.
 #[map]
 pub static SESSIONS_OUT: HashMap<FlowKey6, SessionOut> =
@@ -114,6 +119,8 @@ pub static POOLS: Array<Pool> = Array::with_max_entries(MAX_SERVICES, MMAPABLE);
 #[map]
 pub static POOL_ADDRESSES: Array<[u8; 16]> = Array::with_max_entries(POOL_ADDRESS_CAPACITY, MMAPABLE);
 #[map]
+pub static NAT_SCRATCH: PerCpuArray<NatScratch> = PerCpuArray::with_max_entries(1, 0);
+#[map]
 pub static NAT_STATS: PerCpuArray<NatStats> = PerCpuArray::with_max_entries(1, 0);
 /// Ways to clients, found out a moment ago.
 #[map]
@@ -126,6 +133,10 @@ pub static CIDS: HashMap<CidKey, u32> = HashMap::with_max_entries(CID_CAPACITY, 
 /// What the daemon is told of.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_BYTES, 0);
+
+/// Fragments that came before the first one of their datagram: the daemon sends them through the program again.
+#[map]
+pub static HELD: RingBuf = RingBuf::with_byte_size(HELD_BYTES, 0);
 
 /// What the observed program met: its own, made anew with every load.
 #[map]

@@ -12,7 +12,6 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{EventHeader, FlowEntry, Note, Slot, TraceEvent, Watch, WatchMode},
-    core::DropReason,
     packet::{Packet, View},
     wire::{eth, ipv4, ipv6, proto, vlan},
 };
@@ -105,10 +104,10 @@ pub(crate) fn backend(id: u32, service: u32) {
 
 /// Why the packet is dropped.
 #[inline(always)]
-pub(crate) fn reason(reason: DropReason) {
+pub(crate) fn reason(reason: u32) {
     note(|w| {
         w.note.known |= Note::REASON;
-        w.note.reason = reason as u32;
+        w.note.reason = reason;
     });
 }
 

@@ -1,11 +1,11 @@
 //! The core's tables over the maps.
 
-use crate::{atomic, guard, maps, observe, outline};
+use crate::{atomic, guard, hold, maps, observe, outline};
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
 use lb_common::{
     abi::{
-        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, PortKey,
-        PortRangeKey, ServiceEntry, Slot, VipEntry,
+        BackendEntry, CidKey, Control, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen,
+        PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry,
     },
     core::{
         FlowCell, HalfOpenCell, Tables,
@@ -38,10 +38,12 @@ pub(crate) fn token(bucket: u32, rate: u64, burst: u64) -> bool {
 }
 
 /// Insert only where there is no entry: another CPU may have seen the flow first.
-const BPF_NOEXIST: u64 = 1;
+pub(crate) const BPF_NOEXIST: u64 = 1;
+/// There is one already.
+pub(crate) const EEXIST: i32 = -17;
 
 /// The place of an entry in a flow table.
-struct Cell(*mut u64);
+pub(crate) struct Cell(pub(crate) *mut u64);
 
 impl FlowCell for Cell {
     #[inline(always)]
@@ -62,7 +64,7 @@ impl FlowCell for Cell {
     #[inline(always)]
     fn exchange(&self, old: FlowEntry, new: FlowEntry) -> bool {
         // SAFETY: as in `load`.
-        observe::dry() || unsafe { atomic::exchange(self.0, old.0, new.0) }
+        observe::dry() || unsafe { atomic::exchange(self.0, old.0, new.0) }.is_ok()
     }
 }
 
@@ -127,7 +129,6 @@ fn found(cell: Option<*mut u64>) -> Option<Cell> {
 /// Counts an insertion. One that lost the race against another CPU found its flow recorded.
 #[inline(always)]
 fn added(result: Result<(), i32>) -> bool {
-    const EEXIST: i32 = -17;
     let fine = matches!(result, Ok(()) | Err(EEXIST));
     if let Some(stats) = maps::FLOW_STATS.get_ptr_mut(0) {
         // SAFETY: this CPU's own element.
@@ -160,6 +161,12 @@ impl<const OBSERVED: bool> Maps<OBSERVED> {
     #[inline(always)]
     pub(crate) fn of(ctx: *mut xdp_md) -> Self {
         Self { ctx }
+    }
+
+    /// The context.
+    #[inline(always)]
+    pub(crate) fn ctx(&self) -> *mut xdp_md {
+        self.ctx
     }
 }
 
@@ -223,6 +230,17 @@ impl<const OBSERVED: bool> Tables for Maps<OBSERVED> {
     #[inline(always)]
     fn backend(&self, id: u32) -> Option<&BackendEntry> {
         maps::BACKENDS.get(id)
+    }
+
+    #[inline(always)]
+    fn replies(&self) -> bool {
+        maps::CONTROL.get(0).is_some_and(|control| control.flags & Control::NAT != 0)
+    }
+
+    #[inline(always)]
+    fn nat_marks(&self, word: u32) -> u64 {
+        // SAFETY: an array element of 8 bytes, 8-aligned; the daemon writes it with one atomic store.
+        maps::NAT_MARKS.get_ptr(word).map_or(0, |word| unsafe { word.read_volatile() })
     }
 
     #[inline(always)]
@@ -335,6 +353,11 @@ impl<const OBSERVED: bool> Tables for Maps<OBSERVED> {
     fn fragment<P: Packet>(&self, _: &P, l3: usize, v6: bool) -> Found {
         let l3 = l3 as u64;
         Found(if v6 { outline::fragment6(self.ctx, l3) } else { outline::fragment4(self.ctx, l3) })
+    }
+
+    #[inline(always)]
+    fn hold<P: Packet>(&self, _: &P, l3: usize, v6: bool) -> bool {
+        hold::hold(self.ctx, l3 as u64, v6.into()) != 0
     }
 
     #[inline(always)]

@@ -61,6 +61,8 @@ pub struct Service {
     pub health: String,
     /// Name, address and weight.
     pub backends: Vec<(String, IpAddr, u16)>,
+    /// The port all backends listen on where that is not the service's.
+    pub backend_port: Option<u16>,
 }
 
 impl Service {
@@ -75,6 +77,7 @@ impl Service {
             extra: String::new(),
             health: "type = \"none\"".to_owned(),
             backends: Vec::new(),
+            backend_port: None,
         }
     }
 
@@ -85,6 +88,11 @@ impl Service {
 
     pub fn port(mut self, port: u16) -> Self {
         self.port = port;
+        self
+    }
+
+    pub fn backend_port(mut self, port: u16) -> Self {
+        self.backend_port = Some(port);
         self
     }
 
@@ -133,7 +141,7 @@ impl Service {
     }
 
     fn toml(&self) -> String {
-        let Self { name, addresses, port, protocol, forward, extra, health, backends } = self;
+        let Self { name, addresses, port, protocol, forward, extra, health, backends, backend_port } = self;
         let addresses: Vec<String> = addresses.iter().map(|a| format!("\"{a}\"")).collect();
         let addresses = addresses.join(", ");
         let mut text = format!(
@@ -145,6 +153,9 @@ impl Service {
                 text,
                 "[[service.backend]]\nname = \"{name}\"\naddress = \"{address}\"\nweight = {weight}\n"
             );
+            if let Some(port) = backend_port {
+                let _ = writeln!(text, "port = {port}");
+            }
         }
         text
     }

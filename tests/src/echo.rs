@@ -125,3 +125,27 @@ pub fn upload(ns: &Netns, target: SocketAddr, bytes: u64, timeout: Duration) -> 
     stream.read_to_string(&mut line)?;
     Ok(line.trim_end().to_owned())
 }
+
+/// A DNS server that answers every question with one A record of this address (RFC 1035 section 4.1).
+pub fn dns_server(ns: &Netns, address: IpAddr, port: u16, record: [u8; 4]) -> Result<Server> {
+    let address = SocketAddr::new(address, port);
+    let socket = ns
+        .run(|| UdpSocket::bind(address).and_then(|s| s.set_read_timeout(Some(TICK)).map(|()| s)))
+        .map_err(listen_error(ns, address))?;
+    Ok(Server::spawn(move |stop| {
+        let mut buffer = vec![0; 512];
+        while !stop.load(Ordering::SeqCst) {
+            let Ok((length, client)) = socket.recv_from(&mut buffer) else { continue };
+            if length < 12 {
+                continue;
+            }
+            let mut answer = buffer[..length].to_vec();
+            // A response without error, one answer.
+            (answer[2], answer[3], answer[7]) = (0x81, 0x80, 1);
+            // The name as at byte 12; type A, class IN, 60 s, four bytes.
+            answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+            answer.extend(record);
+            let _ = socket.send_to(&answer, client);
+        }
+    }))
+}

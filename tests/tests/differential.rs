@@ -132,6 +132,7 @@ fn host_and_kernel_agree_on_generated_packets() {
                 | DropReason::NatExhausted
                 | DropReason::NatFull
                 | DropReason::NatUntranslatable
+                | DropReason::FragmentHeld
         )
     };
     for reason in DropReason::ALL.iter().filter(|reason| !elsewhere(**reason)) {

@@ -73,6 +73,7 @@ fn service(number: u8, protocol: Protocol, backends: Vec<WantedBackend>) -> Want
             seed: u64::from(number),
             idle_timeout: IDLE,
             gue_port: 6080,
+            snat: None,
             health: HealthSpec::default(),
             guard: GuardSpec::default(),
             quic: None,

@@ -81,6 +81,35 @@ fn expected(note: &Note, counters: &mut Vec<Counter>) {
     }
 }
 
+/// A fragment before the first one of its datagram: asked, the program says whether it would hold it, and does not.
+#[test]
+fn explaining_holds_nothing() {
+    let world = plain_world();
+    let pins = Pins::new("observe-held");
+    let mut live = Balancer::pinned(&world.image, &pins.0);
+    let mut asked = Observed::load(&pins.0, WatchMode::Explain).expect("the observed program");
+    let mut reason =
+        |frame: &[u8]| DropReason::ALL[asked.run(frame).expect("a test run").note.reason as usize];
+    for v6 in [false, true] {
+        let whole = world.packet("ipip4-udp", v6, 1).with_ip_len(600);
+        let frame = whole.fragments(1, 256)[1].build();
+        live.hold_until(0);
+        assert_eq!(reason(&frame), DropReason::FragmentUnknown);
+        live.hold_until(u64::MAX);
+        live.set_tokens(1);
+        for _ in 0..3 {
+            assert_eq!(reason(&frame), DropReason::FragmentHeld, "no token is used up");
+        }
+        assert_eq!(live.held(), []);
+        let before = live.counters(SERVICES);
+        assert_eq!(live.run(&frame).verdict, Verdict::Drop);
+        let held = live.counters(SERVICES).since(&before);
+        assert_eq!((held.packets(DropReason::FragmentHeld), live.held().len()), (1, 1));
+        live.set_tokens(0);
+        assert_eq!(reason(&frame), DropReason::FragmentUnknown, "the limit");
+    }
+}
+
 #[test]
 fn what_is_explained_happens_and_nothing_happens_by_explaining() {
     const PHASES: u16 = 6;

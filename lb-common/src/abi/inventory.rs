@@ -58,9 +58,10 @@ pub const BACKEND_CAPACITY: u32 = 1 << 14;
 pub const VIP_CAPACITY: u32 = 16_384;
 /// Tracked flows of either family: only those of slots that changed hands lately, at about 100 bytes each.
 pub const FLOW_CAPACITY: u32 = 1 << 17;
-/// Token buckets: packets too big ([`ICMP_BUCKET`]), log messages ([`LOG_BUCKET`]), echo replies ([`ECHO_BUCKET`]) and
-/// TTLs that ended ([`EXPIRED_BUCKET`]). Apart, so that a flood of one leaves the others alone.
-pub const BUCKETS: u32 = 4;
+/// Token buckets: packets too big ([`ICMP_BUCKET`]), log messages ([`LOG_BUCKET`]), echo replies ([`ECHO_BUCKET`]),
+/// TTLs that ended ([`EXPIRED_BUCKET`]) and fragments that are held ([`HOLD_BUCKET`]). Apart, so that a flood of one leaves
+/// the others alone.
+pub const BUCKETS: u32 = 5;
 /// See [`BUCKETS`].
 pub const ICMP_BUCKET: u32 = 0;
 /// See [`BUCKETS`].
@@ -69,6 +70,8 @@ pub const LOG_BUCKET: u32 = 1;
 pub const ECHO_BUCKET: u32 = 2;
 /// See [`BUCKETS`].
 pub const EXPIRED_BUCKET: u32 = 3;
+/// See [`BUCKETS`].
+pub const HOLD_BUCKET: u32 = 4;
 /// Drop counters: room for reasons to come, so that a new reason is no new layout.
 pub const DROP_CAPACITY: u32 = 64;
 
@@ -78,6 +81,8 @@ pub const HALF_OPEN_CAPACITY: u32 = 1 << 15;
 pub const SCHEDULE_CAPACITY: u32 = 1 << 16;
 /// Deny and allow prefixes of either family.
 pub const PREFIX_CAPACITY: u32 = 1 << 18;
+/// Words of `REGIONS4`: a bit for each /20. See `core::guard`.
+pub const REGIONS4_CAPACITY: u32 = 1 << 14;
 /// Words of `MARKS4`: two bits for each /24. See `core::guard`.
 pub const MARKS4_CAPACITY: u32 = 1 << 19;
 /// Words of `MARKS6`: a hashed bitmap. See `core::guard`.
@@ -88,6 +93,8 @@ pub const SOURCE_CAPACITY: u32 = 1 << 15;
 pub const FRAGMENT_CAPACITY: u32 = 1 << 13;
 /// Listening places of `nat` backends.
 pub const NAT_CAPACITY: u32 = 1 << 16;
+/// Words of `NAT_MARKS`, of 64 bits each.
+pub const NAT_MARK_WORDS: u32 = 1 << 10;
 /// NAT sessions at once.
 pub const SESSION_CAPACITY: u32 = 1 << 16;
 /// Source addresses of all NAT pools.
@@ -98,6 +105,12 @@ pub const EXIT_CAPACITY: u32 = 1 << 10;
 pub const CID_CAPACITY: u32 = 1 << 16;
 /// Bytes of the ring buffer of events.
 pub const EVENT_BYTES: u32 = 1 << 18;
+/// Bytes of the ring buffer of frames that are held: 252 of them on their way to the daemon.
+pub const HELD_BYTES: u32 = 1 << 19;
+
+const fn ring_buffer(name: &'static str, capacity: u32) -> MapInfo {
+    MapInfo { name, kind: MapKind::RingBuf, key_size: 0, value_size: 0, capacity, flags: 0, grows: false }
+}
 
 /// Every map of the balancer's program.
 pub const INVENTORY: &[MapInfo] = &[
@@ -123,6 +136,7 @@ pub const INVENTORY: &[MapInfo] = &[
     growing::<u64>("ACTIVE", MapKind::Array, BACKEND_CAPACITY, MMAPABLE),
     map::<[u8; 8], u32>("DENY4", MapKind::LpmTrie, PREFIX_CAPACITY, NO_PREALLOC),
     map::<[u8; 20], u32>("DENY6", MapKind::LpmTrie, PREFIX_CAPACITY, NO_PREALLOC),
+    map::<u32, u64>("REGIONS4", MapKind::Array, REGIONS4_CAPACITY, MMAPABLE),
     map::<u32, u64>("MARKS4", MapKind::Array, MARKS4_CAPACITY, MMAPABLE),
     map::<u32, u64>("MARKS6", MapKind::Array, MARKS6_CAPACITY, MMAPABLE),
     map::<[u8; 12], u32>("ALLOWED4", MapKind::LpmTrie, PREFIX_CAPACITY, NO_PREALLOC),
@@ -132,22 +146,17 @@ pub const INVENTORY: &[MapInfo] = &[
     map::<SourceKey, Arrivals>("SOURCES", MapKind::LruHash, SOURCE_CAPACITY, 0),
     map::<FragmentKey, FragmentTrace>("FRAGMENTS", MapKind::LruHash, FRAGMENT_CAPACITY, 0),
     map::<NatKey, NatOrigin>("NATS", MapKind::Hash, NAT_CAPACITY, NO_PREALLOC),
+    map::<u32, u64>("NAT_MARKS", MapKind::Array, NAT_MARK_WORDS, MMAPABLE),
     map::<FlowKey6, SessionOut>("SESSIONS_OUT", MapKind::Hash, SESSION_CAPACITY, NO_PREALLOC),
     map::<FlowKey6, SessionBack>("SESSIONS_BACK", MapKind::Hash, SESSION_CAPACITY, NO_PREALLOC),
     map::<u32, Pool>("POOLS", MapKind::Array, MAX_SERVICES, MMAPABLE),
     map::<u32, [u8; 16]>("POOL_ADDRESSES", MapKind::Array, POOL_ADDRESS_CAPACITY, MMAPABLE),
+    map::<u32, NatScratch>("NAT_SCRATCH", MapKind::PerCpuArray, 1, 0),
     map::<u32, NatStats>("NAT_STATS", MapKind::PerCpuArray, 1, 0),
     map::<u32, Exit>("EXITS", MapKind::PerCpuArray, EXIT_CAPACITY, 0),
     map::<CidKey, u32>("CIDS", MapKind::Hash, CID_CAPACITY, NO_PREALLOC),
-    MapInfo {
-        name: "EVENTS",
-        kind: MapKind::RingBuf,
-        key_size: 0,
-        value_size: 0,
-        capacity: EVENT_BYTES,
-        flags: 0,
-        grows: false,
-    },
+    ring_buffer("EVENTS", EVENT_BYTES),
+    ring_buffer("HELD", HELD_BYTES),
     map::<u32, Identity>("SERVICE_NAMES", MapKind::Array, MAX_SERVICES, 0),
     growing::<Identity>("BACKEND_NAMES", MapKind::Array, BACKEND_CAPACITY, 0),
 ];

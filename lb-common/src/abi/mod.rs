@@ -6,6 +6,7 @@
 
 mod event;
 mod flow;
+mod held;
 mod inventory;
 mod slot;
 mod types;
@@ -13,6 +14,7 @@ mod watch;
 
 pub use event::{EventHeader, ResolveEvent};
 pub use flow::{FlowEntry, FlowKey4, FlowKey6};
+pub use held::{HELD_FRAME, HeldFrame, RESENT};
 pub use inventory::*;
 pub use slot::{Slot, SlotState};
 pub use types::*;

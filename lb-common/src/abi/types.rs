@@ -45,7 +45,7 @@ pub struct VipEntry {
 impl VipEntry {
     /// The VIP has more rules than fit: ask `PORTS`, then `PORT_RANGES`.
     pub const SPILLED: u32 = 1;
-    /// There are deny prefixes of this family: ask `MARKS4` or `MARKS6` about the source first.
+    /// There are deny prefixes of this family: ask `REGIONS4` or `MARKS6` about the source first.
     pub const FILTERED: u32 = 2;
     /// Echo requests to it are answered here.
     pub const ECHO: u32 = 4;
@@ -342,7 +342,8 @@ impl FragmentTrace {
     pub const KERNEL: u32 = u32::MAX;
 }
 
-/// Key of `NATS`: where a backend of a `nat` service listens, which is where its replies come from.
+/// Key of `NATS`: where a backend of a `nat` service listens, which is where its replies come from. With port and
+/// protocol 0: that the address is a backend's, for [`ServiceEntry::HAIRPIN`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct NatKey {
@@ -406,7 +407,7 @@ pub struct SessionBack {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Pool {
-    /// First of its addresses in `POOL_ADDRESSES`: IPv4 ones, then IPv6 ones.
+    /// First of its addresses in `POOL_ADDRESSES` (IPv4 mapped): IPv4 ones, then IPv6 ones.
     pub base: u32,
     pub v4: u16,
     pub v6: u16,
@@ -414,6 +415,20 @@ pub struct Pool {
     pub lo: u16,
     pub hi: u16,
     pub pad: u32,
+}
+
+/// Value of `NAT_SCRATCH`, per CPU: what is too large for the program's stack while a packet of a session passes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct NatScratch {
+    pub out: super::FlowKey6,
+    pub back: super::FlowKey6,
+    pub going: SessionOut,
+    pub coming: SessionBack,
+    /// A `struct bpf_fib_lookup`.
+    pub route: [u64; 8],
+    /// The answer to who only asks, and leaves `EXITS` alone.
+    pub exit: Exit,
 }
 
 /// Value of `NAT_STATS`, per CPU.
@@ -429,7 +444,8 @@ pub struct NatStats {
     pub pad: u64,
 }
 
-/// Value of `EXITS`, per CPU: the way to a client, as the kernel's routes told it a moment ago.
+/// Value of `EXITS`, per CPU: the way to a client, as the kernel's routes told it a moment ago. They tell it only where
+/// `net.ipv4.conf.*.forwarding` (`net.ipv6`) is on for the interface the reply came in by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Exit {
@@ -457,6 +473,8 @@ pub struct Control {
     /// One packet in so many is told of in `EVENTS`; 0 = none.
     pub trace: u32,
     pub pad: u32,
+    /// Until then, by the monotonic clock, a daemon is there that reads `HELD`; it says so again and again.
+    pub hold_until_ns: u64,
 }
 
 impl Control {
@@ -521,8 +539,9 @@ plain_old_data! {
     SessionOut = 32,
     SessionBack = 48,
     Pool = 16,
+    NatScratch = 272,
     NatStats = 32,
     Exit = 48,
-    Control = 16,
+    Control = 24,
     CidKey = 20,
 }

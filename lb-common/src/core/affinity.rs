@@ -76,7 +76,8 @@ impl Place {
     const SERVICE_SHIFT: u32 = 40;
 
     #[inline(always)]
-    pub(super) const fn of(ip: &Ip) -> Self {
+    #[must_use]
+    pub const fn of(ip: &Ip) -> Self {
         let v6 = if ip.v6 { Self::V6 } else { 0 };
         Self(ip.l3 as u64 | (ip.header_len as u64) << 8 | (ip.proto as u64) << 24 | v6)
     }
@@ -116,12 +117,17 @@ impl Place {
     }
 
     #[inline(always)]
-    pub(super) const fn l4(self) -> usize {
-        self.l3() + ((self.0 >> 8) as usize & 0x3ff)
+    pub(super) const fn header_len(self) -> usize {
+        (self.0 >> 8) as usize & 0x3ff
     }
 
     #[inline(always)]
-    const fn proto(self) -> u32 {
+    pub(super) const fn l4(self) -> usize {
+        self.l3() + self.header_len()
+    }
+
+    #[inline(always)]
+    pub(super) const fn proto(self) -> u32 {
         (self.0 >> 24) as u32 & 0xff
     }
 

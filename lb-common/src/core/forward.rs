@@ -1,6 +1,6 @@
 //! The packet that leaves for a backend: next-hop MAC addresses, and in the tunnel modes an outer header.
 
-use super::{DropReason, Forward, Ip, Part};
+use super::{DropReason, Forward, Ip, Part, nat};
 use crate::{
     abi::{BackendEntry, ForwardKind},
     csum, hash,
@@ -59,17 +59,20 @@ pub fn rewrite<P: PacketMut>(packet: &mut P, forward: &Forward<'_>) -> Result<()
     }
     match ForwardKind::from_u8(backend.kind) {
         Some(ForwardKind::Dsr) => {}
+        Some(ForwardKind::Nat) => destination(packet, forward, l2)?,
+        // Never without a session.
+        Some(ForwardKind::Snat) => return Err(INTERNAL),
         Some(kind) => encapsulate(packet, forward, kind, l2, inner_sum)?,
         None => return Err(DropReason::Internal),
     }
     let v6 = if overhead == 0 { ip.v6 } else { backend.family == 6 };
-    link_header(packet, backend, l2, v6)
+    link_header(packet, &backend.l2, backend.vlan, l2, v6)
 }
 
 const INTERNAL: DropReason = DropReason::Internal;
 
 #[inline(always)]
-fn decrement_ttl<P: PacketMut>(packet: &mut P, ip: &Ip) -> Result<(), DropReason> {
+pub(super) fn decrement_ttl<P: PacketMut>(packet: &mut P, ip: &Ip) -> Result<(), DropReason> {
     if ip.v6 {
         let mut header = packet.view_mut::<{ ipv6::LEN }>(ip.l3).ok_or(INTERNAL)?;
         let hops = header.as_view().u8::<{ ipv6::HOP_LIMIT }>();
@@ -86,24 +89,42 @@ fn decrement_ttl<P: PacketMut>(packet: &mut P, ip: &Ip) -> Result<(), DropReason
     Ok(())
 }
 
+/// The backend's address and port in the place of the virtual ones; the IP header is at `l3`.
+#[inline(always)]
+fn destination<P: PacketMut>(packet: &mut P, forward: &Forward<'_>, l3: usize) -> Result<(), DropReason> {
+    let (ip, backend) = (forward.ip, forward.backend);
+    if ip.v6 != (backend.family == 6) {
+        return Err(DropReason::NatUntranslatable);
+    }
+    let dst = nat::Address::of_backend(backend);
+    if let Part::Later = ip.part {
+        // It has no ports, and the checksum is in the first.
+        return nat::rewrite::addresses::<P, { nat::rewrite::DESTINATION }>(packet, ip.v6, l3, dst, dst)
+            .map(|_| ());
+    }
+    let to = nat::Ends { src: dst, dst, src_port: 0, dst_port: backend.port.to_be() };
+    nat::rewrite::ends::<P, { nat::rewrite::DESTINATION }>(packet, &ip, l3, &to)
+}
+
 /// Destination and source MAC address, VLAN tag where the egress has one, EtherType.
 #[inline(always)]
-fn link_header<P: PacketMut>(
+pub(super) fn link_header<P: PacketMut>(
     packet: &mut P,
-    backend: &BackendEntry,
+    addresses: &[u8; 12],
+    id: u16,
     l2: usize,
     v6: bool,
 ) -> Result<(), DropReason> {
     let ether_type = if v6 { eth::IPV6 } else { eth::IPV4 }.to_be();
     let mut header = packet.view_mut::<{ eth::LEN }>(0).ok_or(INTERNAL)?;
-    macs(&mut header, &backend.l2);
+    macs(&mut header, addresses);
     if l2 == eth::LEN {
         header.set16::<{ eth::TYPE }>(ether_type);
         return Ok(());
     }
     header.set16::<{ eth::TYPE }>(eth::VLAN.to_be());
     let mut tag = packet.view_mut::<{ vlan::LEN }>(eth::LEN).ok_or(INTERNAL)?;
-    tag.set16::<0>((backend.vlan & 0xfff).to_be());
+    tag.set16::<0>((id & 0xfff).to_be());
     tag.set16::<2>(ether_type);
     Ok(())
 }

@@ -2,10 +2,12 @@
 //! first). A function out of line finds out where they go and says so in one number.
 
 use super::{
-    Answer, AnswerKind, Decision, DropReason, Forward, Ip, Part, Tables, affinity::Place, parse::refuse,
+    Answer, AnswerKind, Decision, DropReason, Forward, Ip, Part, Tables,
+    affinity::Place,
+    parse::{refuse, unclaimed},
 };
 use crate::{
-    abi::{BackendEntry, VipEntry},
+    abi::{BackendEntry, ForwardKind, VipEntry},
     packet::Packet,
     wire::{ipv4, ipv6, proto},
 };
@@ -47,11 +49,13 @@ impl Found {
     const fn reason(self) -> DropReason {
         const ICMP_QUOTE: u32 = DropReason::IcmpQuote as u32;
         const UNKNOWN: u32 = DropReason::FragmentUnknown as u32;
+        const HELD: u32 = DropReason::FragmentHeld as u32;
         const FRAGMENT: u32 = DropReason::Fragment as u32;
         const NO_BACKEND: u32 = DropReason::NoBackend as u32;
         match (self.0 >> 8) as u32 & 0xff {
             ICMP_QUOTE => DropReason::IcmpQuote,
             UNKNOWN => DropReason::FragmentUnknown,
+            HELD => DropReason::FragmentHeld,
             FRAGMENT => DropReason::Fragment,
             NO_BACKEND => DropReason::NoBackend,
             _ => DropReason::Internal,
@@ -70,7 +74,7 @@ pub(super) fn other<'t, P: Packet, T: Tables>(
 ) -> Decision<'t> {
     let (icmp, plain) = if ip.v6 { (proto::ICMPV6, ipv6::LEN) } else { (proto::ICMP, ipv4::LEN) };
     if ip.proto != icmp || !matches!(ip.part, Part::Whole) {
-        return Decision::Pass;
+        return unclaimed(vip, &ip);
     }
     let found = tables.icmp(packet, Place::of(&ip));
     if found.0 as u8 == Found::ECHO.0 as u8 {
@@ -79,6 +83,9 @@ pub(super) fn other<'t, P: Packet, T: Tables>(
             return Decision::Pass;
         }
         return Decision::Answer(Answer { kind: AnswerKind::Echo, l3: ip.l3, v6: ip.v6 });
+    }
+    if found.0 as u8 == Found::PASS.0 as u8 {
+        return unclaimed(vip, &ip);
     }
     follow(tables, found, ip, ttl)
 }
@@ -97,7 +104,13 @@ pub(super) fn follow<T: Tables>(tables: &T, found: Found, ip: Ip, ttl: u8) -> De
     let backend_id = found.backend();
     let Some(backend) = tables.backend(backend_id) else { return refuse(DropReason::Internal) };
     let (service, hash) = (backend.service, found.0 >> 32);
-    Decision::Forward(Forward { service, backend_id, backend, ip, hash, slot: 0 })
+    let forward = Forward { service, backend_id, backend, ip, hash, slot: 0 };
+    // The packet that an ICMP error quotes is rewritten, too, and a session knows what to.
+    let rewritten = backend.kind == ForwardKind::Nat as u8 || backend.kind == ForwardKind::Snat as u8;
+    if rewritten && matches!(ip.part, Part::Whole) {
+        return Decision::Steer(forward);
+    }
+    Decision::Forward(forward)
 }
 
 /// Does a backend take packets?

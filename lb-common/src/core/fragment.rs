@@ -6,6 +6,7 @@
 use super::{
     DropReason, Tables,
     found::{Found, takes},
+    parse::{Chain, walk_extensions},
 };
 use crate::{
     abi::{FragmentKey, FragmentTrace},
@@ -54,10 +55,10 @@ fn read4<P: Packet>(packet: &P, l3: usize) -> Option<Piece> {
 }
 
 #[inline(always)]
-fn read6<P: Packet, T: Tables>(packet: &P, tables: &T, l3: usize) -> Option<Piece> {
+fn read6<P: Packet>(packet: &P, extensions: impl Fn(u8) -> Chain, l3: usize) -> Option<Piece> {
     let ip = packet.view::<{ ipv6::LEN }>(l3)?;
     let len = u32::from(ip.u16::<{ ipv6::PAYLOAD_LEN }>()) + ipv6::LEN as u32;
-    let at = tables.extensions(packet, l3, ip.u8::<{ ipv6::NEXT }>()).fragment_at();
+    let at = extensions(ip.u8::<{ ipv6::NEXT }>()).fragment_at();
     if at == 0 {
         return None;
     }
@@ -71,6 +72,23 @@ fn read6<P: Packet, T: Tables>(packet: &P, tables: &T, l3: usize) -> Option<Piec
     Some(Piece { key, offset, len: len.saturating_sub(at as u32 + 8), proto: header.u8::<0>() })
 }
 
+/// The datagram a fragment belongs to.
+#[must_use]
+pub fn key<P: Packet>(packet: &P, l3: usize, v6: bool) -> Option<FragmentKey> {
+    let piece = match v6 {
+        true => read6(packet, |first| walk_extensions(packet, l3, first), l3),
+        false => read4(packet, l3),
+    };
+    Some(piece?.key)
+}
+
+/// Is a trace of this datagram, and not of an earlier one with the same identification?
+#[inline(always)]
+#[must_use]
+pub const fn is_fresh(trace: &FragmentTrace, now_ns: u64) -> bool {
+    now_ns.saturating_sub(trace.seen_ns) <= LIFETIME_NS
+}
+
 /// What becomes of a fragment behind the first.
 #[inline(always)]
 pub fn follow<P: Packet, T: Tables>(packet: &P, tables: &T, l3: usize, v6: bool) -> Found {
@@ -80,26 +98,29 @@ pub fn follow<P: Packet, T: Tables>(packet: &P, tables: &T, l3: usize, v6: bool)
 /// See [`follow`], IPv4.
 #[inline(always)]
 pub fn follow4<P: Packet, T: Tables>(packet: &P, tables: &T, l3: usize) -> Found {
-    read4(packet, l3).map_or(Found::drop(DropReason::Internal), |piece| go(tables, &piece))
+    read4(packet, l3).map_or(Found::drop(DropReason::Internal), |piece| go(packet, tables, l3, false, &piece))
 }
 
 /// See [`follow`], IPv6.
 #[inline(always)]
 pub fn follow6<P: Packet, T: Tables>(packet: &P, tables: &T, l3: usize) -> Found {
-    read6(packet, tables, l3).map_or(Found::drop(DropReason::Internal), |piece| go(tables, &piece))
+    let extensions = |first| tables.extensions(packet, l3, first);
+    let piece = read6(packet, extensions, l3);
+    piece.map_or(Found::drop(DropReason::Internal), |piece| go(packet, tables, l3, true, &piece))
 }
 
 #[inline(always)]
-fn go<T: Tables>(tables: &T, piece: &Piece) -> Found {
+fn go<P: Packet, T: Tables>(packet: &P, tables: &T, l3: usize, v6: bool, piece: &Piece) -> Found {
     // RFC 3128 section 3: it would write over the flags of a TCP header; and no datagram is longer than 65,535 bytes.
     if piece.proto == proto::TCP && piece.offset == 8 || piece.offset + piece.len > u32::from(u16::MAX) {
         return Found::drop(DropReason::Fragment);
     }
     let unknown = Found::drop(DropReason::FragmentUnknown);
-    let Some(trace) = tables.fragment_trace(&piece.key) else { return unknown };
-    if tables.now_ns().saturating_sub(trace.seen_ns) > LIFETIME_NS {
-        return unknown;
-    }
+    let trace = match tables.fragment_trace(&piece.key) {
+        Some(trace) if is_fresh(&trace, tables.now_ns()) => trace,
+        _ if tables.hold(packet, l3, v6) => return Found::drop(DropReason::FragmentHeld),
+        _ => return unknown,
+    };
     if trace.service == FragmentTrace::KERNEL {
         return Found::PASS;
     }
@@ -133,7 +154,7 @@ pub fn trace4<P: Packet, T: Tables>(packet: &P, tables: &T, l3: usize, backend: 
 /// See [`trace`], IPv6.
 #[inline(always)]
 pub fn trace6<P: Packet, T: Tables>(packet: &P, tables: &T, l3: usize, backend: u32, entropy: u32) {
-    if let Some(piece) = read6(packet, tables, l3) {
+    if let Some(piece) = read6(packet, |first| tables.extensions(packet, l3, first), l3) {
         leave(tables, &piece.key, backend, entropy);
     }
 }

@@ -2,14 +2,18 @@
 //!
 //! Denied prefixes are in a trie (longest prefix wins, exceptions are entries too). A trie of 100,000 prefixes costs
 //! several cache misses, so marks stand in front of it: IPv4 has two bits for each /24, which answer by themselves
-//! unless something longer than /24 lies in it; IPv6 has a hashed bitmap, which answers "surely not".
+//! unless something longer than /24 lies in it; IPv6 has a hashed bitmap, which answers "surely not". The marks of IPv4
+//! are more than a second-level cache holds, so one bit for each /20, of which there are few enough, comes before them.
 
 use super::{
     DropReason,
     affinity::{Place, Step},
 };
 use crate::{
-    abi::{Arrivals, DENY, Limits, MARKS4_CAPACITY, MARKS6_CAPACITY, Rate, ServiceEntry, SourceKey},
+    abi::{
+        Arrivals, DENY, Limits, MARKS4_CAPACITY, MARKS6_CAPACITY, REGIONS4_CAPACITY, Rate, ServiceEntry,
+        SourceKey,
+    },
     hash,
     packet::Packet,
     wire::{ipv4, ipv6},
@@ -28,6 +32,11 @@ pub const MARK_EXCEPTION: u64 = 3;
 pub const MARKS_PER_WORD: u32 = 32;
 
 const _: () = assert!(MARKS4_CAPACITY * MARKS_PER_WORD == 1 << 24);
+
+/// Length of the prefixes that have a bit in `REGIONS4`, set if anything in them is denied.
+pub const REGION_LEN: u32 = 20;
+const _: () = assert!(REGIONS4_CAPACITY * 64 == 1 << REGION_LEN);
+
 /// Bits of a bit's number in `MARKS6`.
 const MARK6_BITS: u32 = (MARKS6_CAPACITY * 64).ilog2();
 const _: () = assert!(MARKS6_CAPACITY * 64 == 1 << MARK6_BITS);
@@ -46,6 +55,8 @@ pub const fn mark6_middle(hi: u64) -> u32 {
 
 /// What the firewall looks things up in. Addresses are numbers, read big endian; IPv6 ones in two halves.
 pub trait Guard {
+    /// A word of `REGIONS4`.
+    fn regions4(&self, word: u32) -> u64;
     /// A word of `MARKS4`.
     fn marks4(&self, word: u32) -> u64;
     /// A word of `MARKS6`.
@@ -91,9 +102,13 @@ impl Arrival for &core::sync::atomic::AtomicU64 {
     }
 }
 
-/// Is an IPv4 source denied? One cache miss for most sources.
+/// Is an IPv4 source denied?
 #[inline(always)]
 pub fn denied4<G: Guard>(guard: &G, source: u32) -> bool {
+    let region = source >> (32 - REGION_LEN);
+    if guard.regions4(region / 64) >> (region % 64) & 1 == 0 {
+        return false;
+    }
     let block = source >> 8;
     let marks = guard.marks4(block / MARKS_PER_WORD);
     match marks >> (block % MARKS_PER_WORD * 2) & 3 {

@@ -14,6 +14,7 @@ pub mod found;
 pub mod fragment;
 pub mod guard;
 pub mod icmp;
+pub mod nat;
 pub mod parse;
 pub mod quic;
 pub mod quote;
@@ -29,7 +30,7 @@ pub use service::find as find_service;
 
 pub use parse::{Ip, L4, Part};
 pub use tables::{FlowCell, FlowKey, HalfOpenCell, NoCell, Tables};
-pub use verdict::{Answer, AnswerKind, Decision, DropReason, Forward, Refusal};
+pub use verdict::{Answer, AnswerKind, Back, Decision, DropReason, Forward, Refusal};
 
 use crate::{
     packet::{Packet, View},

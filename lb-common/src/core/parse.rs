@@ -1,7 +1,7 @@
 //! IPv4, IPv6, TCP and UDP: what must hold before a packet may go to a backend.
 
 use super::{
-    Answer, AnswerKind, Decision, DropReason, Refusal, Tables,
+    Answer, AnswerKind, Back, Decision, DropReason, Refusal, Tables,
     affinity::{Place, Step},
     found, fragment,
     quic::{Format, Route},
@@ -86,11 +86,28 @@ pub(super) const fn forwarded(protocol: u8) -> bool {
     protocol == proto::TCP || protocol == proto::UDP
 }
 
+/// A packet that is for no VIP.
+#[inline(always)]
+fn elsewhere<'t, T: Tables>(tables: &'t T, l3: usize, v6: bool) -> Decision<'t> {
+    if tables.replies() { Decision::Back(Back { l3, v6, pool: false }) } else { Decision::Pass }
+}
+
+/// A packet to a VIP that is for none of its services.
+#[inline(always)]
+pub(super) fn unclaimed<'t>(vip: &VipEntry, ip: &Ip) -> Decision<'t> {
+    if vip.flags & VipEntry::POOL == 0 {
+        return Decision::Pass;
+    }
+    Decision::Back(Back { l3: ip.l3, v6: ip.v6, pool: true })
+}
+
 /// A frame whose EtherType says IPv4; the header starts at `l3`.
 #[inline(always)]
 pub(super) fn v4<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize) -> Decision<'t> {
     let Some(header) = packet.view::<{ ipv4::LEN }>(l3) else { return Decision::Pass };
-    let Some(vip) = tables.vip4(header.raw32::<{ ipv4::DST }>().to_ne_bytes()) else { return Decision::Pass };
+    let Some(vip) = tables.vip4(header.raw32::<{ ipv4::DST }>().to_ne_bytes()) else {
+        return elsewhere(tables, l3, false);
+    };
     if vip.flags & VipEntry::FILTERED != 0 && tables.denied4(header.u32::<{ ipv4::SRC }>()) {
         return refuse(DropReason::Denied);
     }
@@ -140,7 +157,7 @@ pub(super) fn v4<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize)
 pub(super) fn v6<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize) -> Decision<'t> {
     let Some(header) = packet.view::<{ ipv6::LEN }>(l3) else { return Decision::Pass };
     let Some(dst) = packet.view::<16>(l3 + ipv6::DST) else { return Decision::Pass };
-    let Some(vip) = tables.vip6(dst.0) else { return Decision::Pass };
+    let Some(vip) = tables.vip6(dst.0) else { return elsewhere(tables, l3, true) };
     if vip.flags & VipEntry::FILTERED != 0
         && tables.denied6(header.u64::<{ ipv6::SRC }>(), header.u64::<{ ipv6::SRC + 8 }>())
     {
@@ -336,7 +353,7 @@ fn transport<'t, P: Packet, T: Tables>(
         if let Part::First = ip.part {
             tables.trace(packet, ip.l3, ip.v6, fragment::KERNEL, 0);
         }
-        return Decision::Pass;
+        return unclaimed(vip, &ip);
     };
 
     let step = if ip.proto == proto::TCP {

@@ -1,8 +1,9 @@
 //! From a service and a flow to a backend.
 
 use super::{
-    Decision, DropReason, Forward, Ip, Refusal, Tables,
+    Decision, DropReason, Forward, Ip, Part, Refusal, Tables,
     affinity::{Place, Step},
+    nat,
     quic::Route,
 };
 use crate::{abi::ServiceEntry, packet::Packet};
@@ -38,7 +39,20 @@ pub(super) fn select<'t, P: Packet, T: Tables>(
     }
     match tables.backend(backend_id) {
         Some(backend) => {
-            Decision::Forward(Forward { service: id, backend_id, backend, ip, hash: flow, slot: index })
+            let forward = Forward { service: id, backend_id, backend, ip, hash: flow, slot: index };
+            // A session for all, or for clients alone that are backends themselves.
+            let always = service.flags & ServiceEntry::SESSIONS != 0;
+            if always
+                || service.flags & ServiceEntry::HAIRPIN != 0
+                    && nat::from_backend(packet, tables, ip.l3, ip.v6)
+            {
+                // The fragments behind it could not be rewritten: a trace knows the backend alone.
+                if always && !matches!(ip.part, Part::Whole) {
+                    return Decision::Drop(Refusal { reason: DropReason::Fragment });
+                }
+                return Decision::Session(forward, step);
+            }
+            Decision::Forward(forward)
         }
         None => Decision::Drop(Refusal { reason: DropReason::Internal }),
     }

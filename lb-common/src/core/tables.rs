@@ -49,6 +49,18 @@ pub trait Tables {
     /// Keeps where it went, in the place of what was there.
     fn add_fragment_trace(&self, key: &FragmentKey, trace: &FragmentTrace);
 
+    /// Are there services of kind `nat`, whose backends' replies come by?
+    #[inline(always)]
+    fn replies(&self) -> bool {
+        false
+    }
+
+    /// A word of the marks of `nat` backends' addresses; without marks every address may be one.
+    #[inline(always)]
+    fn nat_marks(&self, _word: u32) -> u64 {
+        u64::MAX
+    }
+
     /// Walks the IPv6 extension headers. A rare path: the kernel program puts it out of line, where the
     /// verifier goes through it once and not once for each way that leads there.
     #[inline(always)]
@@ -168,6 +180,13 @@ pub trait Tables {
         Self: Sized,
     {
         fragment::follow(packet, self, l3, v6)
+    }
+
+    /// Keeps a fragment whose first one has not come yet, to see it again a moment later; false: it cannot be kept. Tables
+    /// that nobody waits for keep none.
+    #[inline(always)]
+    fn hold<P: Packet>(&self, _packet: &P, _l3: usize, _v6: bool) -> bool {
+        false
     }
 
     /// Leaves the trace of a first fragment that goes to `backend`, or to nobody of a service

@@ -190,10 +190,10 @@ fn frame(v6: bool, tos: u8, protocol: u8, segment: &[u8], padding: usize) -> Vec
 
 fn decided<'t>(buffer: &Buffer, tables: &'t One) -> Result<Forward<'t>, Option<DropReason>> {
     match decide(buffer, tables) {
-        Decision::Forward(to) => Ok(to),
+        Decision::Forward(to) | Decision::Session(to, _) | Decision::Steer(to) => Ok(to),
         Decision::Drop(refusal) => Err(Some(refusal.reason)),
         Decision::Answer(answer) => Err(Some(answer.kind.answered())),
-        Decision::Pass => Err(None),
+        Decision::Pass | Decision::Back(_) => Err(None),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the core answers.
 
-use super::Ip;
+use super::{Ip, affinity::Step};
 use crate::abi::BackendEntry;
 
 /// What happens to a packet.
@@ -13,6 +13,22 @@ pub enum Decision<'t> {
     Forward(Forward<'t>),
     /// Answered by the balancer itself, back out of the port it came in by.
     Answer(Answer),
+    /// To a backend, with a session of NAT; the backend here is for a flow that has none yet.
+    Session(Forward<'t>, Step),
+    /// Perhaps what a backend answers: to be asked of NAT.
+    Back(Back),
+    /// An ICMP error about what a backend of NAT sent, to that backend; the one here is for a flow without a session.
+    Steer(Forward<'t>),
+}
+
+/// A packet that may be on its way back from a backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Back {
+    /// Offset of its IP header.
+    pub l3: usize,
+    pub v6: bool,
+    /// It is for a source address of NAT sessions.
+    pub pool: bool,
 }
 
 /// A packet that the balancer answers itself.
@@ -133,6 +149,7 @@ drop_reasons! {
     NatUntranslatable = 26, "nat_untranslatable", "the packet has no equivalent in the other IP version";
     EchoAnswered = 27, "echo_answered", "an echo request to a virtual address, answered here: nothing is lost";
     EchoUnanswered = 28, "echo_unanswered", "an echo request to a virtual address, not answered: the rate limit, or a sender that is no single host";
+    FragmentHeld = 29, "fragment_held", "a fragment before the first one of its datagram, kept for a moment: counted again as what becomes of it";
 }
 
 #[cfg(test)]

@@ -91,14 +91,34 @@ const NEW: u8 = 2;
 /// Every packet from anywhere in the address space.
 const RANDOM: u8 = 3;
 
+/// The path rewrites neither end.
+const KEPT: u8 = 0;
+/// The destination is rewritten: the virtual address and port of the benchmark's IPv4 frames.
+const TO: u8 = 1;
+/// The source is rewritten: the backend's address and port.
+const FROM: u8 = 2;
+
+/// The ends as they came. The checksums stay: each rewriting is an update of what it finds.
 #[inline(always)]
-fn measure<P: Path, const V6: bool, const FLOWS: u8>(ctx: &XdpContext) -> u32 {
+fn undo_ends<const ENDS: u8>(frame: &mut Frame) -> Option<()> {
+    let (address, value, port, number) = match ENDS {
+        TO => (ipv4::DST, [192, 0, 2, 10], 2, 80u16),
+        FROM => (ipv4::SRC, [10, 1, 0, 1], 0, 8080),
+        _ => return Some(()),
+    };
+    frame.view_mut::<4>(eth::LEN + address)?.set32::<0>(u32::from_ne_bytes(value));
+    frame.view_mut::<2>(eth::LEN + ipv4::LEN + port)?.set16::<0>(number.to_be());
+    Some(())
+}
+
+#[inline(always)]
+fn measure<P: Path, const V6: bool, const FLOWS: u8, const ENDS: u8>(ctx: &XdpContext) -> u32 {
     let mut frame = Frame::new(ctx.ctx);
     if FLOWS != ONE && vary::<V6, FLOWS>(&mut frame).is_none() {
         return XDP_DROP;
     }
     let verdict = P::run(&mut frame);
-    if undo::<V6>(&mut frame).is_none() {
+    if undo::<V6>(&mut frame).is_none() || undo_ends::<ENDS>(&mut frame).is_none() {
         return XDP_DROP;
     }
     verdict
@@ -155,27 +175,30 @@ fn undo<const V6: bool>(frame: &mut Frame) -> Option<()> {
 }
 
 macro_rules! entry_points {
-    ($($name:ident: $path:ty, $v6:literal, $flows:ident;)*) => { $(
+    ($($name:ident: $path:ty, $v6:literal, $flows:ident, $ends:ident;)*) => { $(
         #[xdp]
         pub fn $name(ctx: XdpContext) -> u32 {
-            measure::<$path, $v6, $flows>(&ctx)
+            measure::<$path, $v6, $flows, $ends>(&ctx)
         }
     )* };
 }
 
 entry_points! {
-    lb4_one: Balancer, false, ONE;
-    lb4_many: Balancer, false, MANY;
-    lb4_new: Balancer, false, NEW;
-    lb4_random: Balancer, false, RANDOM;
-    lb6_one: Balancer, true, ONE;
-    lb6_many: Balancer, true, MANY;
-    floor4_one: Floor, false, ONE;
-    floor4_many: Floor, false, MANY;
-    floor4_new: Floor, false, NEW;
-    floor4_random: Floor, false, RANDOM;
-    floor6_one: Floor, true, ONE;
-    floor6_many: Floor, true, MANY;
+    lb4_one: Balancer, false, ONE, KEPT;
+    lb4_many: Balancer, false, MANY, KEPT;
+    lb4_new: Balancer, false, NEW, KEPT;
+    lb4_random: Balancer, false, RANDOM, KEPT;
+    lb6_one: Balancer, true, ONE, KEPT;
+    lb6_many: Balancer, true, MANY, KEPT;
+    nat4_one: Balancer, false, ONE, TO;
+    nat4_many: Balancer, false, MANY, TO;
+    back4_one: Balancer, false, ONE, FROM;
+    floor4_one: Floor, false, ONE, KEPT;
+    floor4_many: Floor, false, MANY, KEPT;
+    floor4_new: Floor, false, NEW, KEPT;
+    floor4_random: Floor, false, RANDOM, KEPT;
+    floor6_one: Floor, true, ONE, KEPT;
+    floor6_many: Floor, true, MANY, KEPT;
 }
 
 #[panic_handler]

@@ -31,7 +31,31 @@ pub fn status(view: &StatusView) -> String {
             }),
         );
     }
+    for warning in &view.warnings {
+        let _ = writeln!(text, "\nWARNING: {}", printable(warning));
+    }
     text
+}
+
+/// Sessions and where they come from.
+fn nat(view: &NatView) -> String {
+    let which = if view.always { "of every flow" } else { "of backends that are clients" };
+    let mut text = format!("{} {which}", count_of(view.sessions, "session"));
+    if view.unanswered > 0 {
+        let _ = write!(text, ", {} not answered yet", view.unanswered);
+    }
+    if !view.addresses.is_empty() {
+        let from: Vec<_> = view.addresses.iter().map(ToString::to_string).collect();
+        let _ = write!(text, ", from {}", from.join(", "));
+    }
+    if let Some(ports) = &view.ports {
+        let _ = write!(text, " ports {ports}");
+    }
+    text
+}
+
+fn count_of(number: u64, what: &str) -> String {
+    count(usize::try_from(number).unwrap_or(usize::MAX), what)
 }
 
 /// A backend that is not known to be down counts as up: it takes flows.
@@ -91,16 +115,19 @@ pub fn service(view: &ServiceView) -> String {
         let length = count(quic.server_id_length.into(), "byte");
         format!("; server ids of {length} in connection IDs, config id {}", quic.config_id)
     });
-    let mut text = pairs(&[
+    let mut rows = vec![
         ("service", view.name.clone()),
         ("addresses", addresses(view, ", ")),
         ("ports", format!("{}, {port}{connection_ids}", view.protocol)),
         ("forward", view.forward.to_string()),
         ("scheduler", view.scheduler.to_string()),
         ("slots", slots),
+        ("nat", view.nat.as_ref().map(nat).unwrap_or_default()),
         ("traffic", format!("{} packets, {} bytes", view.packets, view.bytes)),
         ("backends", format!("{} up", up_of_all(view))),
-    ]);
+    ];
+    rows.retain(|(_, value)| !value.is_empty());
+    let mut text = pairs(&rows);
     text.push('\n');
     if view.backends.is_empty() {
         let _ = writeln!(text, "no backends: every packet is dropped; see `lbctl backend add --help`");

@@ -33,7 +33,7 @@ pub fn table<const N: usize>(header: [(&str, Align); N], rows: impl Iterator<Ite
 }
 
 /// "name  value" lines, the values in one column.
-pub fn pairs<const N: usize>(pairs: &[(&str, String); N]) -> String {
+pub fn pairs(pairs: &[(&str, String)]) -> String {
     let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     pairs.iter().fold(String::new(), |mut text, (name, value)| {
         let _ = writeln!(text, "{}", format!("{name:width$}  {}", printable(value)).trim_end());

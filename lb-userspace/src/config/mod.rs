@@ -16,6 +16,7 @@ mod reader;
 mod schema;
 mod service;
 mod settings;
+mod snat;
 mod suggest;
 #[cfg(test)]
 mod tests;
@@ -132,6 +133,7 @@ pub fn parse_on(file_name: &str, text: &str, hostname: &str) -> Result<Config, C
         .map(|((table, at), number)| service::read_service(&notes, table, at, number, &defaults))
         .collect();
     check::check(&drafts);
+    snat::check(&drafts);
     let routers = root.tables("vrrp").unwrap_or_default().into_iter().zip(1..);
     let routers: Vec<_> =
         routers.map(|((table, at), number)| vrrp::read(&notes, table, at, number)).collect();

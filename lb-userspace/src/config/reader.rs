@@ -110,6 +110,15 @@ impl<T> Setting<T> {
         if matches!(self, Self::Absent) { default } else { self }
     }
 
+    /// The same with another value.
+    pub(super) fn map<U>(self, change: impl FnOnce(T) -> U) -> Setting<U> {
+        match self {
+            Self::Absent => Setting::Absent,
+            Self::Refused => Setting::Refused,
+            Self::Is(value, at) => Setting::Is(change(value), at),
+        }
+    }
+
     /// The value and where it stands.
     pub(super) fn get(&self) -> Option<(&T, usize)> {
         match self {

@@ -23,8 +23,8 @@ impl Schema {
             "[service.quic]" => &[&SERVICE, &BACKEND],
             "[[service.backend]]" => &[&SERVICE, &SERVICE_HEALTH, &SERVICE_QUIC],
             "[defaults]" => &[&DEFAULTS_HEALTH, &NODE],
-            "[defaults.health]" => &[&DEFAULTS],
-            "[service.limits]" => &[&SERVICE],
+            "[defaults.health]" | "[defaults.snat]" => &[&DEFAULTS],
+            "[service.limits]" | "[service.snat]" => &[&SERVICE],
             "[[vrrp]]" => &[&NODE],
             "the file" => &[&NODE, &METRICS, &TUNNEL, &FLOWS, &SERVICE, &SERVICE_HEALTH, &BACKEND],
             _ => &[&NODE, &METRICS, &TUNNEL, &FLOWS],
@@ -91,6 +91,7 @@ pub(super) static DEFAULTS: Schema = Schema {
         "allow",
         "limits",
         "health",
+        "snat",
     ],
     refused: &[("name", NO_DEFAULT), ("addresses", NO_DEFAULT), ("backend", NO_DEFAULT)],
 };
@@ -112,6 +113,7 @@ pub(super) static SERVICE: Schema = Schema {
         "limits",
         "health",
         "quic",
+        "snat",
         "backend",
     ],
     refused: &[],
@@ -130,6 +132,12 @@ pub(super) static SERVICE_QUIC: Schema =
 
 pub(super) static DEFAULTS_HEALTH: Schema =
     Schema { header: "[defaults.health]", keys: HEALTH_KEYS, refused: &[] };
+
+const SNAT_KEYS: &[&str] = &["addresses", "ports"];
+
+pub(super) static SERVICE_SNAT: Schema = Schema { header: "[service.snat]", keys: SNAT_KEYS, refused: &[] };
+
+pub(super) static DEFAULTS_SNAT: Schema = Schema { header: "[defaults.snat]", keys: SNAT_KEYS, refused: &[] };
 
 pub(super) static BACKEND: Schema = Schema {
     header: "[[service.backend]]",

@@ -7,6 +7,7 @@ use super::{
     quic::{self, QuicDraft},
     reader::{Notes, Refusal, Section, Setting, integer, text, wrong_type},
     schema,
+    snat::SnatSettings,
 };
 use crate::model::{
     BackendName, BackendSpec, DEFAULT_WEIGHT, Forward, GuardSpec, HealthSpec, LimitSpec, MAX_RING,
@@ -57,6 +58,7 @@ pub(super) struct ServiceSettings {
     /// Of the defaults only: a service's own are read together with them.
     limits: LimitSettings,
     pub(super) health: HealthSettings,
+    snat: SnatSettings,
 }
 
 impl ServiceSettings {
@@ -75,16 +77,23 @@ impl ServiceSettings {
         allow: Setting::Absent,
         limits: LimitSettings::ABSENT,
         health: HealthSettings::ABSENT,
+        snat: SnatSettings::ABSENT,
     };
 
     fn read(section: &Section<'_>) -> Self {
         let protocols = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("quic", Protocol::Quic)];
-        let forwards = [("dsr", Forward::Dsr), ("ipip", Forward::Ipip), ("gue", Forward::Gue)];
+        let forwards = [
+            ("dsr", Forward::Dsr),
+            ("ipip", Forward::Ipip),
+            ("gue", Forward::Gue),
+            ("nat", Forward::Nat),
+            ("snat", Forward::Snat),
+        ];
         let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
         Self {
             port: section.read("port", port),
             protocol: section.word("protocol", &protocols, &[]),
-            forward: section.word("forward", &forwards, &["nat", "snat"]),
+            forward: section.word("forward", &forwards, &[]),
             scheduler: section.word(
                 "scheduler",
                 &[
@@ -104,6 +113,7 @@ impl ServiceSettings {
             allow: firewall::read_allow(section),
             limits: LimitSettings::ABSENT,
             health: HealthSettings::ABSENT,
+            snat: SnatSettings::ABSENT,
         }
     }
 
@@ -122,6 +132,7 @@ impl ServiceSettings {
             settings.health = HealthSettings::read(&section);
             settings.health.check_defaults(&section);
         }
+        settings.snat = SnatSettings::read(&section, &schema::DEFAULTS_SNAT);
         settings
     }
 }
@@ -163,6 +174,8 @@ pub(super) struct ServiceDraft<'a> {
     /// From the service or the defaults.
     pub(super) port: Setting<PortSpec>,
     pub(super) protocol: Setting<Protocol>,
+    pub(super) forward: Setting<Forward>,
+    pub(super) snat: SnatSettings,
     pub(super) backends: Vec<BackendDraft<'a>>,
     pub(super) ring_size: Setting<u32>,
     pub(super) quic: QuicDraft<'a>,
@@ -176,6 +189,7 @@ pub(super) struct BackendDraft<'a> {
     pub(super) section: Section<'a>,
     pub(super) name: Setting<BackendName>,
     pub(super) address: Setting<IpAddr>,
+    pub(super) port: Setting<u16>,
     weight: Setting<u16>,
     pub(super) server_id: Setting<ServerId>,
 }
@@ -218,19 +232,21 @@ pub(super) fn read_service<'a>(
         section.missing("port", PORT);
     }
     let backends = section.tables("backend").unwrap_or_default();
-    let backends = backends
-        .into_iter()
-        .enumerate()
-        .map(|(i, (table, at))| read_backend(&section, table, at, i + 1, port.value().copied()));
+    let backends =
+        backends.into_iter().enumerate().map(|(i, (table, at))| read_backend(&section, table, at, i + 1));
     let backends = backends.collect();
     let health = read_health(&section, &port, &protocol, defaults);
     let limits = firewall::read_limits(&section, protocol.value().copied(), &defaults.limits);
     let quic = quic::read(&section);
+    let forward = settings.forward.or(&defaults.forward).clone();
+    let snat = SnatSettings::read(&section, &schema::SERVICE_SNAT).or(&defaults.snat);
     ServiceDraft {
         name,
         addresses,
         port,
         protocol,
+        forward,
+        snat,
         backends,
         ring_size,
         quic,
@@ -275,7 +291,6 @@ fn read_backend<'a>(
     table: &'a DeTable<'a>,
     at: usize,
     index: usize,
-    service_port: Option<PortSpec>,
 ) -> BackendDraft<'a> {
     let (place, part) = match Section::peek(table, "name") {
         Some(name) => (format!("{}, backend '{name}'", service.place), name),
@@ -292,16 +307,9 @@ fn read_backend<'a>(
     if address == Setting::Absent {
         section.missing("address", address::ADDRESS);
     }
-    if let Some((port, at)) = section.integer::<u16>("port", 1, 65_535).get()
-        && let Some(of_service) = service_port
-        && of_service.single() != Some(*port)
-    {
-        let why = Refusal::expected(format!("the service's port, {of_service}"))
-            .but("no forwarding mode of this version changes ports: remove it");
-        section.refuse(at, "port", format!("port = {port}"), why);
-    }
+    let port = section.integer("port", 1, 65_535);
     let server_id = quic::read_server_id(&section);
-    BackendDraft { section, name, address, weight, server_id }
+    BackendDraft { section, name, address, port, weight, server_id }
 }
 
 impl ServiceDraft<'_> {
@@ -318,17 +326,19 @@ impl ServiceDraft<'_> {
             Setting::Absent | Setting::Refused => None,
         };
         let seed = section.pick("seed", own.seed.or(&defaults.seed), default_seed(&name));
-        let backends = self.backends.iter().filter_map(BackendDraft::build).collect();
         let of_protocol = match protocol {
             Protocol::Tcp => &defaults.idle_timeout_tcp,
             Protocol::Udp => &defaults.idle_timeout_udp,
             Protocol::Quic => &Setting::Absent,
         };
+        let forward = section.pick("forward", &self.forward, Forward::Dsr);
+        let port = *self.port.value()?;
+        let backends = self.backends.iter().filter_map(|b| b.build(forward, port)).collect();
         Some(ServiceSpec {
             addresses: addresses.iter().map(|(address, _)| *address).collect(),
-            port: section.pick("port", &self.port, *self.port.value()?),
+            port: section.pick("port", &self.port, port),
             protocol,
-            forward: section.pick("forward", own.forward.or(&defaults.forward), Forward::Dsr),
+            forward,
             scheduler: section.pick("scheduler", own.scheduler.or(&defaults.scheduler), Scheduler::Maglev),
             ring_size,
             seed,
@@ -338,6 +348,7 @@ impl ServiceDraft<'_> {
                 default_idle_timeout(protocol),
             ),
             gue_port: section.pick("gue_port", own.gue_port.or(&defaults.gue_port), DEFAULT_GUE_PORT),
+            snat: if forward == Forward::Snat { self.snat.build(section) } else { None },
             health: self.health,
             guard: GuardSpec {
                 allow: section.pick("allow", own.allow.or(&defaults.allow), BTreeSet::new()),
@@ -351,13 +362,17 @@ impl ServiceDraft<'_> {
 }
 
 impl BackendDraft<'_> {
-    fn build(&self) -> Option<BackendSpec> {
+    fn build(&self, forward: Forward, of_service: PortSpec) -> Option<BackendSpec> {
         let name = self.name.value()?.clone();
         let address = *self.address.value()?;
         Some(BackendSpec {
             name: self.section.pick("name", &self.name, name),
             address: self.section.pick("address", &self.address, address),
-            port: None,
+            // In the other modes it can only repeat the service's.
+            port: match self.section.pick("port", &self.port.clone().map(Some), None) {
+                port if forward.rewrites() && port != of_service.single() => port,
+                _ => None,
+            },
             weight: self.section.pick("weight", &self.weight, DEFAULT_WEIGHT),
         })
     }

@@ -122,6 +122,11 @@ fn service_entries(service: &ServiceSpec) -> Vec<Entry> {
         let burst = Duration::from_millis(limits.burst_ms.into());
         push(&["limits"], "burst", json!(format_duration(burst)));
     }
+    if let Some(snat) = &service.snat {
+        let (lo, hi) = snat.ports;
+        push(&["snat"], "addresses", json!(snat.addresses));
+        push(&["snat"], "ports", json!(format!("{lo}-{hi}")));
+    }
     for (key, value) in health_entries(&service.health) {
         push(&["health"], key, value);
     }
@@ -260,6 +265,7 @@ impl Config {
                 [_, _, key] => ("[[service]]", key),
                 [_, _, part, key] if part == "limits" => ("[service.limits]", key),
                 [_, _, part, key] if part == "quic" => ("[service.quic]", key),
+                [_, _, part, key] if part == "snat" => ("[service.snat]", key),
                 [_, _, _, key] => ("[service.health]", key),
                 [_, _, _, _, key] => ("[[service.backend]]", key),
                 _ => return None,

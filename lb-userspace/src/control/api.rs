@@ -27,6 +27,9 @@ pub struct StatusView {
     pub backends: usize,
     /// Map memory in bytes, as the kernel accounts it.
     pub map_bytes: u64,
+    /// Settings of this host that stand in the way of a service, each with what to do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Flows in the flow table, as of at most some seconds ago: only those of slots that changed hands.
     #[serde(default)]
     pub tracked_flows: usize,
@@ -39,6 +42,8 @@ pub struct StatusView {
     /// Flows and handshakes that found no room in the flow tables since the maps were made.
     #[serde(default)]
     pub refused_flows: u64,
+    #[serde(default)]
+    pub nat: NatTotals,
 }
 
 /// Prefixes in force.
@@ -78,6 +83,9 @@ pub struct ServiceView {
     pub quic: Option<QuicView>,
     /// Slots of its ring, by state.
     pub slots: SlotsView,
+    /// NAT sessions and where they come from, of services that may have some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nat: Option<NatView>,
     pub backends: Vec<BackendView>,
 }
 
@@ -88,6 +96,33 @@ pub struct QuicView {
     pub server_id_length: u8,
     /// The three upper bits of their first octet.
     pub config_id: u8,
+}
+
+/// NAT of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatView {
+    /// Every flow has a session; else only those of clients that are backends themselves.
+    pub always: bool,
+    /// As of at most some seconds ago.
+    pub sessions: u64,
+    /// Of these, handshakes that no backend has answered yet.
+    pub unanswered: u64,
+    /// Source addresses towards the backends; none where the client's is kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
+    /// Their ports, e.g. "1024-65535".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports: Option<String>,
+}
+
+/// NAT of the whole node, counted since the maps were made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct NatTotals {
+    pub made: u64,
+    /// Sessions refused: no port of the pool was free.
+    pub exhausted: u64,
+    /// Sessions refused: no room in the tables.
+    pub full: u64,
 }
 
 /// How many slots of a ring are in which state.

@@ -4,6 +4,7 @@ use super::{
     entries::{address_of, hop_of},
     error::EngineError,
     flows::Rounds,
+    sessions::NatState,
     trace::Tracers,
 };
 use crate::{
@@ -56,12 +57,13 @@ pub struct Engine {
     pub(super) rounds: Rounds,
     pub(super) tracers: Tracers,
     pub(super) pair: super::pair::Pair,
+    pub(super) nat: NatState,
     rings: maglev::Cache,
     /// Health as an earlier daemon left it in the maps, until the checks of this one have spoken.
     remembered: BTreeMap<TargetKey, (IpAddr, Health)>,
     pub(super) started: Instant,
     pub(super) health_task: HealthHandle,
-    hop_task: NextHopHandle,
+    pub(super) hop_task: NextHopHandle,
     instruments: Instruments,
 }
 
@@ -96,6 +98,7 @@ impl Engine {
             rounds: Rounds::default(),
             tracers: Tracers::default(),
             pair: super::pair::Pair::default(),
+            nat: NatState::default(),
             rings: maglev::Cache::default(),
             remembered: remembered(&image),
             started: Instant::now(),
@@ -110,6 +113,8 @@ impl Engine {
         }
         engine.kernel.settle_marks(&engine.image);
         engine.forget_strangers()?;
+        // What happened to routes meanwhile nobody has told the program.
+        engine.kernel.maps().nat().routes_changed();
         engine.effective = state::apply(&engine.config.services, &engine.changes);
         engine.hop_task.set_destinations(destinations(&engine.effective));
         Ok(engine)
@@ -145,6 +150,9 @@ impl Engine {
                     self.grow(Capacities { ring, backends, ..Capacities::default() })?;
                 }
                 Err(error @ (BuildError::TooManyServices { .. } | BuildError::SchedulesFull { .. })) => {
+                    return Err(error.into());
+                }
+                Err(error @ (BuildError::TooManyNatPorts { .. } | BuildError::PoolsFull { .. })) => {
                     return Err(error.into());
                 }
             }
@@ -508,6 +516,7 @@ impl Engine {
             }
             return Err(error);
         }
+        self.check_forwarding();
         for stale in &self.effective.stale {
             tracing::warn!(%stale, "a runtime change has no effect with this configuration; it is kept");
         }

@@ -3,6 +3,7 @@
 use crate::dataplane::DataplaneError;
 use aya::maps::{MapData, RingBuf};
 use lb_common::abi::{EventHeader, ResolveEvent, TraceEvent};
+use std::net::IpAddr;
 use tokio::io::unix::AsyncFd;
 
 /// Records taken at once at most: the loop has other things to do.
@@ -33,6 +34,17 @@ fn plain<T: Copy>(record: &[u8]) -> Option<T> {
     let bytes = record.get(..size_of::<T>())?;
     // SAFETY: as many bytes as T has; the types of records are integers and byte arrays without padding.
     Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// Neighbours that packets wait for: egress and address.
+pub(super) fn neighbours(events: &[Event]) -> impl Iterator<Item = (u32, IpAddr)> {
+    events.iter().filter_map(|event| match event {
+        Event::Resolve(event) => {
+            let address = IpAddr::from(event.address);
+            Some((event.ifindex, if event.family == 4 { address.to_canonical() } else { address }))
+        }
+        Event::Trace(_) => None,
+    })
 }
 
 /// The ring buffer, to wait on. Its only reader.
@@ -73,6 +85,21 @@ mod tests {
     fn bytes<T: Copy>(value: &T) -> Vec<u8> {
         // SAFETY: a live value without padding.
         unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }.to_vec()
+    }
+
+    #[test]
+    fn a_neighbour_to_resolve_is_told_by_its_family() {
+        let v4 = std::net::Ipv4Addr::new(10, 0, 0, 1);
+        let v6: std::net::Ipv6Addr = "fe80::1".parse().unwrap();
+        let event = |family, address| {
+            Event::Resolve(ResolveEvent { family, address, ifindex: 7, ..ResolveEvent::default() })
+        };
+        let events = [
+            event(4, v4.to_ipv6_mapped().octets()),
+            Event::Trace(TraceEvent::default()),
+            event(6, v6.octets()),
+        ];
+        assert_eq!(neighbours(&events).collect::<Vec<_>>(), [(7, v4.into()), (7, v6.into())]);
     }
 
     #[test]

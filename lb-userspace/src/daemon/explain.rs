@@ -1,6 +1,6 @@
 //! `lbctl explain`: what the program would do with a packet, asked of the program itself.
 
-use super::{engine::Engine, headers};
+use super::{engine::Engine, explain_nat::rewritten, headers};
 use crate::{
     control::{
         api::ExplainView,
@@ -12,7 +12,7 @@ use crate::{
     plan::{self, Flow, Memory, MemoryOfFlow},
 };
 use lb_common::{
-    abi::{FlowEntry, FlowKey4, FlowKey6, ForwardKind, Note, ServiceEntry, Slot, SlotState},
+    abi::{BackendEntry, FlowEntry, FlowKey4, FlowKey6, ForwardKind, Note, ServiceEntry, Slot, SlotState},
     core::{Decision, DropReason, decide, forward},
     packet::Buffer,
     wire::{ipv4, ipv6, tcp},
@@ -69,8 +69,9 @@ impl Engine {
         packet: ExplainPacket,
     ) -> ExplainView {
         let entry = flow_key(protocol, source, destination).and_then(|key| self.kernel.maps().flow(&key));
-        let flags = packet.flags.unwrap_or(if entry.is_none() { tcp::SYN } else { tcp::ACK });
-        let frame = frame(protocol, source, destination, flags, packet.length, entry.is_none());
+        let known = entry.is_some() || self.session(protocol, source, destination).is_some();
+        let flags = packet.flags.unwrap_or(if known { tcp::ACK } else { tcp::SYN });
+        let frame = frame(protocol, source, destination, flags, packet.length, !known);
         let asked = if frame.len() > LONGEST_FRAME {
             Err(format!("a test run takes no frame of more than {LONGEST_FRAME} bytes"))
         } else {
@@ -78,22 +79,38 @@ impl Engine {
         };
         let (found, by) = match asked {
             Ok(ran) => (Found::from(ran), "the program in the kernel, on the live maps".to_owned()),
-            Err(why) => {
-                (self.on_the_host(&frame, entry), format!("the daemon, on its copy of the maps: {why}"))
-            }
+            Err(why) => (
+                self.on_the_host(&frame, entry, (protocol, source, destination)),
+                format!("the daemon, on its copy of the maps: {why}"),
+            ),
         };
-        ExplainView { by: Some(by), ..self.describe(protocol, destination, &found) }
+        ExplainView { by: Some(by), ..self.describe(protocol, source, destination, &found) }
     }
 
-    fn on_the_host(&self, frame: &[u8], entry: Option<FlowEntry>) -> Found {
+    fn on_the_host(
+        &self,
+        frame: &[u8],
+        entry: Option<FlowEntry>,
+        (protocol, source, destination): (Protocol, SocketAddr, SocketAddr),
+    ) -> Found {
         let tables = MemoryOfFlow { image: Memory(&self.image), entry };
         let mut packet = Buffer::new(frame);
         match decide(&packet, &tables) {
-            Decision::Pass => Found { passed: true, ..Found::default() },
+            Decision::Pass | Decision::Back(_) => Found { passed: true, ..Found::default() },
             Decision::Drop(refusal) => Found { reason: Some(refusal.reason), ..Found::default() },
             Decision::Answer(answer) => Found { reason: Some(answer.kind.answered()), ..Found::default() },
-            Decision::Forward(to) => {
-                let reason = forward::rewrite(&mut packet, &to).err();
+            Decision::Forward(mut to) | Decision::Session(mut to, _) | Decision::Steer(mut to) => {
+                let needs_session = self.needs_session(to.service, source);
+                let session = needs_session.then(|| self.session(protocol, source, destination)).flatten();
+                // A session holds its flow, wherever the slot has gone.
+                let held = session.map(|session| FlowEntry(session.entry).backend());
+                if let Some((id, record)) = held.and_then(|id| self.image.backends.get_key_value(&id)) {
+                    (to.backend_id, to.backend) = (*id, &record.entry);
+                }
+                let reason = match needs_session {
+                    true => (to.backend.ifindex == 0).then_some(DropReason::NoNextHop),
+                    false => forward::rewrite(&mut packet, &to).err(),
+                };
                 let slot = self.image.rings.get(&to.service).and_then(|ring| ring.get(to.slot as usize));
                 Found {
                     passed: false,
@@ -108,7 +125,20 @@ impl Engine {
         }
     }
 
-    fn describe(&self, protocol: Protocol, destination: SocketAddr, found: &Found) -> ExplainView {
+    fn describe(
+        &self,
+        protocol: Protocol,
+        source: SocketAddr,
+        destination: SocketAddr,
+        found: &Found,
+    ) -> ExplainView {
+        // A test run comes in by no interface: what the kernel's routes say of the way on is no answer.
+        if found.service.is_none()
+            && found.reason.is_none_or(|reason| reason == DropReason::NoNextHop)
+            && let Some(reply) = self.reply(protocol, source, destination)
+        {
+            return reply;
+        }
         if found.passed {
             return ExplainView {
                 verdict: "pass".to_owned(),
@@ -161,13 +191,24 @@ impl Engine {
         if service.is_some_and(|service| service.entry.flags & ServiceEntry::QUIC != 0) {
             reason.push_str("; packets whose connection ID names a server go there instead");
         }
+        let backend = found.backend.and_then(|id| self.image.backends.get(&id));
+        let needs_session = found.service.is_some_and(|id| self.needs_session(id, source));
+        let session = needs_session.then(|| self.session(protocol, source, destination)).flatten();
+        if let Some(backend) = backend
+            && let Some(rewritten) = rewritten(&backend.entry, needs_session, session.as_ref(), destination)
+        {
+            let _ = write!(reason, "; {rewritten}");
+        }
         view.reason = match why {
             Some(why) => format!("{why} ({reason})"),
             None => reason,
         };
-        if let (Some(backend), None) =
-            (found.backend.and_then(|id| self.image.backends.get(&id)), found.reason)
-        {
+        if let (Some(backend), None) = (backend, found.reason) {
+            if needs_session && session.is_none() {
+                // The packet is not rewritten yet.
+                view.egress = Some(way_to(&backend.entry));
+                return view;
+            }
             let kind = ForwardKind::from_u8(backend.entry.kind);
             let tunnel = matches!(kind, Some(ForwardKind::Ipip | ForwardKind::Gue));
             view.headers = headers::read(&found.frame, tunnel);
@@ -220,6 +261,17 @@ fn egress(ifindex: u32, headers: &HeadersView) -> String {
             let _ = write!(text, ", IP in IP {source} -> {destination}");
         }
         None => {}
+    }
+    text
+}
+
+/// The way to a backend, in words.
+fn way_to(backend: &BackendEntry) -> String {
+    let mac = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":");
+    let mut text =
+        format!("{}, {} -> {}", interface(backend.ifindex), mac(&backend.l2[6..]), mac(&backend.l2[..6]));
+    if backend.vlan != 0 {
+        let _ = write!(text, ", VLAN {}", backend.vlan);
     }
     text
 }

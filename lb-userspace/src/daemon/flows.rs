@@ -30,7 +30,8 @@ impl Engine {
     pub(super) fn forget_strangers(&mut self) -> Result<(), DataplaneError> {
         self.rounds.refused = self.kernel.maps().flow_stats()?.refused;
         let walk = self.read_flows()?;
-        self.kernel.forget(&walk)
+        self.kernel.forget(&walk)?;
+        self.sweep_sessions(monotonic_ns())
     }
 
     /// Handshakes first: one that is confirmed meanwhile is met among the flows.
@@ -61,7 +62,7 @@ impl Engine {
         let settled = self.tracking.settle(&self.image, now);
         self.change_slots(&settled)?;
         let due = self.rounds.scanned.is_none_or(|at| now.duration_since(at) >= SCAN_INTERVAL);
-        if due && self.tracking.is_busy(&self.image) {
+        if due && (self.tracking.is_busy(&self.image) || self.has_sessions()) {
             self.scan(now)?;
             self.rounds.scanned = Some(now);
         }
@@ -73,6 +74,7 @@ impl Engine {
         let walk = self.read_flows()?;
         self.kernel.forget(&walk)?;
         self.put_counts_right(&walk);
+        self.sweep_sessions(monotonic_ns())?;
         let cleared = self.tracking.clear(&self.image, &walk, now);
         self.change_slots(&cleared)?;
         self.tracking.walked(&walk, now);

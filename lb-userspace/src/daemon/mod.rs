@@ -4,8 +4,11 @@
 //!   lbctl -> control::server --Command--> +--------+
 //!   health task --------HealthEvent-----> |        | --actions--> dataplane::Kernel (the only map writer)
 //!   netlink task ----next hops, links---> | engine | --targets--> health task
+//!   netlink task ----routes changed-----> |        |
 //!   SIGHUP, SIGTERM --------------------> |        | --destinations--> netlink task
 //!   metrics listener ---Command---------> +--------+
+//!   ring buffer HELD ---> resequencer ----fragments to send again----> dataplane::Held
+//!   ring buffer EVENTS -> events reader ----neighbours to find out-----> netlink task
 //! ```
 //!
 //! One loop owns all state: it waits for any of these, changes the wish, converges the kernel to it, answers.
@@ -16,12 +19,15 @@ mod entries;
 mod error;
 mod events;
 mod explain;
+mod explain_nat;
 mod firewall;
 mod flows;
 mod headers;
+mod held;
 mod listing;
 mod pair;
 mod run;
+mod sessions;
 mod trace;
 mod views;
 

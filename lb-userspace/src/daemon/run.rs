@@ -1,6 +1,13 @@
 //! Starting, the loop, stopping.
 
-use super::{Engine, StartError, engine::Parts, error::EngineError, events::Events, trace};
+use super::{
+    Engine, StartError,
+    engine::Parts,
+    error::EngineError,
+    events::{self, Events},
+    held::Resequencer,
+    trace,
+};
 use crate::{
     config::{self, Config},
     control::{
@@ -86,6 +93,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let health_task = HealthTask::spawn(health_tx, Arc::new(Observer(instruments.clone())));
     let (hop_task, mut hop_rx) = NextHopTask::spawn()?;
     let mut link_rx = hop_task.link_events();
+    let mut ways = hop_task.ways();
+    let solicitor = hop_task.solicitor();
     let pin_dir = config.node.pin_dir.clone();
     let made = !pin_dir.join(abi_name()).exists();
     let config::FlowsConfig { max_flows, max_half_open } = config.flows;
@@ -133,6 +142,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let mut hangup = signal(SignalKind::hangup()).map_err(io)?;
     let program_log = engine.program_log();
     let mut events = engine.kernel.events().and_then(Events::new).map_err(EngineError::from)?;
+    engine.check_forwarding();
+    let mut resequencer = Resequencer::new(&engine.kernel).map_err(EngineError::from)?;
     if let Err(error) = engine.configure_pair() {
         // Forwarding goes on; who has the addresses is not this node's to say.
         tracing::error!(%error, "no VRRP on this node");
@@ -179,9 +190,20 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             events = link_rx.recv() => if events.is_some() {
                 engine.links_changed();
             },
-            records = events.next() => engine.take_events(&records),
+            records = events.next() => {
+                for (ifindex, address) in events::neighbours(&records) {
+                    tracing::debug!(%address, ifindex, "a packet waits for this neighbour");
+                    solicitor.solicit(ifindex, address);
+                }
+                engine.take_events(&records);
+            }
             _ = prune.tick(), if engine.tracers.any() => engine.prune_tracers(),
-            _ = tend.tick() => engine.tend_flows(std::time::Instant::now()),
+            Ok(()) = ways.changed() => engine.kernel.maps().nat().routes_changed(),
+            held = resequencer.next() => resequencer.work(held, &mut engine.kernel),
+            _ = tend.tick() => {
+                resequencer.announce();
+                engine.tend_flows(std::time::Instant::now());
+            }
             _ = hangup.recv() => {
                 // The outcome is logged and counted.
                 let _ = engine.reload(false, "SIGHUP");
@@ -200,8 +222,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             }
         }
     }
-    if let Some(log) = program_log {
-        log.abort();
+    if let Some(reader) = program_log {
+        reader.abort();
     }
     stop_tx.send_replace(true);
     let _ = control.await;

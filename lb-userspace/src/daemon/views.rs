@@ -1,20 +1,23 @@
 //! What the control API and the metrics show of the engine.
 
-use super::engine::Engine;
-use super::entries::address_of;
+use super::{engine::Engine, entries::address_of, sessions::Obstacle};
 use crate::{
     config::Origin as ConfigOrigin,
     control::api::{
-        BackendView, ConfigView, DropView, InterfaceView, QuicView, ServiceView, SettingView, SlotsView,
-        StatusView,
+        BackendView, ConfigView, DropView, InterfaceView, NatTotals, NatView, QuicView, ServiceView,
+        SettingView, SlotsView, StatusView,
     },
     control::command::CommandError,
     dataplane::abi_name,
     health::TargetKey,
+    model::ServiceSpec,
     plan,
     state::{EffectiveBackend, EffectiveService, Origin},
 };
-use lb_common::{abi::SlotState, core::DropReason};
+use lb_common::{
+    abi::{ServiceEntry, SlotState},
+    core::DropReason,
+};
 use std::collections::HashMap;
 
 impl Engine {
@@ -62,6 +65,12 @@ impl Engine {
             firewall: self.firewall.view(),
             half_open_flows: self.tracking.half_open(),
             refused_flows: self.kernel.maps().flow_stats().map_err(failed)?.refused,
+            warnings: self.nat.obstacles.iter().map(Obstacle::describe).collect(),
+            nat: self.kernel.maps().nat().stats().map_err(failed).map(|s| NatTotals {
+                made: s.made,
+                exhausted: s.exhausted,
+                full: s.full,
+            })?,
         })
     }
 
@@ -148,7 +157,20 @@ impl Engine {
                 .as_ref()
                 .map(|quic| QuicView { server_id_length: quic.server_id_length, config_id: quic.config_id }),
             slots,
+            nat: id.and_then(|id| self.nat_view(spec, id)),
             backends,
+        })
+    }
+
+    fn nat_view(&self, spec: &ServiceSpec, id: u32) -> Option<NatView> {
+        let flags = self.image.services.get(&id)?.entry.flags;
+        let counts = self.nat.living.get(&id).copied().unwrap_or_default();
+        spec.forward.rewrites().then(|| NatView {
+            always: flags & ServiceEntry::SESSIONS != 0,
+            sessions: counts.living,
+            unanswered: counts.unanswered,
+            addresses: spec.snat.as_ref().map_or_else(Vec::new, |snat| snat.addresses.clone()),
+            ports: spec.snat.as_ref().map(|snat| format!("{}-{}", snat.ports.0, snat.ports.1)),
         })
     }
 

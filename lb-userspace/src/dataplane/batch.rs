@@ -27,15 +27,16 @@ const BATCH: usize = 4096;
 /// Calls `visit` with every key and value. Entries that come or go meanwhile may be seen or missed; one that
 /// stays is seen.
 ///
-/// `K` and `V` must have the map's key and value size.
+/// The map is a hash map or a trie; `K` and `V` must have its key and value size.
 pub(super) fn for_each<K: aya::Pod + Default, V: aya::Pod + Default>(
     map: BorrowedFd<'_>,
     mut visit: impl FnMut(&K, &V),
 ) -> io::Result<()> {
     let mut keys = vec![K::default(); BATCH];
     let mut values = vec![V::default(); BATCH];
-    // The kernel's cursor: a bucket number for hash maps.
-    let (mut cursor, mut next) = (0u64, 0u64);
+    // The kernel's cursor: the number of a bucket of a hash map, the last key of a trie.
+    const { assert!(size_of::<K>() >= size_of::<u32>()) };
+    let (mut cursor, mut next) = (K::default(), K::default());
     let mut first = true;
     loop {
         let mut attr = Attr {
@@ -60,48 +61,6 @@ pub(super) fn for_each<K: aya::Pod + Default, V: aya::Pod + Default>(
         let count = (attr.count as usize).min(BATCH);
         for (key, value) in keys[..count].iter().zip(&values[..count]) {
             visit(key, value);
-        }
-        if last {
-            return Ok(());
-        }
-        first = false;
-        cursor = next;
-    }
-}
-
-/// Calls `visit` with every key and value (of 4 bytes) of a trie whose keys have `N` bytes.
-pub(super) fn for_each_of_trie<const N: usize>(
-    map: BorrowedFd<'_>,
-    mut visit: impl FnMut(&[u8; N], u32),
-) -> io::Result<()> {
-    let mut keys = vec![[0u8; N]; BATCH];
-    let mut values = vec![0u32; BATCH];
-    // The kernel's cursor: the last key.
-    let (mut cursor, mut next) = ([0u8; N], [0u8; N]);
-    let mut first = true;
-    loop {
-        let mut attr = Attr {
-            in_batch: if first { 0 } else { &raw const cursor as u64 },
-            out_batch: &raw mut next as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: BATCH as u32,
-            map_fd: map.as_raw_fd() as u32,
-            ..Attr::default()
-        };
-        // SAFETY: all pointers are to live buffers of BATCH elements of the map's sizes, or to the cursors of a
-        // key's size; the kernel writes at most `count` elements.
-        let result =
-            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attr, size_of::<Attr>()) };
-        let error = io::Error::last_os_error();
-        let last = result < 0 && error.raw_os_error() == Some(libc::ENOENT);
-        if result < 0 && !last {
-            return Err(error);
-        }
-        let count = (attr.count as usize).min(BATCH);
-        // An empty trie has no first key, and the count is what it was.
-        if !(last && first && count == BATCH) {
-            keys[..count].iter().zip(&values[..count]).for_each(|(key, value)| visit(key, *value));
         }
         if last {
             return Ok(());

@@ -1,7 +1,7 @@
 //! The loaded program with its maps: adopted from an earlier daemon where there are pins, made where not.
 
 use super::{Attached, DataplaneError, Maps, Observed, Ran, XdpMode, attach, elf, observe};
-use crate::plan::{Action, Image, Walk};
+use crate::plan::{Action, Image, Pair, Walk};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{MapData, RingBuf},
@@ -131,6 +131,11 @@ impl Kernel {
         walk.over.iter().try_for_each(|(flow, entry)| self.maps.forget(flow, *entry))
     }
 
+    /// Removes NAT sessions, except those of which a packet came meanwhile.
+    pub fn forget_sessions(&mut self, sessions: &[Pair]) -> Result<(), DataplaneError> {
+        sessions.iter().try_for_each(|pair| self.maps.nat_mut().forget(pair))
+    }
+
     /// What the maps hold.
     pub fn observe(&self) -> Result<Image, DataplaneError> {
         self.maps.observe()
@@ -193,6 +198,11 @@ impl Kernel {
             return Err(error);
         }
         Ok(new)
+    }
+
+    /// The program that belongs on the interfaces now.
+    pub(super) fn attached_program(&mut self) -> Result<&mut Xdp, DataplaneError> {
+        current(&mut self.ebpf, &mut self.tracing)
     }
 
     fn program(&mut self) -> Result<&mut Xdp, DataplaneError> {

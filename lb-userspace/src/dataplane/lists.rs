@@ -47,9 +47,12 @@ impl Trie {
         batch::remove(self.fd.as_fd(), keys).map_err(self.failed())
     }
 
-    fn read<const N: usize>(&self) -> Result<Vec<([u8; N], u32)>, DataplaneError> {
+    fn read<const N: usize>(&self) -> Result<Vec<([u8; N], u32)>, DataplaneError>
+    where
+        [u8; N]: Default,
+    {
         let mut entries = Vec::new();
-        batch::for_each_of_trie::<N>(self.fd.as_fd(), |key, value| entries.push((*key, value)))
+        batch::for_each::<[u8; N], u32>(self.fd.as_fd(), |key, value| entries.push((*key, *value)))
             .map_err(|source| DataplaneError::Read { map: self.name, source })?;
         Ok(entries)
     }
@@ -109,23 +112,25 @@ pub(super) struct Lists {
     deny6: Trie,
     allow4: Trie,
     allow6: Trie,
+    regions4: Mapped,
     marks4: Mapped,
     marks6: Mapped,
     limits: Mapped,
-    control: Mapped,
+    control: Arc<Mapped>,
 }
 
 impl Lists {
-    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DataplaneError> {
+    pub(super) fn take(ebpf: &mut Ebpf, control: Arc<Mapped>) -> Result<Self, DataplaneError> {
         Ok(Self {
             deny4: Trie::take(ebpf, "DENY4")?,
             deny6: Trie::take(ebpf, "DENY6")?,
             allow4: Trie::take(ebpf, "ALLOWED4")?,
             allow6: Trie::take(ebpf, "ALLOWED6")?,
+            regions4: mapped(ebpf, "REGIONS4")?,
             marks4: mapped(ebpf, "MARKS4")?,
             marks6: mapped(ebpf, "MARKS6")?,
             limits: mapped(ebpf, "LIMITS")?,
-            control: mapped(ebpf, "CONTROL")?,
+            control,
         })
     }
 
@@ -151,7 +156,8 @@ impl Lists {
         Ok(())
     }
 
-    /// Writes the marks that belong to a deny list, where they differ: one word at a time, each at once.
+    /// Writes the marks that belong to a deny list, where they differ: one word at a time, each at once. What the old
+    /// list and the new one agree on holds in between: the bits for it are the same in both, or lead to the trie.
     pub(super) fn write_marks(&self, denied: &Prefixes) {
         let (marks6, short) = plan::marks6(denied);
         let switch = |on: bool| {
@@ -168,7 +174,9 @@ impl Lists {
         if short {
             switch(true);
         }
-        for (map, words) in [(&self.marks4, plan::marks4(denied)), (&self.marks6, marks6)] {
+        let marks4 = plan::marks4(denied);
+        let regions4 = plan::regions4(&marks4);
+        for (map, words) in [(&self.regions4, regions4), (&self.marks4, marks4), (&self.marks6, marks6)] {
             for (index, word) in words.into_iter().enumerate() {
                 let place = map.word(index as u32, 0);
                 if place.load(Ordering::Relaxed) != word {

@@ -1,6 +1,6 @@
 //! The maps: reading them back, and the only place where they are written.
 
-use super::{DataplaneError, batch, flow_tables::FlowTables, lists::Lists};
+use super::{DataplaneError, batch, flow_tables::FlowTables, lists::Lists, nat::NatMaps};
 use crate::plan::{Action, BackendRecord, Flow, Image, ServiceRecord};
 use aya::{
     Ebpf, Pod,
@@ -15,7 +15,10 @@ use std::{
     net::IpAddr,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     ptr::NonNull,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 /// An array map in our address space: words are read and written atomically, without a system call.
@@ -119,6 +122,7 @@ pub struct Maps {
     backend_names: Array<MapData, Identity>,
     lists: Lists,
     cids: HashMap<MapData, CidKey, u32>,
+    nat: NatMaps,
 }
 
 pub(super) fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
@@ -153,6 +157,8 @@ pub(super) fn mapped(ebpf: &mut Ebpf, name: &'static str) -> Result<Mapped, Data
 impl Maps {
     /// Takes the maps out of a loaded program.
     pub fn take(ebpf: &mut Ebpf) -> Result<Self, DataplaneError> {
+        // Its word of flags is written bit by bit, by both.
+        let control = Arc::new(mapped(ebpf, "CONTROL")?);
         Ok(Self {
             vips4: take(ebpf, "VIPS4")?,
             vips6: take(ebpf, "VIPS6")?,
@@ -171,7 +177,8 @@ impl Maps {
             flow_stats: take(ebpf, "FLOW_STATS")?,
             service_names: take(ebpf, "SERVICE_NAMES")?,
             backend_names: take(ebpf, "BACKEND_NAMES")?,
-            lists: Lists::take(ebpf)?,
+            lists: Lists::take(ebpf, Arc::clone(&control))?,
+            nat: NatMaps::take(ebpf, control)?,
             cids: take(ebpf, "CIDS")?,
         })
     }
@@ -226,11 +233,22 @@ impl Maps {
         }
         self.lists.observe(&mut image)?;
         self.tables.observe(&mut image);
+        image.nat = self.nat.observe()?;
         Ok(image)
     }
 
     pub(super) fn settle_marks(&self, image: &Image) {
         self.lists.write_marks(&image.denied);
+    }
+
+    /// The maps of NAT.
+    #[must_use]
+    pub fn nat(&self) -> &NatMaps {
+        &self.nat
+    }
+
+    pub(super) fn nat_mut(&mut self) -> &mut NatMaps {
+        &mut self.nat
     }
 
     /// One word of the ring array.
@@ -291,6 +309,7 @@ impl Maps {
                 done.map_err(DataplaneError::map("VIPS6"))
             }
             Action::List(action) => self.lists.apply(action),
+            Action::Nat(change) => self.nat.apply(change),
         }
     }
 
@@ -347,6 +366,11 @@ impl Maps {
             ServiceEntry { ring_base: old.map_or(0, |r| r.entry.ring_base), ..ServiceEntry::default() };
         self.services.store(id, &new.map_or(gone, |r| r.entry), 0, false);
         Ok(())
+    }
+
+    /// How to reach a backend.
+    pub(super) fn backend(&self, id: u32) -> BackendEntry {
+        if id < self.backends.len { self.backends.load(id) } else { BackendEntry::default() }
     }
 
     /// Counters of a service, summed over the CPUs.
@@ -441,7 +465,7 @@ fn sum(values: &[Stats]) -> Stats {
     })
 }
 
-fn gone_is_fine(result: Result<(), aya::maps::MapError>) -> Result<(), aya::maps::MapError> {
+pub(super) fn gone_is_fine(result: Result<(), aya::maps::MapError>) -> Result<(), aya::maps::MapError> {
     match result {
         Err(aya::maps::MapError::KeyNotFound) => Ok(()),
         Err(aya::maps::MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => {

@@ -133,7 +133,22 @@ impl Scrape {
                 ([name, "tracked"], row.slots.tracked),
             ]
         });
-        gauges(encoder, &families::RING_SLOTS, slots)
+        gauges(encoder, &families::RING_SLOTS, slots)?;
+        self.nat(encoder)
+    }
+
+    fn nat(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let views =
+            self.snapshot.services.iter().filter_map(|row| Some((row.name.as_str(), row.nat.as_ref()?)));
+        let sessions = views.flat_map(|(name, nat)| {
+            let answered = nat.sessions.saturating_sub(nat.unanswered);
+            [([name, "answered"], answered), ([name, "unanswered"], nat.unanswered)]
+        });
+        gauges(encoder, &families::NAT_SESSIONS, sessions)?;
+        let totals = &self.snapshot.status.nat;
+        counter(encoder, &families::NAT_MADE, totals.made)?;
+        counter(encoder, &families::NAT_EXHAUSTED, totals.exhausted)?;
+        counter(encoder, &families::NAT_FULL, totals.full)
     }
 
     fn backends(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

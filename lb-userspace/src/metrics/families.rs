@@ -103,6 +103,26 @@ pub(super) static FIREWALL_PREFIXES: Family<1> = Family::new(
     ["list"],
     "Prefixes of the firewall in force, by list: deny, or allow for the exceptions.",
 );
+pub(super) static NAT_SESSIONS: Family<2> = Family::new(
+    Gauge,
+    "lbd_nat_sessions",
+    ["service", "state"],
+    "NAT sessions of the service as of some seconds ago, by state: answered, or unanswered while no backend has replied.",
+);
+pub(super) static NAT_MADE: Family<0> =
+    Family::new(Counter, "lbd_nat_sessions_made_total", [], "NAT sessions made since the maps were made.");
+pub(super) static NAT_EXHAUSTED: Family<0> = Family::new(
+    Counter,
+    "lbd_nat_exhausted_total",
+    [],
+    "NAT sessions refused because no source port of the pool was free towards the backend.",
+);
+pub(super) static NAT_FULL: Family<0> = Family::new(
+    Counter,
+    "lbd_nat_full_total",
+    [],
+    "NAT sessions refused because the table of sessions was full.",
+);
 pub(super) static SERVICE_PACKETS: Family<1> = Family::new(
     Counter,
     "lbd_service_packets_total",

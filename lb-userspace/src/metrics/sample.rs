@@ -2,7 +2,10 @@
 
 use super::{Instruments, Snapshot};
 use crate::{
-    control::api::{BackendView, DropView, FirewallView, InterfaceView, ServiceView, SlotsView, StatusView},
+    control::api::{
+        BackendView, DropView, FirewallView, InterfaceView, NatTotals, NatView, ServiceView, SlotsView,
+        StatusView,
+    },
     control::pair::{PairView, RefusedView},
     model::{Admin, Forward, Health, Protocol, Scheduler},
 };
@@ -37,6 +40,13 @@ pub(super) fn service(name: &str, backends: Vec<BackendView>) -> ServiceView {
         packets: 1200,
         bytes: 120_000,
         quic: None,
+        nat: (name == "dns.v6").then(|| NatView {
+            always: true,
+            sessions: 17,
+            unanswered: 5,
+            addresses: vec!["10.0.0.250".parse().unwrap()],
+            ports: Some("1024-65535".to_owned()),
+        }),
         slots: SlotsView { total: 307, plain: 300, moving: 5, tracked: 2 },
         backends,
     }
@@ -107,6 +117,8 @@ pub(super) fn snapshot() -> Snapshot {
             firewall: FirewallView { denied: 3, allowed: 1 },
             half_open_flows: 17,
             refused_flows: 5,
+            warnings: Vec::new(),
+            nat: NatTotals { made: 1000, exhausted: 7, full: 1 },
         },
         services: vec![
             service("www", vec![backend("web1", Admin::Enabled, Health::Up), web2]),

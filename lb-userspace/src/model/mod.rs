@@ -6,6 +6,7 @@ mod backend;
 mod guard;
 mod health;
 mod name;
+mod nat;
 mod port;
 mod quic;
 mod ring;
@@ -20,6 +21,7 @@ pub use guard::{
 };
 pub use health::{DnsCheck, ExecCheck, HealthCheck, HealthSpec, HttpCheck, StatusRange, UdpCheck};
 pub use name::{BackendName, NameError, ServiceName, VrrpName};
+pub use nat::{DEFAULT_SNAT_PORTS, Misfit, SnatSpec, misfit};
 pub use port::{PortError, PortSpec};
 pub use quic::{
     DEFAULT_SERVER_ID_LENGTH, MAX_CONFIG_ID, MAX_SERVER_ID_LENGTH, QuicSpec, ServerId, ServerIdError,

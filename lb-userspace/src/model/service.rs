@@ -1,6 +1,6 @@
 //! A service: what clients connect to.
 
-use super::{BackendSpec, GuardSpec, HealthSpec, PortSpec, QuicSpec, ServiceName};
+use super::{BackendSpec, GuardSpec, HealthSpec, PortSpec, QuicSpec, ServiceName, SnatSpec};
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::IpAddr, time::Duration};
 
@@ -23,6 +23,8 @@ pub struct ServiceSpec {
     pub idle_timeout: Duration,
     /// UDP port of `forward = "gue"`.
     pub gue_port: u16,
+    /// Sources of `forward = "snat"`; of no other mode.
+    pub snat: Option<SnatSpec>,
     pub health: HealthSpec,
     pub guard: GuardSpec,
     /// Of [`Protocol::Quic`], and only of it.
@@ -51,6 +53,10 @@ pub enum Forward {
     Ipip,
     /// Generic UDP Encapsulation.
     Gue,
+    /// Destination rewritten; replies come back through the balancer.
+    Nat,
+    /// Source and destination rewritten.
+    Snat,
 }
 
 /// How a backend is chosen.
@@ -93,6 +99,8 @@ impl fmt::Display for Forward {
             Self::Dsr => "dsr",
             Self::Ipip => "ipip",
             Self::Gue => "gue",
+            Self::Nat => "nat",
+            Self::Snat => "snat",
         })
     }
 }

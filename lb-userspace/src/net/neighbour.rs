@@ -56,6 +56,16 @@ pub(super) enum Reach {
     Failed,
 }
 
+impl Reach {
+    /// The address, if it is usable.
+    pub(super) fn mac(self) -> Option<[u8; 6]> {
+        match self {
+            Self::Fresh(mac) | Self::Stale(mac) => Some(mac),
+            Self::Pending | Self::Failed => None,
+        }
+    }
+}
+
 impl Neighbour {
     /// `None` for what is no neighbour of IPv4 or IPv6 (bridge tables, proxy entries).
     pub(super) fn from_message(message: &NeighbourMessage) -> Option<(NeighbourKey, Self)> {

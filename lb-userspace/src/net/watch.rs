@@ -9,6 +9,7 @@ use super::{
     NetError,
     engine::Engine,
     link::{LinkEvent, LinkTable},
+    neighbour::NeighbourKey,
     nexthop::{NextHop, Unresolved},
     wire::EventSocket,
 };
@@ -22,7 +23,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 /// A result: the next hop to a destination has become known, has changed, or is no more.
 pub type Update = (IpAddr, Result<NextHop, Unresolved>);
@@ -37,8 +38,13 @@ pub struct NextHopTask {
     wanted: watch::Receiver<Wanted>,
     settled: watch::Sender<u64>,
     links: watch::Sender<Arc<LinkTable>>,
+    ways: watch::Sender<u64>,
+    solicits: mpsc::Receiver<NeighbourKey>,
     mailbox: Arc<Mailbox>,
 }
+
+/// Neighbours that wait to be asked for at most; whoever asks for more asks again.
+const SOLICITS: usize = 256;
 
 /// The destinations, and which version of them this is.
 #[derive(Clone, Default)]
@@ -52,6 +58,19 @@ pub struct NextHopHandle {
     wanted: watch::Sender<Wanted>,
     settled: watch::Receiver<u64>,
     links: watch::Receiver<Arc<LinkTable>>,
+    ways: watch::Receiver<u64>,
+    solicits: mpsc::Sender<NeighbourKey>,
+}
+
+/// Has the kernel find out neighbours.
+#[derive(Clone)]
+pub struct Solicitor(mpsc::Sender<NeighbourKey>);
+
+impl Solicitor {
+    /// Has the kernel ask for a neighbour, as if it had a packet for it. May be forgotten when there are many.
+    pub fn solicit(&self, ifindex: u32, address: IpAddr) {
+        let _ = self.0.try_send(NeighbourKey { ifindex, address });
+    }
 }
 
 /// Results that wait to be taken: the latest of each destination.
@@ -83,6 +102,8 @@ impl NextHopTask {
         let (wanted, wanted_rx) = watch::channel(Wanted::default());
         let (settled, settled_rx) = watch::channel(0);
         let (links, links_rx) = watch::channel(Arc::default());
+        let (ways, ways_rx) = watch::channel(0);
+        let (solicits, solicits_rx) = mpsc::channel(SOLICITS);
         let mailbox = Arc::<Mailbox>::default();
         let task = Self {
             engine: Engine::new(socket.port, Instant::now()),
@@ -90,10 +111,13 @@ impl NextHopTask {
             wanted: wanted_rx,
             settled,
             links,
+            ways,
+            solicits: solicits_rx,
             mailbox: Arc::clone(&mailbox),
         };
         tokio::spawn(task.run());
-        Ok((NextHopHandle { wanted, settled: settled_rx, links: links_rx }, NextHopUpdates { mailbox }))
+        let handle = NextHopHandle { wanted, settled: settled_rx, links: links_rx, ways: ways_rx, solicits };
+        Ok((handle, NextHopUpdates { mailbox }))
     }
 
     async fn run(mut self) {
@@ -132,6 +156,7 @@ impl NextHopTask {
                 let destinations = Arc::clone(&self.wanted.borrow_and_update().destinations);
                 self.engine.set_destinations(&destinations, Instant::now());
             }
+            Some(neighbour) = self.solicits.recv() => self.engine.solicit(neighbour),
             () = tokio::time::sleep_until(deadline) => {}
         }
         // One of the two is ours.
@@ -152,6 +177,10 @@ impl NextHopTask {
     fn publish(&mut self) {
         if let Some(links) = self.engine.take_links() {
             self.links.send_replace(Arc::new(links));
+        }
+        let ways = self.engine.ways();
+        if *self.ways.borrow() != ways {
+            self.ways.send_replace(ways);
         }
         let results = self.engine.take_results();
         if !results.is_empty() {
@@ -208,6 +237,16 @@ impl NextHopHandle {
     /// The interfaces as last heard of; empty at the very start.
     pub fn links(&self) -> Arc<LinkTable> {
         Arc::clone(&self.links.borrow())
+    }
+
+    /// A number that is another one after any change of routes, of interfaces or of a neighbour's address.
+    pub fn ways(&self) -> watch::Receiver<u64> {
+        self.ways.clone()
+    }
+
+    /// Has the kernel find out neighbours that no destination needs.
+    pub fn solicitor(&self) -> Solicitor {
+        Solicitor(self.solicits.clone())
     }
 
     /// What happens to interfaces from now on.

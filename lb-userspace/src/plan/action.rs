@@ -1,7 +1,7 @@
 //! Changes of the maps and their safe order.
 
 use super::{
-    BackendRecord, Image, ScheduleRecord, ServiceRecord,
+    BackendRecord, Image, NatChange, NatImage, ScheduleRecord, ServiceRecord,
     lists::{self, ListAction},
 };
 use lb_common::abi::{CidKey, PortKey, PortRangeKey, Slot, VipEntry};
@@ -58,6 +58,7 @@ pub enum Action {
     },
     /// Of the firewall's lists and limits.
     List(ListAction),
+    Nat(NatChange),
 }
 
 impl Action {
@@ -76,6 +77,7 @@ impl Action {
             Self::PortRange { key, old, new } => Self::PortRange { key, old: new, new: old },
             Self::Vip { address, old, new } => Self::Vip { address, old: new, new: old },
             Self::List(action) => Self::List(action.inverse()),
+            Self::Nat(change) => Self::Nat(change.inverse()),
         }
     }
 }
@@ -116,12 +118,13 @@ impl fmt::Display for Action {
                 write!(f, "{} VIP {address}", verb(old.is_some(), new.is_some()))
             }
             Self::List(action) => action.fmt(f),
+            Self::Nat(change) => change.fmt(f),
         }
     }
 }
 
 /// The actions that turn `old` into `new`, in an order in which no packet meets half a change:
-/// backends before server ids, schedules and slots, those before services, services before ports, ports before VIPs; removals the
+/// backends before server ids, schedules and slots, those and NAT before services, services before ports, ports before VIPs; removals the
 /// other way round, after everything that replaces them.
 #[must_use]
 pub fn diff(old: &Image, new: &Image) -> Vec<Action> {
@@ -162,6 +165,8 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Action> {
     // Before the flags that make the program ask for them; what nobody asks for any more goes last.
     let (lists_set, lists_gone) = lists::diff(old, new);
     actions.extend(lists_set);
+    let (nat_set, nat_gone) = NatImage::diff(&old.nat, &new.nat);
+    actions.extend(nat_set.into_iter().map(Action::Nat));
     actions.extend(services_set.into_iter().map(|(id, old, new)| Action::Service { id, old, new }));
     actions.extend(ports_set.into_iter().map(|(key, old, new)| Action::Port { key, old, new }));
     actions.extend(ranges_set.into_iter().map(|(key, old, new)| Action::PortRange { key, old, new }));
@@ -190,15 +195,16 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Action> {
         actions.push(Action::Schedule { id: *id, old, new });
     }
     actions.extend(cids_gone.into_iter().map(|(key, old, new)| Action::Cid { key, old, new }));
+    actions.extend(nat_gone.into_iter().map(Action::Nat));
     actions.extend(backends_gone.into_iter().map(|(id, old, new)| Action::Backend { id, old, new }));
     actions.extend(lists_gone);
     actions
 }
 
-type Changes<K, V> = Vec<(K, Option<V>, Option<V>)>;
+pub(super) type Changes<K, V> = Vec<(K, Option<V>, Option<V>)>;
 
 /// What is new or different, and what is gone.
-fn split<K: Ord + Copy, V: PartialEq + Copy>(
+pub(super) fn split<K: Ord + Copy, V: PartialEq + Copy>(
     old: &BTreeMap<K, V>,
     new: &BTreeMap<K, V>,
 ) -> (Changes<K, V>, Changes<K, V>) {

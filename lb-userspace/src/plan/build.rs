@@ -3,7 +3,7 @@
 use super::{
     BackendRecord, Image, ServiceRecord,
     image::{identity, name_of},
-    lists,
+    lists, nat,
     ports::{Claim, lay_out},
     schedule::{self, Words},
 };
@@ -14,7 +14,9 @@ use crate::{
 use ipnet::{Ipv4Net, Ipv6Net};
 #[cfg(doc)]
 use lb_common::abi::VipEntry;
-use lb_common::abi::{BackendEntry, CidKey, ForwardKind, MAX_SERVICES, ServiceEntry, Slot};
+use lb_common::abi::{
+    BackendEntry, CidKey, ForwardKind, MAX_SERVICES, NAT_CAPACITY, POOL_ADDRESS_CAPACITY, ServiceEntry, Slot,
+};
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
@@ -100,6 +102,12 @@ pub enum BuildError {
     SchedulesFull { needed: usize },
     #[error("{found} services: at most {MAX_SERVICES} fit")]
     TooManyServices { found: usize },
+    #[error(
+        "{found} ports of backends in \"nat\" services: at most {NAT_CAPACITY} fit; name fewer ports, or use \"snat\""
+    )]
+    TooManyNatPorts { found: usize },
+    #[error("no {needed} free places in a row for addresses of NAT pools (at most {POOL_ADDRESS_CAPACITY})")]
+    PoolsFull { needed: u32 },
 }
 
 /// Builds the image. `avoid` names backend ids that were freed a moment ago: packets in flight may still
@@ -119,6 +127,7 @@ pub fn build(
         Ids::new(observed.backends.keys().chain(avoid).copied(), 1, observed.backend_capacity);
     let mut claims: BTreeMap<IpAddr, Vec<Claim>> = BTreeMap::new();
     let known = KnownIds::of(observed);
+    let mut all_ids = Vec::with_capacity(wanted.len());
 
     for service in wanted {
         let kept = known.service(observed, service);
@@ -183,6 +192,10 @@ pub fn build(
         if let Some(schedule) = schedule.map_err(|needed| BuildError::SchedulesFull { needed })? {
             image.schedules.insert(id, schedule);
         }
+        all_ids.push((id, ids));
+    }
+    for address in nat::pool_addresses(wanted) {
+        claims.entry(address).or_default();
     }
     rings.forget_unused(wanted.len());
     for (vip, (address, claims)) in vip_numbers(&claims, observed).into_iter().zip(&claims) {
@@ -192,6 +205,7 @@ pub fn build(
         image.ports.extend(tables.ports);
         image.port_ranges.extend(tables.ranges);
     }
+    nat::build(wanted, &all_ids, observed, &mut image)?;
     Ok(image)
 }
 
@@ -275,9 +289,15 @@ fn backend_record(
             Forward::Dsr => ForwardKind::Dsr,
             Forward::Ipip => ForwardKind::Ipip,
             Forward::Gue => ForwardKind::Gue,
+            Forward::Nat => ForwardKind::Nat,
+            Forward::Snat => ForwardKind::Snat,
         } as u8,
         incarnation: incarnation.wrapping_add(died.into()),
-        port: service.spec.gue_port,
+        port: if service.spec.forward.rewrites() {
+            backend.spec.port.unwrap_or(0)
+        } else {
+            service.spec.gue_port
+        },
         service: id,
         ..BackendEntry::default()
     };
@@ -297,7 +317,7 @@ fn backend_record(
 /// node's own address, since its UDP port varies.
 fn outer_source(entry: &mut BackendEntry, forward: Forward, hop: &NextHopEntry, tunnel: &TunnelSettings) {
     match (forward, entry.family) {
-        (Forward::Dsr, _) => {}
+        (Forward::Dsr | Forward::Nat | Forward::Snat, _) => {}
         (Forward::Ipip, 4) => {
             entry.outer_src[..4].copy_from_slice(&tunnel.source_ipv4.network().octets());
             entry.entropy_bits = 32 - tunnel.source_ipv4.prefix_len();

@@ -1,6 +1,6 @@
 //! What the maps hold.
 
-use super::ScheduleRecord;
+use super::{NatImage, ScheduleRecord};
 use crate::model::Prefixes;
 use ipnet::IpNet;
 use lb_common::abi::{
@@ -37,6 +37,7 @@ pub struct Image {
     pub resting: Vec<(u32, u32)>,
     /// Words the schedule array holds.
     pub schedule_capacity: u32,
+    pub nat: NatImage,
     /// Slots the ring array holds.
     pub ring_capacity: u32,
     /// Backends the backend array holds, id 0 included.
@@ -135,6 +136,7 @@ impl Image {
             Action::Cid { key, new, .. } => set(&mut self.cids, *key, *new),
             Action::Vip { address, new, .. } => set(&mut self.vips, *address, *new),
             Action::List(action) => action.apply(self),
+            Action::Nat(change) => self.nat.apply(change),
         }
     }
 }

@@ -5,7 +5,8 @@ use ipnet::IpNet;
 use lb_common::{
     abi::{MARKS4_CAPACITY, MARKS6_CAPACITY},
     core::guard::{
-        MARK_ASK, MARK_CLEAN, MARK_DENIED, MARK_EXCEPTION, MARKS_PER_WORD, mark6_long, mark6_middle,
+        MARK_ASK, MARK_CLEAN, MARK_DENIED, MARK_EXCEPTION, MARKS_PER_WORD, REGION_LEN, mark6_long,
+        mark6_middle,
     },
 };
 
@@ -58,6 +59,24 @@ fn fill(words: &mut [u64], block: u32, count: u32, mark: u64) {
     }
 }
 
+/// The words of `REGIONS4` in front of these of `MARKS4`.
+#[must_use]
+pub fn regions4(marks4: &[u64]) -> Vec<u64> {
+    /// Bits that the marks of a region take: half a word.
+    const BITS: u32 = 2 << (24 - REGION_LEN);
+    const WORDS: usize = 64 * BITS as usize / 64;
+    let region_words = marks4.chunks_exact(WORDS).map(|marks| {
+        let regions =
+            marks.iter().flat_map(|word| (0..64).step_by(BITS as usize).map(move |bit| word >> bit));
+        let denied = regions.map(|marks| {
+            // Of the two bits of "clean" and of "exception", both are the same.
+            (marks ^ marks >> 1) & 0x5555_5555_5555_5555 & ((1 << BITS) - 1) != 0
+        });
+        denied.enumerate().fold(0, |word, (bit, denied)| word | u64::from(denied) << bit)
+    });
+    region_words.collect()
+}
+
 /// The words of `MARKS6`, and whether there are denied prefixes too short for them.
 #[must_use]
 pub fn marks6(prefixes: &Prefixes) -> (Vec<u64>, bool) {
@@ -96,18 +115,24 @@ mod tests {
     /// The maps: marks by this module, tries by the plainest search there is.
     struct Maps<'a> {
         prefixes: &'a Prefixes,
+        regions4: Vec<u64>,
         marks4: Vec<u64>,
         marks6: (Vec<u64>, bool),
+        /// The marks of /24s were.
+        looked: Cell<bool>,
+        /// The trie was.
         asked: Cell<bool>,
     }
 
     impl<'a> Maps<'a> {
         fn new(prefixes: &'a Prefixes) -> Self {
             let (marks4, marks6) = (marks4(prefixes), marks6(prefixes));
-            Self { prefixes, marks4, marks6, asked: Cell::new(false) }
+            let regions4 = regions4(&marks4);
+            Self { prefixes, regions4, marks4, marks6, looked: Cell::new(false), asked: Cell::new(false) }
         }
 
         fn denies(&self, address: IpAddr) -> bool {
+            self.looked.set(false);
             self.asked.set(false);
             match address {
                 IpAddr::V4(v4) => denied4(self, v4.to_bits()),
@@ -122,7 +147,11 @@ mod tests {
     }
 
     impl Guard for Maps<'_> {
+        fn regions4(&self, word: u32) -> u64 {
+            self.regions4[word as usize]
+        }
         fn marks4(&self, word: u32) -> u64 {
+            self.looked.set(true);
             self.marks4[word as usize]
         }
         fn marks6(&self, word: u32) -> u64 {
@@ -203,6 +232,27 @@ mod tests {
                 prop_assert_eq!(maps.denies(address), expected, "{}", address);
             }
         }
+    }
+
+    #[test]
+    fn marks_are_looked_at_only_where_something_is_denied() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let prefixes = Prefixes::from([
+            (net("203.0.96.0/19"), Verdict::Deny),
+            (net("203.0.112.0/20"), Verdict::Allow),
+            (net("198.51.111.255/32"), Verdict::Deny),
+            (net("192.0.2.0/24"), Verdict::Allow),
+        ]);
+        let maps = Maps::new(&prefixes);
+        let probe = |text: &str| (maps.denies(text.parse().unwrap()), maps.looked.get());
+        assert_eq!(probe("203.0.111.1"), (true, true));
+        assert_eq!(probe("203.0.112.1"), (false, false), "all of the /20 is an exception");
+        assert_eq!(probe("198.51.96.0"), (false, true), "what is denied is at the other end of its /20");
+        assert_eq!(probe("198.51.95.255"), (false, false));
+        assert_eq!(probe("198.51.112.0"), (false, false));
+        assert_eq!(probe("192.0.2.1"), (false, false));
+        let denying = maps.regions4.iter().map(|word| word.count_ones()).sum::<u32>();
+        assert_eq!(denying, 2, "a bit for half of the /19, one for the single address");
     }
 
     #[test]

@@ -9,8 +9,10 @@ mod image;
 mod lists;
 mod marks;
 mod memory;
+mod nat;
 mod ports;
 mod schedule;
+mod sessions;
 mod tend;
 
 pub use action::{Action, diff};
@@ -18,10 +20,14 @@ pub use build::{BuildError, NextHopEntry, TunnelSettings, WantedBackend, WantedS
 pub use image::{BackendRecord, Image, ServiceRecord, name_of};
 pub use lists::{ListAction, install};
 pub(crate) use lists::{added as list_added, removed as list_removed};
-pub use marks::{marks4, marks6};
+pub use marks::{marks4, marks6, regions4};
 pub use memory::{Memory, MemoryOfFlow};
+pub use nat::{NatChange, NatImage, mapped, unmapped};
 pub use schedule::{ScheduleRecord, flags as scheduler_flags};
+pub use sessions::{ORPHAN_LIFE, Pair, SessionCounts, Sweep, sweep};
 pub use tend::{CLOSING_LIFE, Flow, GRACE, HALF_OPEN_LIFE, MARGIN, Tracking, Walk};
 
+#[cfg(test)]
+mod nat_tests;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use crate::{
     maglev,
     model::{
         Admin, BackendSpec, Forward, GuardSpec, Health, HealthSpec, PortSpec, Protocol, Scheduler,
-        ServiceSpec,
+        ServiceSpec, SnatSpec,
     },
 };
 use lb_common::abi::{MAX_SERVICES, ServiceEntry, Slot, SlotState, VipEntry};
@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-fn tunnel() -> TunnelSettings {
+pub(super) fn tunnel() -> TunnelSettings {
     TunnelSettings {
         source_ipv4: "198.18.0.0/16".parse().unwrap(),
         source_ipv6: "100::/64".parse().unwrap(),
@@ -27,7 +27,7 @@ fn tunnel() -> TunnelSettings {
     }
 }
 
-fn backend(number: u8, admin: Admin, health: Health, weight: u16, hop: bool) -> WantedBackend {
+pub(super) fn backend(number: u8, admin: Admin, health: Health, weight: u16, hop: bool) -> WantedBackend {
     WantedBackend {
         spec: BackendSpec {
             name: format!("web{number}").parse().unwrap(),
@@ -48,7 +48,12 @@ fn backend(number: u8, admin: Admin, health: Health, weight: u16, hop: bool) -> 
     }
 }
 
-fn service(number: u8, ports: &[PortSpec], ring_size: u32, backends: &[WantedBackend]) -> Vec<WantedService> {
+pub(super) fn service(
+    number: u8,
+    ports: &[PortSpec],
+    ring_size: u32,
+    backends: &[WantedBackend],
+) -> Vec<WantedService> {
     ports
         .iter()
         .enumerate()
@@ -58,7 +63,12 @@ fn service(number: u8, ports: &[PortSpec], ring_size: u32, backends: &[WantedBac
                 addresses: vec![IpAddr::from([192, 0, 2, number])],
                 port: *port,
                 protocol: Protocol::Tcp,
-                forward: Forward::Dsr,
+                // Every mode that rewrites takes part in the histories.
+                forward: match (number, port) {
+                    (2, PortSpec::Exact(_)) => Forward::Nat,
+                    (3, _) => Forward::Snat,
+                    _ => Forward::Dsr,
+                },
                 scheduler: [
                     Scheduler::LeastConnections,
                     Scheduler::Maglev,
@@ -69,6 +79,10 @@ fn service(number: u8, ports: &[PortSpec], ring_size: u32, backends: &[WantedBac
                 seed: 7,
                 idle_timeout: Duration::from_secs(300),
                 gue_port: 6080,
+                snat: (number == 3).then(|| SnatSpec {
+                    addresses: vec![IpAddr::from([10, 0, 1, ring_size as u8]), IpAddr::from([10, 0, 1, 1])],
+                    ports: (1024, 65_535),
+                }),
                 health: HealthSpec::default(),
                 guard: GuardSpec::default(),
                 quic: None,

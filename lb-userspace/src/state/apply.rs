@@ -2,7 +2,8 @@
 
 use super::changes::{BackendChanges, Change, ChangeKind, Membership, RuntimeChanges};
 use crate::model::{
-    Admin, BackendName, BackendSpec, MAX_BACKENDS, ServerId, ServiceName, ServiceSpec, not_for_backend,
+    Admin, BackendName, BackendSpec, MAX_BACKENDS, Misfit, ServerId, ServiceName, ServiceSpec,
+    not_for_backend,
 };
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
@@ -80,6 +81,8 @@ pub enum StaleReason {
     ServerIdTaken { address: IpAddr, id: ServerId, by: BackendName },
     #[error("{address} is {why}")]
     BadAddress { address: IpAddr, why: &'static str },
+    #[error("{address} cannot serve the service any more: {why}")]
+    Misfit { address: IpAddr, why: Misfit },
     #[error("the service has room for {room} backends only")]
     NoRoom { room: usize },
 }
@@ -172,7 +175,7 @@ fn apply_to(
         if file.backends.iter().any(|backend| backend.name == *name) {
             continue;
         }
-        let Some(Membership::Added { address, weight }) = changed.membership.as_ref().map(|m| &m.value)
+        let Some(Membership::Added { address, port, weight }) = changed.membership.as_ref().map(|m| &m.value)
         else {
             note(name, changed, &|_| Some(StaleReason::BackendGone));
             continue;
@@ -183,7 +186,9 @@ fn apply_to(
                 note(name, changed, &|_| Some(reason.clone()));
             }
             None => {
-                let spec = BackendSpec { name: name.clone(), address: *address, port: None, weight: *weight };
+                // Where the service keeps ports now, the backend has the service's.
+                let port = port.filter(|_| service.spec.forward.rewrites());
+                let spec = BackendSpec { name: name.clone(), address: *address, port, weight: *weight };
                 service.backends.push(overlay(spec, Origin::Runtime, Some(changed)));
             }
         }
@@ -200,6 +205,7 @@ pub(super) enum Obstacle {
     AddressTaken(BackendName),
     ServerIdTaken(ServerId, BackendName),
     NoRoom(usize),
+    Misfit(Misfit),
 }
 
 /// What keeps a backend with that name and address from joining the service, if anything does.
@@ -219,6 +225,9 @@ pub(super) fn obstacle(service: &EffectiveService, name: &BackendName, address: 
             return Some(Obstacle::ServerIdTaken(own, other.spec.name.clone()));
         }
     }
+    if let Some(why) = service.spec.misfit(address) {
+        return Some(Obstacle::Misfit(why));
+    }
     // A ring has at least a slot for each.
     let room = service.spec.ring_size.map_or(MAX_BACKENDS, |size| MAX_BACKENDS.min(size as usize));
     (service.backends.len() >= room).then_some(Obstacle::NoRoom(room))
@@ -232,6 +241,7 @@ impl Obstacle {
             Self::AddressTaken(by) => StaleReason::AddressTaken { address, by },
             Self::ServerIdTaken(id, by) => StaleReason::ServerIdTaken { address, id, by },
             Self::NoRoom(room) => StaleReason::NoRoom { room },
+            Self::Misfit(why) => StaleReason::Misfit { address, why },
         }
     }
 }

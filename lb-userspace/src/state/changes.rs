@@ -53,7 +53,12 @@ pub(super) struct Stamped<T> {
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub(super) enum Membership {
     /// One the configuration does not have.
-    Added { address: IpAddr, weight: u16 },
+    Added {
+        address: IpAddr,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        port: Option<u16>,
+        weight: u16,
+    },
     /// One it has is gone.
     Removed,
 }
@@ -91,7 +96,7 @@ impl BackendChanges {
         };
         let membership = self.membership.as_ref().map(|m| {
             let kind = match m.value {
-                Membership::Added { address, weight } => ChangeKind::Added { address, weight },
+                Membership::Added { address, weight, .. } => ChangeKind::Added { address, weight },
                 Membership::Removed => ChangeKind::Removed,
             };
             change(kind, &m.stamp)

@@ -5,7 +5,8 @@ use super::{
     changes::{BackendChanges, Change, Membership, RuntimeChanges, Stamp, Stamped},
 };
 use crate::model::{
-    Admin, BackendName, DEFAULT_WEIGHT, LimitError, PortSpec, ServerId, ServiceName, ServiceSpec, Verdict,
+    Admin, BackendName, DEFAULT_WEIGHT, Forward, LimitError, Misfit, PortSpec, ServerId, ServiceName,
+    ServiceSpec, Verdict,
 };
 use ipnet::IpNet;
 use lb_common::abi::PREFIX_CAPACITY;
@@ -50,9 +51,11 @@ pub enum ChangeError {
     #[error("{address} is {why}; give a unicast address of the backend")]
     BadAddress { address: IpAddr, why: &'static str },
     #[error(
-        "port {port} differs from port {of_service} of service '{service}', and no forwarding mode of this version changes ports; leave it out"
+        "port {port} differs from port {of_service} of service '{service}', and forward = \"{forward}\" does not change ports, only \"nat\" and \"snat\" do; leave it out"
     )]
-    OtherPort { service: ServiceName, port: u16, of_service: PortSpec },
+    OtherPort { service: ServiceName, port: u16, of_service: PortSpec, forward: Forward },
+    #[error("{address} cannot serve service '{service}': {why}")]
+    Misfit { service: ServiceName, address: IpAddr, why: Misfit },
     #[error("service '{service}' has room for {room} backends; remove one first, or give it a larger ring")]
     NoRoom { service: ServiceName, room: usize },
     #[error("{prefix} is on the {list} list; remove it there first (lbctl {list} remove {prefix})")]
@@ -114,6 +117,7 @@ impl ChangeError {
             | Self::NoRoom { .. } => ChangeErrorKind::Conflict,
             Self::AddressOfService { .. }
             | Self::BadAddress { .. }
+            | Self::Misfit { .. }
             | Self::OtherPort { .. }
             | Self::Limit(_)
             | Self::NoConnections { .. } => ChangeErrorKind::Invalid,
@@ -151,8 +155,10 @@ impl RuntimeChanges {
         let now = service_of(file, self, service)?;
         let NewBackend { name, address, port, weight } = backend;
         let of_service = now.spec.port;
-        if let Some(port) = port.filter(|port| of_service.single() != Some(*port)) {
-            return Err(ChangeError::OtherPort { service: service.clone(), port, of_service });
+        let forward = now.spec.forward;
+        let port = port.filter(|port| of_service.single() != Some(*port));
+        if let Some(port) = port.filter(|_| !forward.rewrites()) {
+            return Err(ChangeError::OtherPort { service: service.clone(), port, of_service, forward });
         }
         if let Some(present) = now.backend(&name) {
             let address = present.spec.address;
@@ -173,6 +179,7 @@ impl RuntimeChanges {
                 Obstacle::AddressTaken(by) => ChangeError::AddressTaken { service, address, by },
                 Obstacle::ServerIdTaken(id, by) => ChangeError::ServerIdTaken { service, address, id, by },
                 Obstacle::NoRoom(room) => ChangeError::NoRoom { service, room },
+                Obstacle::Misfit(why) => ChangeError::Misfit { service, address, why },
             });
         }
         // Whatever was kept under this name had no effect; the new backend does not inherit it.
@@ -182,7 +189,7 @@ impl RuntimeChanges {
                 ..BackendChanges::default()
             },
             None => {
-                let value = Membership::Added { address, weight: weight.unwrap_or(DEFAULT_WEIGHT) };
+                let value = Membership::Added { address, port, weight: weight.unwrap_or(DEFAULT_WEIGHT) };
                 BackendChanges { membership: Some(Stamped { value, stamp }), ..BackendChanges::default() }
             }
         };

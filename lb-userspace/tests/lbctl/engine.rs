@@ -397,6 +397,11 @@ fn status(services: &[ServiceView]) -> StatusView {
         firewall: FirewallView::default(),
         half_open_flows: 0,
         refused_flows: 0,
+        warnings: vec![
+            "the kernel does not forward what comes in on eth1: sysctl -w net.ipv4.conf.eth1.forwarding=1"
+                .to_owned(),
+        ],
+        nat: NatTotals::default(),
     }
 }
 
@@ -434,6 +439,7 @@ fn www() -> ServiceView {
         bytes: 384_000,
         quic: None,
         slots: SlotsView { total: 1009, plain: 1009, moving: 0, tracked: 0 },
+        nat: None,
         backends: vec![
             web(1, Health::Up, Some("200 OK")),
             // What a hostile backend may answer.
@@ -449,7 +455,14 @@ fn dns() -> ServiceView {
         addresses: vec!["192.0.2.53".parse().unwrap()],
         port: "8000-8099".to_owned(),
         protocol: Protocol::Udp,
-        forward: Forward::Gue,
+        forward: Forward::Snat,
+        nat: Some(NatView {
+            always: true,
+            sessions: 17,
+            unanswered: 5,
+            addresses: vec!["10.0.0.250".parse().unwrap(), "fd00::250".parse().unwrap()],
+            ports: Some("1024-65535".to_owned()),
+        }),
         packets: 0,
         bytes: 0,
         slots: SlotsView { total: 1009, plain: 1000, moving: 5, tracked: 4 },

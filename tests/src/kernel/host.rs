@@ -93,7 +93,7 @@ impl<'a> Host<'a> {
 
     fn handle(&mut self, buffer: &mut Buffer) -> Verdict {
         let to = match decide(buffer, &self.tables) {
-            Decision::Pass => return Verdict::Pass,
+            Decision::Pass | Decision::Back(_) => return Verdict::Pass,
             Decision::Drop(refusal) => return self.refuse(refusal.reason),
             Decision::Answer(answer) => {
                 let (l3, v6) = (answer.l3, answer.v6);
@@ -103,7 +103,7 @@ impl<'a> Host<'a> {
                 };
                 return self.answered(told, answer.kind.answered(), answer.kind.unanswered());
             }
-            Decision::Forward(to) => to,
+            Decision::Forward(to) | Decision::Session(to, _) | Decision::Steer(to) => to,
         };
         if to.ip.part == Part::First {
             let entropy = hash::entropy(to.hash);

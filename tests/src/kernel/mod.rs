@@ -5,6 +5,7 @@
 
 mod beside;
 mod counters;
+mod held;
 mod host;
 pub mod sound;
 mod world;
@@ -23,7 +24,7 @@ use aya::{
 };
 use lb_common::abi::{
     Bucket, ECHO_BUCKET, EXPIRED_BUCKET, FLOW_CAPACITY, FlowEntry, FlowKey4, FlowKey6, FlowStats,
-    FragmentKey, FragmentTrace, HALF_OPEN_CAPACITY, HalfOpen, ICMP_BUCKET, Stats,
+    FragmentKey, FragmentTrace, HALF_OPEN_CAPACITY, HOLD_BUCKET, HalfOpen, ICMP_BUCKET, Stats,
 };
 use lb_userspace::{
     dataplane::{self, Maps},
@@ -168,6 +169,7 @@ pub struct Balancer {
     half_open4: HashMap<MapData, FlowKey4, HalfOpen>,
     half_open6: HashMap<MapData, FlowKey6, HalfOpen>,
     fragments: HashMap<MapData, FragmentKey, FragmentTrace>,
+    held: held::Held,
 }
 
 impl Balancer {
@@ -212,6 +214,7 @@ impl Balancer {
             half_open4: program.hash("HALF_OPEN4"),
             half_open6: program.hash("HALF_OPEN6"),
             fragments: program.hash("FRAGMENTS"),
+            held: held::Held::of(&program),
             maps: Maps::take(program.ebpf()).expect("all maps"),
             image: Image::empty(image.ring_capacity, image.backend_capacity),
             program,
@@ -319,11 +322,11 @@ impl Balancer {
         self.set_bucket(Bucket { refilled_ns: u64::MAX, tokens });
     }
 
-    /// Sets every bucket of ICMP answers of every CPU; the default is that of a program just loaded.
+    /// Sets every bucket of ICMP answers and of held fragments of every CPU; the default is that of a program just loaded.
     pub fn set_bucket(&mut self, bucket: Bucket) {
         let cpus = aya::util::nr_cpus().expect("the number of CPUs");
         let values = PerCpuValues::try_from(vec![bucket; cpus]).expect("a value for each CPU");
-        for number in [ICMP_BUCKET, ECHO_BUCKET, EXPIRED_BUCKET] {
+        for number in [ICMP_BUCKET, ECHO_BUCKET, EXPIRED_BUCKET, HOLD_BUCKET] {
             let values = PerCpuValues::try_from(values.to_vec()).expect("a value for each CPU");
             self.buckets.set(number, values, 0).expect("BUCKETS");
         }

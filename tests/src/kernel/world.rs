@@ -110,6 +110,7 @@ fn service(
             seed: 0x6c62_6400 + u64::from(vip_number),
             idle_timeout: Duration::from_secs(300),
             gue_port: GUE_PORT,
+            snat: None,
             health: HealthSpec::default(),
             guard: GuardSpec::default(),
             quic: (protocol == Protocol::Quic).then(|| QuicSpec {

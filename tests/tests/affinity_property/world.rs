@@ -111,6 +111,7 @@ fn service(number: u8, size: Size) -> WantedService {
             idle_timeout: IDLE,
             gue_port: 6080,
             quic: None,
+            snat: None,
             guard: Default::default(),
             health: HealthSpec::default(),
             backends: Vec::new(),

@@ -3,7 +3,7 @@
 use super::*;
 use crate::model::{
     BackendSpec, DnsCheck, ExecCheck, GuardSpec, LimitSpec, MAX_BURST_MS, MAX_RATE, QuicSpec, ServerId,
-    TrackInterface, UdpCheck, VrrpVersion,
+    SnatSpec, TrackInterface, UdpCheck, VrrpVersion,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -57,6 +57,8 @@ fn line() -> impl Strategy<Value = String> {
         "seed",
         "idle_timeout",
         "gue_port",
+        "ports",
+        "snat",
         "type",
         "path",
         "host",
@@ -94,6 +96,9 @@ fn line() -> impl Strategy<Value = String> {
             "'8000-8099'",
             "'/x'",
             "'dsr'",
+            "'nat'",
+            "'snat'",
+            "{ addresses = ['10.0.0.250'] }",
             "'100::/64'",
             "'off'",
             "[{ name = 'a' }]",
@@ -110,6 +115,8 @@ fn line() -> impl Strategy<Value = String> {
         "[defaults.health]",
         "[[service]]",
         "[service.health]",
+        "[service.snat]",
+        "[defaults.snat]",
         "[[service.backend]]",
         "[vrrp]",
         "[[vrrp]]",
@@ -209,7 +216,8 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
     let settings = (
         port(),
         select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Quic]),
-        select(vec![Forward::Dsr, Forward::Ipip, Forward::Gue]),
+        select(vec![Forward::Dsr, Forward::Ipip, Forward::Gue, Forward::Nat, Forward::Snat]),
+        (1..=u16::MAX, any::<u16>()),
         option::of(select(vec![101u32, 10_007, 65_537])),
         0..=i64::MAX as u64,
         1_000..=86_400_000u64,
@@ -222,10 +230,17 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
                 guard.limits.connections_per_second = 0;
                 guard.limits.source_connections_per_second = 0;
             }
-            let (port, protocol, forward, ring_size, seed, idle_timeout, gue_port, quic) = settings;
+            let (port, protocol, forward, (first, second), ring_size, seed, idle_timeout, gue_port, quic) =
+                settings;
+            // What keeps the IP version has IPv4 only and tells replies by their port.
+            let nat = forward == Forward::Nat;
+            let port = match port {
+                PortSpec::Any | PortSpec::Range(..) if nat => PortSpec::Exact(first),
+                port => port,
+            };
             let address = |i: usize| {
                 let i = i as u16;
-                if i.is_multiple_of(2) {
+                if nat || i.is_multiple_of(2) {
                     IpAddr::V4(Ipv4Addr::new(192, 0, index as u8, i as u8 + 1))
                 } else {
                     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, index, 0, 0, 0, 0, i))
@@ -235,10 +250,13 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
                 // Unique: no name of this length differs from another by its number alone.
                 name: format!("{i}{}", &name[..name.len().min(60)]).parse().unwrap(),
                 address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, i as u8 + 1)),
-                port: None,
+                port: (forward.rewrites() && i % 2 == 1).then_some(first),
                 weight,
             });
-            let backends: Vec<_> = backends.collect();
+            let mut backends: Vec<_> = backends.collect();
+            for backend in &mut backends {
+                backend.port = backend.port.filter(|own| port.single() != Some(*own));
+            }
             let (server_id_length, config_id) = quic;
             let server_ids = backends.iter().zip(0u8..).map(|(backend, i)| {
                 // Of every second one what its address makes.
@@ -270,6 +288,10 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
                 health,
                 guard,
                 quic: (protocol == Protocol::Quic).then_some(quic),
+                snat: (forward == Forward::Snat).then(|| SnatSpec {
+                    addresses: vec![IpAddr::V4(Ipv4Addr::new(10, 9, index as u8, 1))],
+                    ports: (first.min(second.max(1)), first.max(second)),
+                }),
                 backends,
             }
         },

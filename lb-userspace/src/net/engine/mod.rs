@@ -104,6 +104,8 @@ pub(super) struct Engine {
     outbox: BTreeMap<IpAddr, Resolution>,
     /// The kernel does not let us have neighbours probed; said once.
     probing_refused: bool,
+    /// Counts changes that may give any packet another way.
+    ways: u64,
 }
 
 impl Engine {
@@ -127,6 +129,7 @@ impl Engine {
             changes: None,
             outbox: BTreeMap::new(),
             probing_refused: false,
+            ways: 0,
         };
         engine.resync(now);
         engine
@@ -241,6 +244,21 @@ impl Engine {
         }
     }
 
+    /// Has the kernel find out a neighbour that no destination needs, once.
+    pub(super) fn solicit(&mut self, neighbour: NeighbourKey) {
+        let create = !self.neighbours.contains_key(&neighbour);
+        let request = Request::Solicit { neighbour, create };
+        let asked = self.queue.iter().chain(self.in_flight.values()).any(|other| *other == request);
+        if !asked {
+            self.queue.push_back(request);
+        }
+    }
+
+    /// A number that is another one after any change of routes, of interfaces or of a neighbour's address.
+    pub(super) fn ways(&self) -> u64 {
+        self.ways
+    }
+
     /// What changed since the last call, each destination once.
     pub(super) fn take_results(&mut self) -> Vec<(IpAddr, Resolution)> {
         std::mem::take(&mut self.outbox).into_iter().collect()
@@ -275,6 +293,7 @@ impl Engine {
             }
             (Body::Unknown(kind), request) => {
                 if NEXTHOP_MESSAGES.contains(&kind) {
+                    self.ways += 1;
                     self.all_stale(now);
                 }
                 // An answer that cannot be read is still an answer.
@@ -360,6 +379,7 @@ impl Engine {
                 if let Some(link) = Link::from_message(message) {
                     self.dump.links.insert(link.ifindex);
                     if self.links.insert(link) {
+                        self.ways += 1;
                         self.links_changed = true;
                         self.all_stale(now);
                     }
@@ -385,6 +405,7 @@ impl Engine {
                 }
             }
             RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
+                self.ways += 1;
                 if let Some(range) = concerned(message) {
                     let concerned: Vec<_> = self.destinations.range(range).map(|(a, _)| *a).collect();
                     if !concerned.is_empty() {
@@ -396,23 +417,31 @@ impl Engine {
             RouteNetlinkMessage::NewAddress(_)
             | RouteNetlinkMessage::DelAddress(_)
             | RouteNetlinkMessage::NewRule(_)
-            | RouteNetlinkMessage::DelRule(_) => self.all_stale(now),
+            | RouteNetlinkMessage::DelRule(_) => {
+                self.ways += 1;
+                self.all_stale(now);
+            }
             _ => {}
         }
     }
 
     fn remove_link(&mut self, ifindex: u32, now: Instant) {
         if self.links.remove(ifindex) {
+            self.ways += 1;
             self.links_changed = true;
             self.all_stale(now);
         }
     }
 
     fn set_neighbour(&mut self, key: NeighbourKey, entry: Option<Neighbour>, now: Instant) {
-        match entry {
+        let old = match entry {
             Some(entry) => self.neighbours.insert(key, entry),
             None => self.neighbours.remove(&key),
         };
+        let mac = |entry: Option<Neighbour>| entry.and_then(|entry| entry.reach.mac());
+        if mac(old) != mac(entry) {
+            self.ways += 1;
+        }
         let Some(want) = self.wants.get_mut(&key) else { return };
         let before = want.state.answer();
         want.state.observe(entry.as_ref(), now);

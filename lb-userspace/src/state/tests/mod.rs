@@ -175,8 +175,8 @@ fn what_is_refused_and_why() {
         (
             add("www", NewBackend { port: Some(8080), ..new("web3", ip(3)) }),
             Invalid,
-            "port 8080 differs from port 80 of service 'www', and no forwarding mode of this version changes \
-             ports; leave it out",
+            "port 8080 differs from port 80 of service 'www', and forward = \"dsr\" does not change ports, only \
+             \"nat\" and \"snat\" do; leave it out",
         ),
     ];
     for ((kind, message), expected_kind, expected) in rows {

@@ -2,21 +2,27 @@
 
 use crate::{
     Flows, Mode, Scenario,
-    frames::{self, ENTROPY_BITS, GUE_PORT, TCP_PORT, UDP_PORT, VIP4, VIP6},
+    frames::{
+        self, CLIENT, ENTROPY_BITS, EXIT_MACS, GUE_PORT, NAT_BACKEND, NAT_PORT, TCP_PORT, UDP_PORT, VIP4,
+        VIP6,
+    },
 };
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues, lpm_trie::Key},
     programs::{TestRun, TestRunOptions, Xdp},
 };
 use ipnet::{IpNet, Ipv4Net};
 use lb_common::{
     abi::{
-        BackendEntry, ForwardKind, MAX_RING, PROTO_TCP, PROTO_UDP, PortRule, ServiceEntry, Slot, Stats,
-        VipEntry,
+        BackendEntry, Control, Exit, ForwardKind, MAX_RING, NatKey, NatOrigin, PROTO_TCP, PROTO_UDP,
+        PortRule, ServiceEntry, Slot, Stats, VipEntry,
     },
-    core::DropReason,
+    core::{
+        DropReason,
+        nat::{Address, mark},
+    },
     hash,
 };
 use lb_userspace::{
@@ -38,7 +44,10 @@ const IFINDEX: u32 = 1;
 const BACKENDS: u32 = 100;
 const TCP_SERVICE: u32 = 1;
 const UDP_SERVICE: u32 = 2;
-const PROGRAMS: [&str; 12] = [
+const PROGRAMS: [&str; 15] = [
+    "nat4_one",
+    "nat4_many",
+    "back4_one",
     "lb4_one",
     "lb4_many",
     "lb4_new",
@@ -60,6 +69,8 @@ struct Tables {
     backend_stats: PerCpuArray<MapData, Stats>,
     drops: PerCpuArray<MapData, u64>,
     vips: HashMap<MapData, [u8; 4], VipEntry>,
+    entries: Array<MapData, ServiceEntry>,
+    control: Array<MapData, Control>,
 }
 
 pub struct Fixture {
@@ -123,7 +134,7 @@ impl Fixture {
     /// Does the scenario do what its name says?
     pub fn verify(&mut self, scenario: &Scenario) -> anyhow::Result<()> {
         let frame = frames::input(scenario);
-        self.filter(scenario)?;
+        self.switch(scenario)?;
         let backends = self.set_backends(scenario)?;
         let expected = if scenario.mode == Mode::Pass { PASS } else { TX };
 
@@ -154,8 +165,8 @@ impl Fixture {
         Ok(())
     }
 
-    /// The packet is as it went in, but for the flow of the last run and the checksum of a TTL that went up and
-    /// down again.
+    /// The packet is as it went in, but for the flow of the last run and the checksums of what was changed and changed
+    /// back.
     fn check_undone(&self, scenario: &Scenario, frame: &[u8], out: &[u8]) -> anyhow::Result<()> {
         let mut expected = frame.to_vec();
         let (source, ports) = if scenario.v6 { (14 + 8 + 12, 14 + 40) } else { (14 + 12, 14 + 20) };
@@ -180,6 +191,9 @@ impl Fixture {
         if !scenario.v6 && out.len() >= 26 {
             out[24..26].copy_from_slice(&expected[24..26]);
         }
+        if matches!(scenario.mode, Mode::Nat | Mode::NatBack) && out.len() >= 52 {
+            out[50..52].copy_from_slice(&expected[50..52]);
+        }
         ensure!(out == expected, "the next run would not see the packet it should");
         Ok(())
     }
@@ -192,7 +206,7 @@ impl Fixture {
         floor_first: bool,
     ) -> anyhow::Result<Sample> {
         let frame = frames::input(scenario);
-        self.filter(scenario)?;
+        self.switch(scenario)?;
         self.set_backends(scenario)?;
         let (path, floor) = programs(scenario);
         let mut sample = Sample { ns: 0, floor_ns: 0 };
@@ -204,12 +218,19 @@ impl Fixture {
         Ok(sample)
     }
 
-    /// Has the VIP ask for the deny list, or not.
-    fn filter(&mut self, scenario: &Scenario) -> anyhow::Result<()> {
+    /// Switches on what the scenario is about, and nothing else: the deny list, or what a plan switches on for `nat`.
+    fn switch(&mut self, scenario: &Scenario) -> anyhow::Result<()> {
+        let nat = matches!(scenario.mode, Mode::Nat | Mode::NatBack);
         for tables in [&mut self.lb_tables, &mut self.tables] {
             let mut entry = tables.vips.get(&VIP4, 0)?;
             entry.flags = if scenario.firewall { VipEntry::FILTERED } else { 0 };
+            entry.flags |= if nat { VipEntry::POOL } else { 0 };
             tables.vips.insert(VIP4, entry, 0)?;
+            let mut service = tables.entries.get(&TCP_SERVICE, 0)?;
+            service.flags = if nat { ServiceEntry::HAIRPIN } else { 0 };
+            tables.entries.set(TCP_SERVICE, service, 0)?;
+            let flags = if nat { Control::NAT } else { 0 };
+            tables.control.set(0, Control { flags, ..Control::default() }, 0)?;
         }
         Ok(())
     }
@@ -220,6 +241,7 @@ impl Fixture {
             Mode::Dsr | Mode::Pass => ForwardKind::Dsr,
             Mode::Ipip => ForwardKind::Ipip,
             Mode::Gue => ForwardKind::Gue,
+            Mode::Nat | Mode::NatBack => ForwardKind::Nat,
         };
         let mut entries = Vec::new();
         for id in 1..=BACKENDS {
@@ -242,7 +264,7 @@ impl Fixture {
                 kind: kind as u8,
                 family: if scenario.v6 { 6 } else { 4 },
                 entropy_bits: ENTROPY_BITS,
-                port: GUE_PORT,
+                port: if kind == ForwardKind::Nat { NAT_PORT } else { GUE_PORT },
                 service: TCP_SERVICE,
                 ..BackendEntry::default()
             };
@@ -300,7 +322,9 @@ fn check_counters(
     let bytes = after.service.bytes - before.service.bytes;
     let dropped = after.dropped - before.dropped;
     let denied = after.denied - before.denied;
-    let expected = if scenario.mode == Mode::Pass { 0 } else { u64::from(packets) - denied };
+    // Replies are counted nowhere: what a backend sends of its own accord does not pass by.
+    let uncounted = matches!(scenario.mode, Mode::Pass | Mode::NatBack);
+    let expected = if uncounted { 0 } else { u64::from(packets) - denied };
     ensure!(service == expected, "the service counted {service} packets, not {expected}");
     ensure!(bytes == expected * frames::ip_len(frame) as u64, "the service counted {bytes} bytes");
     ensure!(dropped == denied, "{dropped} packets were dropped, {denied} of them denied");
@@ -310,7 +334,7 @@ fn check_counters(
     let moved: Vec<u64> = after.backends.iter().zip(&before.backends).map(|(a, b)| a - b).collect();
     ensure!(moved.iter().sum::<u64>() == expected, "the backends did not count {expected} packets together");
     let busy = moved.iter().filter(|packets| **packets > 0).count();
-    if scenario.mode == Mode::Pass {
+    if uncounted {
         return Ok(());
     }
     if scenario.flows == Flows::One || packets == 1 {
@@ -329,6 +353,12 @@ fn check_counters(
 
 /// Entry points of a scenario: the path and its floor.
 fn programs(scenario: &Scenario) -> (&'static str, &'static str) {
+    match (scenario.mode, scenario.flows) {
+        (Mode::Nat, Flows::One) => return ("nat4_one", "floor4_one"),
+        (Mode::Nat, _) => return ("nat4_many", "floor4_many"),
+        (Mode::NatBack, _) => return ("back4_one", "floor4_one"),
+        _ => {}
+    }
     match (scenario.v6, scenario.flows) {
         (false, Flows::One) => ("lb4_one", "floor4_one"),
         (false, Flows::Many(_)) => ("lb4_many", "floor4_many"),
@@ -398,10 +428,45 @@ fn deny(ebpf: &mut Ebpf) -> anyhow::Result<()> {
             )?;
         }
     }
-    let mut marks: Array<MapData, u64> = take(ebpf, "MARKS4")?;
-    for (index, word) in plan::marks4(&prefixes).into_iter().enumerate().filter(|(_, word)| *word != 0) {
-        marks.set(index as u32, word, 0)?;
+    let marks = plan::marks4(&prefixes);
+    for (name, words) in [("REGIONS4", plan::regions4(&marks)), ("MARKS4", marks)] {
+        let mut map: Array<MapData, u64> = take(ebpf, name)?;
+        for (index, word) in words.into_iter().enumerate().filter(|(_, word)| *word != 0) {
+            map.set(index as u32, word, 0)?;
+        }
     }
+    Ok(())
+}
+
+/// What replies of the `nat` backend become, and the way to the client, which holds for as long as the benchmark runs.
+fn replies(ebpf: &mut Ebpf) -> anyhow::Result<()> {
+    let bytes = |address: [u8; 4]| Address::mapped(u32::from_ne_bytes(address)).bytes();
+    let mut origins: HashMap<MapData, NatKey, NatOrigin> = take(ebpf, "NATS")?;
+    let key =
+        NatKey { address: bytes(NAT_BACKEND), port: NAT_PORT.to_be_bytes(), proto: u16::from(PROTO_TCP) };
+    let origin = NatOrigin {
+        vip: bytes(VIP4),
+        service: TCP_SERVICE,
+        backend: 1,
+        port: TCP_PORT.to_be_bytes(),
+        ..NatOrigin::default()
+    };
+    origins.insert(key, origin, 0)?;
+    let bit = mark(Address::read(&key.address));
+    let mut marks: Array<MapData, u64> = take(ebpf, "NAT_MARKS")?;
+    marks.set(bit / 64, 1 << (bit % 64), 0)?;
+    let client = Address::mapped(u32::from_ne_bytes(CLIENT));
+    let exit = Exit {
+        destination: client.bytes(),
+        asked_ns: u64::MAX - 2 * Exit::LIFETIME_NS,
+        ifindex: IFINDEX,
+        l2: EXIT_MACS,
+        mtu: 1500,
+        ..Exit::default()
+    };
+    let mut exits: PerCpuArray<MapData, Exit> = take(ebpf, "EXITS")?;
+    let everywhere = vec![exit; aya::util::nr_cpus().map_err(|(what, error)| anyhow!("{what}: {error}"))?];
+    exits.set(Exit::place(client), PerCpuValues::try_from(everywhere)?, 0)?;
     Ok(())
 }
 
@@ -432,12 +497,15 @@ fn fill(ebpf: &mut Ebpf) -> anyhow::Result<Tables> {
     };
     services.set(TCP_SERVICE, service, 0)?;
     services.set(UDP_SERVICE, service, 0)?;
+    replies(ebpf)?;
     let mut ring: Array<MapData, u64> = take(ebpf, "RING")?;
     for index in 0..MAX_RING {
         ring.set(index, Slot::plain(1 + index % BACKENDS, 0).0, 0)?;
     }
     Ok(Tables {
         vips: vips4,
+        entries: services,
+        control: take(ebpf, "CONTROL")?,
         backends: take(ebpf, "BACKENDS")?,
         services: take(ebpf, "SERVICE_STATS")?,
         backend_stats: take(ebpf, "BACKEND_STATS")?,

@@ -12,6 +12,14 @@ pub const GUE_PORT: u16 = 6080;
 /// Low bits of the outer IPv4 or IPv6 source that ipip varies with the flow.
 pub const ENTROPY_BITS: u8 = 16;
 
+/// Where backends of `nat` listen.
+pub const NAT_PORT: u16 = 8080;
+/// The backend whose replies are measured, and the client they go to.
+pub const NAT_BACKEND: [u8; 4] = [10, 1, 0, 1];
+pub const CLIENT: [u8; 4] = [10, 0, 0, 1];
+/// The link header of a reply on its way to the client.
+pub const EXIT_MACS: [u8; 12] = [2, 0, 0, 0, 9, 0xff, 2, 0, 0, 0, 0, 1];
+
 /// The link header that the benchmark's programs restore.
 const MACS: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
 
@@ -48,6 +56,13 @@ pub fn input(scenario: &Scenario) -> Vec<u8> {
         // The neighbour of the VIP is none.
         *ip.last_mut().expect("an address is there") ^= 1;
     }
+    if scenario.mode == Mode::NatBack {
+        ip[12..16].copy_from_slice(&NAT_BACKEND);
+        ip[16..20].copy_from_slice(&CLIENT);
+        segment.swap(0, 2);
+        segment.swap(1, 3);
+        segment[..2].copy_from_slice(&NAT_PORT.to_be_bytes());
+    }
     if !scenario.v6 {
         let check = finish(sum(&ip));
         ip[10..12].copy_from_slice(&check);
@@ -79,6 +94,9 @@ pub fn check_output(
         ensure!(out == frame, "the packet was changed");
         return Ok(());
     }
+    if matches!(scenario.mode, Mode::Nat | Mode::NatBack) {
+        return check_rewritten(scenario, frame, out, backends);
+    }
     // One hop further, checksum and all.
     let mut inner = frame[14..].to_vec();
     if scenario.v6 {
@@ -97,7 +115,7 @@ pub fn check_output(
     ensure!(tail == inner, "the packet inside is not the one that came, one hop further");
     let gue = if scenario.mode == Mode::Gue { 8 } else { 0 };
     let expected_len = match (scenario.mode, scenario.v6) {
-        (Mode::Dsr | Mode::Pass, _) => 0,
+        (Mode::Dsr | Mode::Nat | Mode::NatBack | Mode::Pass, _) => 0,
         (_, false) => 20 + gue,
         (_, true) => 40 + gue,
     };
@@ -138,6 +156,36 @@ pub fn check_output(
             ensure!(finish(pseudo(outer, 17, payload) + sum(packet)) == [0, 0], "UDP checksum {udp:x?}");
         }
     }
+    Ok(())
+}
+
+/// Is `out` an IPv4 frame with one end rewritten, checksums and all?
+fn check_rewritten(
+    scenario: &Scenario,
+    frame: &[u8],
+    out: &[u8],
+    backends: &[BackendEntry],
+) -> anyhow::Result<()> {
+    let (ip, segment) = (14..34, 34..14 + ip_len(frame));
+    let mut expected = frame.to_vec();
+    if scenario.mode == Mode::Nat {
+        let to = backends.iter().find(|b| b.l2 == out[..12]).context("the MAC addresses are no backend's")?;
+        expected[..12].copy_from_slice(&to.l2);
+        expected[30..34].copy_from_slice(&to.outer_dst[..4]);
+        expected[36..38].copy_from_slice(&NAT_PORT.to_be_bytes());
+    } else {
+        expected[..12].copy_from_slice(&EXIT_MACS);
+        expected[26..30].copy_from_slice(&VIP4);
+        expected[34..36].copy_from_slice(&TCP_PORT.to_be_bytes());
+    }
+    expected[22] -= 1;
+    expected[24..26].fill(0);
+    let check = finish(sum(&expected[ip.clone()]));
+    expected[24..26].copy_from_slice(&check);
+    expected[50..52].fill(0);
+    let check = finish(pseudo(&expected[ip], 6, segment.len()) + sum(&expected[segment]));
+    expected[50..52].copy_from_slice(&check);
+    ensure!(out == expected, "the packet is not the one that came with one end rewritten: {out:x?}");
     Ok(())
 }
 

@@ -54,6 +54,10 @@ enum Mode {
     Dsr,
     Ipip,
     Gue,
+    /// The destination rewritten.
+    Nat,
+    /// A reply of a `nat` backend: the source rewritten back.
+    NatBack,
     /// To the kernel: the address is no VIP.
     Pass,
 }
@@ -125,6 +129,8 @@ fn scenarios() -> Vec<Scenario> {
             Mode::Dsr => "dsr",
             Mode::Ipip => "ipip",
             Mode::Gue => "gue",
+            Mode::Nat => "nat",
+            Mode::NatBack => "nat-back",
             Mode::Pass => "no-vip",
         };
         let flows_name = match flows {
@@ -151,6 +157,10 @@ fn scenarios() -> Vec<Scenario> {
         add(false, Transport::Udp, mode, Flows::Many(1_000_000), many);
         add(false, Transport::Syn, mode, Flows::New, new);
     }
+    let nat = Some(Bar::Floor(5.0));
+    add(false, Transport::Tcp, Mode::Nat, Flows::One, nat);
+    add(false, Transport::Tcp, Mode::Nat, Flows::Many(1_000_000), nat);
+    add(false, Transport::Tcp, Mode::NatBack, Flows::One, nat);
     add(false, Transport::Tcp, Mode::Pass, Flows::One, Some(Bar::Floor(2.1)));
     add(true, Transport::Tcp, Mode::Pass, Flows::One, Some(Bar::Floor(2.1)));
     add(false, Transport::Tcp, Mode::Dsr, Flows::Random, None);
