@@ -110,6 +110,8 @@ fn two_balancers_share_an_address() -> Result<()> {
     }
     assert_served(&topology);
     assert!(packets_of(&one) > 0);
+    // It began as backup; the first advertisement may be an interval away.
+    wait_until("the backup hears the master", PATIENCE, || pair(&two).master.is_some())?;
     let seen = pair(&two);
     assert_eq!(
         (seen.master_priority, seen.priority, seen.effective_priority),
