@@ -1,7 +1,7 @@
 //! The daemon `lbd` and the command line `lbctl`, as a library.
 //!
 //! Arrows between the rooms: `model` knows nobody; the pure modules (`config`, `maglev`, `plan`,
-//! `health::fsm`) know the model; the shells (`dataplane`, `net`, `health`, `control`, `metrics`) know
+//! `health::fsm`) know the model; the shells (`dataplane`, `net`, `health`, `vrrp`, `control`, `metrics`) know
 //! those; `daemon` knows all of them; `cli` is the body of `lbctl` and knows only `control` and the model; the
 //! two binaries know `daemon` and `cli`.
 
@@ -20,3 +20,4 @@ pub mod plan;
 pub mod resequence;
 pub mod state;
 pub mod telemetry;
+pub mod vrrp;

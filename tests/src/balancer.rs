@@ -169,6 +169,10 @@ pub struct Settings {
     pub interfaces: Vec<String>,
     /// Further lines of `[node]`, TOML.
     pub node: String,
+    /// Further sections, TOML.
+    pub rest: String,
+    /// Which balancer of the topology, 0 or 1.
+    pub on: usize,
 }
 
 impl Settings {
@@ -177,7 +181,7 @@ impl Settings {
     }
 }
 
-/// A daemon on the first balancer of a topology. Dropping it kills the daemon and removes all it pinned.
+/// A daemon on a balancer of a topology. Dropping it kills the daemon and removes all it pinned.
 pub struct Balancer<'t> {
     topology: &'t Topology,
     pub node: &'t Node,
@@ -210,7 +214,7 @@ impl<'t> Balancer<'t> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         sweep();
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let node = &topology.lb[0];
+        let node = &topology.lb[settings.on];
         if settings.interfaces.is_empty() {
             settings.interfaces = node.interfaces.iter().map(|i| i.name.clone()).collect();
         }
@@ -286,7 +290,8 @@ impl<'t> Balancer<'t> {
     pub fn config_text(&self) -> String {
         let interfaces: Vec<String> = self.settings.interfaces.iter().map(|i| format!("\"{i}\"")).collect();
         let mut text = format!(
-            "[node]\nname = \"lb1\"\ninterfaces = [{}]\nstate_dir = \"{}\"\npin_dir = \"{}\"\nrun_dir = \"{}\"\n{}\n",
+            "[node]\nname = \"{}\"\ninterfaces = [{}]\nstate_dir = \"{}\"\npin_dir = \"{}\"\nrun_dir = \"{}\"\n{}\n",
+            self.node.name,
             interfaces.join(", "),
             self.state_dir().display(),
             self.pin_dir.display(),
@@ -294,6 +299,7 @@ impl<'t> Balancer<'t> {
             self.settings.node,
         );
         self.settings.services.iter().for_each(|service| text.push_str(&service.toml()));
+        text.push_str(&self.settings.rest);
         text
     }
 

@@ -53,7 +53,8 @@ const BROKEN: &[(&str, &str, &str, &str)] = &[
     ("relative pin_dir", "pin_dir = \"/sys", "pin_dir = \"sys", "pin_dir"),
     ("not TOML", "[[service]]", "[[service]", ""),
     ("duplicate key", "protocol = \"tcp\"", "protocol = \"tcp\"\nprotocol = \"udp\"", "protocol"),
-    ("a section of a later version", "[[service]]", "[[vrrp]]\nname = \"x\"\n[[service]]", "vrrp"),
+    ("a section of a later version", "[[service]]", "[sync]\nlisten = \"x\"\n[[service]]", "sync"),
+    ("a virtual router without an id", "[[service]]", "[[vrrp]]\nname = \"x\"\n[[service]]", "router_id"),
     ("a port that the mode cannot change", "weight = 100", "weight = 100\nport = 81", "81"),
 ];
 

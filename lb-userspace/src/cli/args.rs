@@ -1,6 +1,7 @@
 //! The command line of `lbctl`. The doc comments are its help.
 
 use super::firewall::{LIMIT_EXAMPLES, LIST_EXAMPLES, LimitCommand, ListCommand};
+use super::pair::{PAIR_EXAMPLES, PairCommand};
 use super::parse::{self, Target};
 use crate::control::DEFAULT_SOCKET;
 use crate::model::{BackendName, Protocol, ServiceName};
@@ -159,6 +160,12 @@ at most are written, what is lost is said.")]
     Limit {
         #[command(subcommand)]
         command: LimitCommand,
+    },
+    /// The pair: every VRRP instance, its state and why, the master, what is missing
+    #[command(after_help = PAIR_EXAMPLES)]
+    Pair {
+        #[command(subcommand)]
+        command: Option<PairCommand>,
     },
     /// Reads the configuration file again; a wrong one is refused and the present one stays
     #[command(

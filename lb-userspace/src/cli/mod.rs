@@ -6,6 +6,7 @@ pub mod args;
 pub mod decap;
 pub mod firewall;
 mod observe;
+pub mod pair;
 pub mod parse;
 mod render;
 mod table;
@@ -133,6 +134,10 @@ fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
         }
         Command::Limit { command } => {
             print(output, &wait(firewall::change_limits(&client, command))?, render::change)
+        }
+        Command::Pair { command: None } => print(output, &wait(client.pair())?, |views| pair::render(views)),
+        Command::Pair { command: Some(command) } => {
+            print(output, &wait(pair::change(&client, command))?, render::change)
         }
         Command::Reload { plan } => print(output, &wait(client.reload(*plan))?, render::change),
         Command::Config { command: ConfigCommand::Show } => {

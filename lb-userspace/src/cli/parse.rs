@@ -1,7 +1,7 @@
 //! Argument values of `lbctl`.
 
 use crate::control::request::{self, shorten};
-use crate::model::{BackendName, MAX_WEIGHT, NameError, Protocol, ServiceName};
+use crate::model::{BackendName, MAX_WEIGHT, NameError, Protocol, ServiceName, VrrpName};
 use ipnet::IpNet;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -42,6 +42,10 @@ pub fn service(text: &str) -> Result<ServiceName, NameError> {
 }
 
 pub fn backend(text: &str) -> Result<BackendName, NameError> {
+    text.parse()
+}
+
+pub fn vrrp(text: &str) -> Result<VrrpName, NameError> {
     text.parse()
 }
 

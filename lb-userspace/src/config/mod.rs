@@ -20,6 +20,7 @@ mod snat;
 mod suggest;
 #[cfg(test)]
 mod tests;
+mod vrrp;
 
 pub use duration::{format_duration, parse_duration};
 pub use error::{ConfigError, Problem};
@@ -28,7 +29,7 @@ pub use node::{FlowsConfig, MetricsConfig, NodeConfig, TunnelConfig, XdpMode};
 pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};
 pub use settings::{Origin, Origins, Setting, services_hash};
 
-use crate::model::ServiceSpec;
+use crate::model::{ServiceSpec, VrrpSpec};
 use error::printable;
 use reader::{Notes, Refusal, Section};
 use service::ServiceSettings;
@@ -51,6 +52,8 @@ pub struct Config {
     pub flows: FlowsConfig,
     /// In the order of the file; names are unique and no two services overlap.
     pub services: Vec<ServiceSpec>,
+    /// In the order of the file; names are unique.
+    pub vrrp: Vec<VrrpSpec>,
     /// Which of the settings the file set.
     pub origins: Origins,
 }
@@ -131,6 +134,11 @@ pub fn parse_on(file_name: &str, text: &str, hostname: &str) -> Result<Config, C
         .collect();
     check::check(&drafts);
     snat::check(&drafts);
+    let routers = root.tables("vrrp").unwrap_or_default().into_iter().zip(1..);
+    let routers: Vec<_> =
+        routers.map(|((table, at), number)| vrrp::read(&notes, table, at, number)).collect();
+    vrrp::check(&routers);
+    let vrrp = routers.into_iter().filter_map(vrrp::VrrpDraft::build).collect();
     let services = drafts.into_iter().filter_map(|draft| draft.build(&defaults)).collect();
     Ok(Config {
         file: file_name.to_owned(),
@@ -140,6 +148,7 @@ pub fn parse_on(file_name: &str, text: &str, hostname: &str) -> Result<Config, C
         firewall: Arc::new(firewall.unwrap_or_default()),
         flows: flows.unwrap_or_default(),
         services,
+        vrrp,
         origins: Origins(notes.finish()?),
     })
 }

@@ -25,6 +25,7 @@ impl Schema {
             "[defaults]" => &[&DEFAULTS_HEALTH, &NODE],
             "[defaults.health]" | "[defaults.snat]" => &[&DEFAULTS],
             "[service.limits]" | "[service.snat]" => &[&SERVICE],
+            "[[vrrp]]" => &[&NODE],
             "the file" => &[&NODE, &METRICS, &TUNNEL, &FLOWS, &SERVICE, &SERVICE_HEALTH, &BACKEND],
             _ => &[&NODE, &METRICS, &TUNNEL, &FLOWS],
         };
@@ -37,8 +38,8 @@ const NO_DEFAULT: &str = "it has no default: set it in each [[service]]";
 
 pub(super) static ROOT: Schema = Schema {
     header: "the file",
-    keys: &["node", "metrics", "tunnel", "flows", "firewall", "defaults", "service"],
-    refused: &[("vrrp", LATER), ("sync", LATER), ("bgp", LATER)],
+    keys: &["node", "metrics", "tunnel", "flows", "firewall", "defaults", "service", "vrrp"],
+    refused: &[("sync", LATER), ("bgp", LATER)],
 };
 
 pub(super) static NODE: Schema = Schema {
@@ -142,4 +143,29 @@ pub(super) static BACKEND: Schema = Schema {
     header: "[[service.backend]]",
     keys: &["name", "address", "port", "weight", "server_id"],
     refused: &[],
+};
+
+pub(super) static VRRP: Schema = Schema {
+    header: "[[vrrp]]",
+    keys: &[
+        "name",
+        "interface",
+        "router_id",
+        "version",
+        "priority",
+        "advert_interval",
+        "addresses",
+        "preempt",
+        "preempt_delay",
+        "startup_delay",
+        "down_adverts",
+        "unicast_peers",
+        "min_ttl",
+        "checksum",
+        "announce_repeat",
+        "announce_refresh",
+        "track_interfaces",
+        "track_weight",
+    ],
+    refused: &[("state", "a node starts as backup; priority and preempt decide who becomes master")],
 };

@@ -1,6 +1,6 @@
 //! The settings in force, one by one: for `config show`, for hashes, and as TOML.
 
-use super::{Config, duration::format_duration};
+use super::{Config, duration::format_duration, vrrp};
 use crate::model::{HealthCheck, HealthSpec, LimitSpec, PortSpec, ServiceSpec, StatusRange};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -212,6 +212,13 @@ impl Config {
         entries
     }
 
+    fn vrrp_entries(&self) -> impl Iterator<Item = Entry> {
+        self.vrrp.iter().flat_map(|spec| {
+            let path = |key: &str| vec!["vrrp".to_owned(), spec.name.to_string(), key.to_owned()];
+            vrrp::entries(spec).into_iter().map(move |(key, value)| (path(key), value))
+        })
+    }
+
     /// What stands in the files of denied prefixes, as a digest: no setting that a file could say.
     fn list_entry(&self) -> Option<Entry> {
         let digest = &self.firewall.digest;
@@ -221,7 +228,12 @@ impl Config {
     /// Every setting in force, with where it comes from. Optional settings that nobody set are left out.
     pub fn settings(&self) -> Vec<Setting> {
         let services = self.services.iter().flat_map(service_entries);
-        let entries = self.node_entries().into_iter().chain(self.list_entry()).chain(services);
+        let entries = self
+            .node_entries()
+            .into_iter()
+            .chain(self.list_entry())
+            .chain(self.vrrp_entries())
+            .chain(services);
         entries
             .map(|(path, value)| Setting { origin: self.origins.of(&path), key: path.join("."), value })
             .collect()
@@ -231,7 +243,8 @@ impl Config {
     /// formatting, order, and whether a value was set or is the default do not matter.
     pub fn hash(&self) -> String {
         let services = self.services.iter().flat_map(service_entries);
-        digest(self.node_entries().into_iter().chain(self.list_entry()).chain(services).collect())
+        let node = self.node_entries().into_iter().chain(self.list_entry()).chain(self.vrrp_entries());
+        digest(node.chain(services).collect())
     }
 
     /// A hash over the services, equal on both nodes of a pair; see [`services_hash`].
@@ -259,7 +272,10 @@ impl Config {
             };
             Some((section.to_owned(), path.clone(), key.clone(), value))
         });
-        for (section, path, key, value) in entries.chain(services) {
+        let routers = self
+            .vrrp_entries()
+            .map(|(path, value)| ("[[vrrp]]".to_owned(), path.clone(), path[2].clone(), value));
+        for (section, path, key, value) in entries.chain(routers).chain(services) {
             // Each service and backend begins with its name, and a section of its own.
             let this = format!("{section}{}", path[..path.len() - 1].join("."));
             if this != header {

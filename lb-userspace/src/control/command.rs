@@ -1,7 +1,7 @@
 //! What the server asks of the daemon: one message per request, with a way back.
 
 use super::observe::{AskFlows, AskTrace, FlowsView, TraceLine};
-use super::{api::*, firewall::FirewallCommand};
+use super::{api::*, firewall::FirewallCommand, pair::PairCommand};
 use crate::model::{BackendName, ServiceName};
 use std::net::{IpAddr, SocketAddr};
 use tokio::sync::{mpsc, oneshot};
@@ -98,6 +98,8 @@ pub enum Command {
     },
     /// About lists and limits.
     Firewall(FirewallCommand),
+    /// About the pair.
+    Pair(PairCommand),
     Flows {
         ask: AskFlows,
         reply: Reply<FlowsView>,

@@ -9,6 +9,7 @@ pub mod command;
 mod extract;
 pub mod firewall;
 pub mod observe;
+pub mod pair;
 pub mod request;
 pub mod server;
 pub mod socket;

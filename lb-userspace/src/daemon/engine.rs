@@ -56,6 +56,7 @@ pub struct Engine {
     pub(super) tracking: Tracking,
     pub(super) rounds: Rounds,
     pub(super) tracers: Tracers,
+    pub(super) pair: super::pair::Pair,
     pub(super) nat: NatState,
     rings: maglev::Cache,
     /// Health as an earlier daemon left it in the maps, until the checks of this one have spoken.
@@ -96,6 +97,7 @@ impl Engine {
             tracking: Tracking::new(Instant::now()),
             rounds: Rounds::default(),
             tracers: Tracers::default(),
+            pair: super::pair::Pair::default(),
             nat: NatState::default(),
             rings: maglev::Cache::default(),
             remembered: remembered(&image),
@@ -360,6 +362,7 @@ impl Engine {
             tracing::error!(%error, "not attached to every interface");
             self.attached.retain(|a| there.contains(&a.interface) && index(&a.interface) == Some(a.ifindex));
         }
+        self.track_pair();
     }
 
     fn converge_or_log(&mut self, why: &str) {
@@ -516,6 +519,9 @@ impl Engine {
         self.check_forwarding();
         for stale in &self.effective.stale {
             tracing::warn!(%stale, "a runtime change has no effect with this configuration; it is kept");
+        }
+        if let Err(error) = self.configure_pair() {
+            tracing::error!(%error, "VRRP goes on as before the reload");
         }
         let message = match changes.len() {
             0 => format!("{file} read again: nothing changed"),

@@ -30,6 +30,10 @@ pub enum EngineError {
     Build(#[from] BuildError),
     #[error("{prefix}: {error}")]
     Prefix { prefix: ipnet::IpNet, error: crate::model::PrefixError },
+    #[error("the VRRP threads could not be started: {0}")]
+    Vrrp(std::io::Error),
+    #[error("{0}")]
+    Pair(crate::vrrp::RequestError),
     #[error(
         "{key} is {found} in the file and {running} in the running daemon, and takes effect only at a start: restart lbd (forwarding goes on meanwhile)"
     )]
@@ -47,7 +51,11 @@ impl From<EngineError> for CommandError {
                 ChangeErrorKind::Conflict => Self::Conflict(text),
             },
             EngineError::NeedsRestart { .. } => Self::Conflict(text),
-            EngineError::State(_) | EngineError::Dataplane(_) | EngineError::Build(_) => Self::Failed(text),
+            EngineError::State(_)
+            | EngineError::Dataplane(_)
+            | EngineError::Build(_)
+            | EngineError::Vrrp(_)
+            | EngineError::Pair(_) => Self::Failed(text),
         }
     }
 }

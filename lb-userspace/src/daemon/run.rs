@@ -144,6 +144,10 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let mut events = engine.kernel.events().and_then(Events::new).map_err(EngineError::from)?;
     engine.check_forwarding();
     let mut resequencer = Resequencer::new(&engine.kernel).map_err(EngineError::from)?;
+    if let Err(error) = engine.configure_pair() {
+        // Forwarding goes on; who has the addresses is not this node's to say.
+        tracing::error!(%error, "no VRRP on this node");
+    }
     engine.log_ready();
     let mut tend = tokio::time::interval(TEND_INTERVAL);
     tend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -156,6 +160,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                 Some(Command::Detach { by, reply }) => {
                     engine.end_traces();
                     tracing::warn!(by, "detaching: nothing is forwarded any more");
+                    // First the peer takes over.
+                    engine.stop_pair();
                     drop(engine);
                     let result = Kernel::detach(&pin_dir).map_err(|e| CommandError::Failed(e.to_string()));
                     let _ = reply.send(result.map(|()| ChangeView {
@@ -204,11 +210,13 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             }
             _ = terminate.recv() => {
                 engine.end_traces();
+                engine.stop_pair();
                 tracing::info!("SIGTERM: the daemon ends, forwarding goes on (lbd --detach removes it)");
                 break;
             }
             _ = interrupt.recv() => {
                 engine.end_traces();
+                engine.stop_pair();
                 tracing::info!("SIGINT: the daemon ends, forwarding goes on (lbd --detach removes it)");
                 break;
             }
@@ -335,6 +343,7 @@ impl Engine {
                 send(reply, Ok::<_, CommandError>(self.explain(protocol, source, destination, packet)));
             }
             Command::Firewall(command) => self.answer_firewall(command),
+            Command::Pair(command) => self.answer_pair(command),
             Command::Flows { ask, reply } => self.list_flows(ask, reply),
             Command::Trace { ask, reply } => self.start_trace(ask, reply),
             Command::Detach { .. } => unreachable!("the loop takes it"),

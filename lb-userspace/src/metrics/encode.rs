@@ -89,7 +89,8 @@ impl Collector for Scrape {
         self.backends(&mut encoder)?;
         self.health(&mut encoder)?;
         let drops = self.snapshot.drops.iter().map(|row| ([row.reason.as_str()], row.packets));
-        counters(&mut encoder, &families::DROPS, drops)
+        counters(&mut encoder, &families::DROPS, drops)?;
+        super::pair::encode(&self.snapshot, &mut encoder)
     }
 }
 
@@ -208,7 +209,7 @@ fn family<'a, const N: usize, T>(
     Ok(())
 }
 
-fn counters<'a, const N: usize>(
+pub(super) fn counters<'a, const N: usize>(
     encoder: &mut DescriptorEncoder<'_>,
     what: &Family<N>,
     rows: impl IntoIterator<Item = ([&'a str; N], u64)>,
@@ -216,7 +217,7 @@ fn counters<'a, const N: usize>(
     family(encoder, what, rows, |value, mut to| to.encode_counter::<NoLabelSet, _, u64>(&value, None))
 }
 
-fn gauges<'a, const N: usize, V: EncodeGaugeValue>(
+pub(super) fn gauges<'a, const N: usize, V: EncodeGaugeValue>(
     encoder: &mut DescriptorEncoder<'_>,
     what: &Family<N>,
     rows: impl IntoIterator<Item = ([&'a str; N], V)>,

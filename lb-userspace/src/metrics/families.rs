@@ -201,3 +201,52 @@ pub(super) static DROPS: Family<1> = Family::new(
     ["reason"],
     "Packets to a service that were dropped, by reason; lbctl drops explains the reasons.",
 );
+
+pub(super) static VRRP_STATE: Family<2> = Family::new(
+    Gauge,
+    "lbd_vrrp_state",
+    ["instance", "state"],
+    "1 for the state of the VRRP instance, 0 for the others: init, backup, master, fault.",
+);
+pub(super) static VRRP_TRANSITIONS: Family<2> = Family::new(
+    Counter,
+    "lbd_vrrp_transitions_total",
+    ["instance", "state"],
+    "Times that the VRRP instance came into the state.",
+);
+pub(super) static VRRP_PRIORITY: Family<1> = Family::new(
+    Gauge,
+    "lbd_vrrp_priority",
+    ["instance"],
+    "Priority in force of the VRRP instance: the configured one without what tracking takes off.",
+);
+pub(super) static VRRP_FAULTS: Family<1> = Family::new(
+    Gauge,
+    "lbd_vrrp_faults",
+    ["instance"],
+    "Things that this node lacks to be a good master; lbctl pair names them.",
+);
+pub(super) static VRRP_SENT: Family<1> = Family::new(
+    Counter,
+    "lbd_vrrp_adverts_sent_total",
+    ["instance"],
+    "Advertisements that the VRRP instance sent.",
+);
+pub(super) static VRRP_RECEIVED: Family<1> = Family::new(
+    Counter,
+    "lbd_vrrp_adverts_received_total",
+    ["instance"],
+    "Advertisements for the VRRP instance that passed all checks.",
+);
+pub(super) static VRRP_SPLIT_BRAINS: Family<1> = Family::new(
+    Counter,
+    "lbd_vrrp_split_brains_total",
+    ["instance"],
+    "Advertisements of another, lesser master that came while this node was master.",
+);
+pub(super) static VRRP_REFUSED: Family<1> = Family::new(
+    Counter,
+    "lbd_vrrp_refused_packets_total",
+    ["reason"],
+    "VRRP packets of no effect, by reason.",
+);

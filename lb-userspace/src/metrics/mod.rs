@@ -11,6 +11,7 @@ mod families;
 mod http;
 mod instruments;
 mod listen;
+mod pair;
 mod source;
 
 pub use encode::{Format, encode};

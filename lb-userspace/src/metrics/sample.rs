@@ -6,6 +6,7 @@ use crate::{
         BackendView, DropView, FirewallView, InterfaceView, NatTotals, NatView, ServiceView, SlotsView,
         StatusView,
     },
+    control::pair::{PairView, RefusedView},
     model::{Admin, Forward, Health, Protocol, Scheduler},
 };
 use std::time::Duration;
@@ -51,6 +52,31 @@ pub(super) fn service(name: &str, backends: Vec<BackendView>) -> ServiceView {
     }
 }
 
+fn pair(name: &str, state: &str) -> PairView {
+    PairView {
+        name: name.to_owned(),
+        interface: "eth0".to_owned(),
+        router_id: 51,
+        version: 3,
+        state: state.to_owned(),
+        priority: 150,
+        effective_priority: 90,
+        addresses: vec!["192.0.2.10/24".to_owned()],
+        peers: Vec::new(),
+        master: None,
+        master_priority: None,
+        since: 1.5,
+        reason: "no master was heard".to_owned(),
+        faults: vec!["tracked interface eth1 is down".to_owned()],
+        held: false,
+        handed_over: false,
+        adverts_sent: 11,
+        adverts_received: 12,
+        split_brains: 2,
+        transitions: [("backup".to_owned(), 1), ("master".to_owned(), 1)].into(),
+    }
+}
+
 pub(super) fn snapshot() -> Snapshot {
     let interface = |name: &str, ifindex, mode: &str, warning: Option<&str>| InterfaceView {
         name: name.to_owned(),
@@ -64,6 +90,11 @@ pub(super) fn snapshot() -> Snapshot {
     web2.health_reason = Some("connection refused".to_owned());
     web2.packets = u64::MAX;
     Snapshot {
+        pair: vec![pair("public", "master"), pair("inner\"side", "fault")],
+        pair_refused: vec![
+            RefusedView { reason: "ttl".to_owned(), packets: 3 },
+            RefusedView { reason: "checksum".to_owned(), packets: 0 },
+        ],
         status: StatusView {
             node: "lb1".to_owned(),
             version: "0.1.0".to_owned(),

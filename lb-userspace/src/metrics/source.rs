@@ -3,6 +3,7 @@
 use crate::control::{
     api::{DropView, InterfaceView, ServiceView, StatusView},
     command::{Command, CommandError, Commands, Reply},
+    pair::{PairCommand, PairView, RefusedView},
 };
 use serde::Serialize;
 use std::{future::Future, time::Duration};
@@ -14,6 +15,8 @@ pub struct Snapshot {
     pub status: StatusView,
     pub services: Vec<ServiceView>,
     pub drops: Vec<DropView>,
+    pub pair: Vec<PairView>,
+    pub pair_refused: Vec<RefusedView>,
 }
 
 /// Why there is no snapshot.
@@ -33,7 +36,7 @@ pub trait Source: Send + Sync + 'static {
     fn snapshot(&self) -> impl Future<Output = Result<Snapshot, SnapshotError>> + Send;
 }
 
-/// The daemon's loop as the source. The three answers are taken one after the other: a change in
+/// The daemon's loop as the source. The answers are taken one after the other: a change in
 /// between shows in the later ones only.
 impl Source for Commands {
     async fn snapshot(&self) -> Result<Snapshot, SnapshotError> {
@@ -41,6 +44,8 @@ impl Source for Commands {
             status: ask(self, Command::Status).await?,
             services: ask(self, Command::Services).await?,
             drops: ask(self, Command::Drops).await?,
+            pair: ask(self, |reply| Command::Pair(PairCommand::List(reply))).await?,
+            pair_refused: ask(self, |reply| Command::Pair(PairCommand::Refused(reply))).await?,
         })
     }
 }
@@ -93,6 +98,10 @@ mod tests {
                     Command::Status(reply) => drop(reply.send(Ok(answers.status.clone()))),
                     Command::Services(reply) => drop(reply.send(Ok(answers.services.clone()))),
                     Command::Drops(reply) => drop(reply.send(Ok(answers.drops.clone()))),
+                    Command::Pair(PairCommand::List(reply)) => drop(reply.send(Ok(answers.pair.clone()))),
+                    Command::Pair(PairCommand::Refused(reply)) => {
+                        drop(reply.send(Ok(answers.pair_refused.clone())));
+                    }
                     other => panic!("a scrape must not send {other:?}"),
                 }
             }

@@ -11,6 +11,7 @@ mod port;
 mod quic;
 mod ring;
 mod service;
+mod vrrp;
 
 pub use address::{not_for_backend, not_unicast};
 pub use backend::{Admin, BackendSpec, DEFAULT_WEIGHT, Health, MAX_BACKENDS, MAX_WEIGHT};
@@ -19,7 +20,7 @@ pub use guard::{
     Prefixes, Verdict, of_family, parse_prefix,
 };
 pub use health::{DnsCheck, ExecCheck, HealthCheck, HealthSpec, HttpCheck, StatusRange, UdpCheck};
-pub use name::{BackendName, NameError, ServiceName};
+pub use name::{BackendName, NameError, ServiceName, VrrpName};
 pub use nat::{DEFAULT_SNAT_PORTS, Misfit, SnatSpec, misfit};
 pub use port::{PortError, PortSpec};
 pub use quic::{
@@ -27,3 +28,7 @@ pub use quic::{
 };
 pub use ring::{MAX_RING, MIN_RING, is_ring_size};
 pub use service::{Forward, Protocol, Scheduler, ServiceSpec};
+pub use vrrp::{
+    DEFAULT_PRIORITY, Family, MAX_ADVERT_INTERVAL, MAX_VRRP_ADDRESSES, MIN_ADVERT_INTERVAL, OWNER_PRIORITY,
+    TrackInterface, VrrpSpec, VrrpVersion,
+};

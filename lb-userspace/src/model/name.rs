@@ -81,3 +81,7 @@ name_type! {
     /// Name of a backend, unique in its service.
     BackendName
 }
+name_type! {
+    /// Name of a virtual router, unique in a configuration.
+    VrrpName
+}

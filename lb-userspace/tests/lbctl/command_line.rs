@@ -292,3 +292,30 @@ fn lists_and_limits() {
     fails(socket, "limit set www", 2);
     assert_eq!(ok(socket, "limit clear www"), "www: as in the file\n");
 }
+
+#[test]
+fn the_pair() {
+    let daemon = Daemon::start();
+    let socket = &daemon.socket;
+    let shown = ok(socket, "pair");
+    assert!(shown.contains("public  51  master       150  192.0.2.10/24, 2001:db8::10/64"), "{shown}");
+    let json: serde_json::Value = serde_json::from_str(&ok(socket, "pair -o json")).unwrap();
+    for (key, value) in [
+        ("name", serde_json::json!("public")),
+        ("router_id", 51.into()),
+        ("state", "master".into()),
+        ("priority", 150.into()),
+        ("effective_priority", 150.into()),
+        ("addresses", serde_json::json!(["192.0.2.10/24", "2001:db8::10/64"])),
+        ("since", 0.0.into()),
+    ] {
+        assert_eq!(json[0][key], value, "{key}");
+    }
+    assert_eq!(ok(socket, "pair failover public"), "public is handed over to the peer\n");
+    assert!(fails(socket, "pair failover nobody", 1).contains("no VRRP instance 'nobody'"));
+    assert_eq!(ok(socket, "pair hold"), "every instance is held\n");
+    assert_eq!(ok(socket, "pair hold off --instance public"), "public is released\n");
+    fails(socket, "pair hold maybe", 2);
+    fails(socket, "pair failover", 2);
+    assert_eq!(daemon.asked_by().len(), 4);
+}

@@ -137,7 +137,7 @@ fn wrong_requests_say_what_was_expected() {
     for (method, path, body, code, part) in [
         ("GET", "/", "", 404, "every path begins with /v1/"),
         ("GET", "/v2/status", "", 404, "no such path: /v2/status"),
-        ("GET", "/v1/pair", "", 404, "is lbctl newer than lbd?"),
+        ("GET", "/v1/pears", "", 404, "is lbctl newer than lbd?"),
         ("GET", "/v1/services/", "", 404, "no such path"),
         ("DELETE", "/v1/status", "", 405, "DELETE is not possible on /v1/status"),
         ("BREW", "/v1/status", "", 405, "BREW is not possible"),

@@ -31,6 +31,7 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "curl", package: "curl" },
     Tool { program: "nginx", package: "nginx-light" },
     Tool { program: "iperf3", package: "iperf3" },
+    Tool { program: "keepalived", package: "keepalived" },
 ];
 
 const VM_TOOLS: &[Tool] = &[

@@ -72,12 +72,14 @@ fn the_sample_is_valid_and_says_what_it_means() {
         Some(setting) if setting.contains(" = ") && setting.starts_with(|c: char| c.is_ascii_lowercase()) => {
             setting
         }
+        Some(header) if header.starts_with("[[") => header,
         _ => line,
     });
     let all = read(&all.collect::<Vec<_>>().join("\n"));
     assert_eq!(all.services[0].ring_size, Some(65_537));
     assert_eq!(all.services[0].seed, 1);
     assert!(all.tunnel.gue_source_ipv6.is_some());
+    assert_eq!((all.vrrp[0].router_id, all.vrrp[0].priority, all.vrrp[0].addresses.len()), (51, 150, 2));
 }
 
 #[test]

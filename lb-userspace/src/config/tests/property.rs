@@ -3,7 +3,7 @@
 use super::*;
 use crate::model::{
     BackendSpec, DnsCheck, ExecCheck, GuardSpec, LimitSpec, MAX_BURST_MS, MAX_RATE, QuicSpec, ServerId,
-    SnatSpec, UdpCheck,
+    SnatSpec, TrackInterface, UdpCheck, VrrpVersion,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -119,6 +119,7 @@ fn line() -> impl Strategy<Value = String> {
         "[defaults.snat]",
         "[[service.backend]]",
         "[vrrp]",
+        "[[vrrp]]",
         "[x]",
     ]);
     prop_oneof![
@@ -297,6 +298,44 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
     )
 }
 
+fn router(index: u8) -> impl Strategy<Value = VrrpSpec> {
+    let host = index + 1;
+    let times = (1..255u64, 0..100_000u64, 1..=100u8, any::<[bool; 6]>(), 0..=253u8);
+    (name(), 1..=255u8, times).prop_map(move |(name, priority, (units, ms, count, flags, weight))| {
+        let [v2, six, unicast, preempt, tracked, pseudo_header] = flags;
+        let version = if v2 { VrrpVersion::V2 } else { VrrpVersion::V3 };
+        let four = ipnet::IpNet::new([192, 0, 2, host].into(), 24).unwrap();
+        let other =
+            ipnet::IpNet::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 1, host.into()).into(), 64).unwrap();
+        let unicast_peers: Vec<IpAddr> =
+            if unicast { vec!["10.0.0.3".parse().unwrap(), "fd00::3".parse().unwrap()] } else { Vec::new() };
+        let delay = Duration::from_millis(ms);
+        VrrpSpec {
+            name: format!("{index}{name}")[..name.len().min(60)].parse().unwrap(),
+            interface: format!("eth{index}"),
+            router_id: host,
+            version,
+            priority,
+            advert_interval: if v2 { Duration::from_secs(units) } else { Duration::from_millis(units * 10) },
+            addresses: if six && !v2 { vec![four, other] } else { vec![four] },
+            preempt,
+            preempt_delay: delay,
+            startup_delay: delay * 2,
+            down_adverts: count,
+            min_ttl: (!unicast_peers.is_empty() && pseudo_header).then_some(count),
+            unicast_peers,
+            pseudo_header,
+            announce_repeat: count,
+            announce_refresh: delay,
+            track_interfaces: if tracked {
+                ["eth8", "eth9"].map(|name| TrackInterface { name: name.to_owned(), weight }).into()
+            } else {
+                Vec::new()
+            },
+        }
+    })
+}
+
 fn config() -> impl Strategy<Value = Config> {
     let node = (
         name(),
@@ -332,8 +371,9 @@ fn config() -> impl Strategy<Value = Config> {
         deny,
         ..FirewallConfig::default()
     });
-    (node, listen, tunnel, firewall, flows, services).prop_map(
-        |(node, metrics, tunnel, firewall, flows, services)| Config {
+    let vrrp = (0..3u8).prop_flat_map(|count| (0..count).map(router).collect::<Vec<_>>());
+    (node, listen, tunnel, firewall, flows, services, vrrp).prop_map(
+        |(node, metrics, tunnel, firewall, flows, services, vrrp)| Config {
             file: "lbd.toml".to_owned(),
             node,
             metrics,
@@ -341,6 +381,7 @@ fn config() -> impl Strategy<Value = Config> {
             firewall: firewall.into(),
             flows,
             services,
+            vrrp,
             origins: Origins::default(),
         },
     )

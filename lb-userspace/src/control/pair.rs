@@ -1,0 +1,160 @@
+//! The pair over the control API: requests, answers, commands, and their handlers.
+
+use super::{
+    api::ChangeView,
+    client::{Client, ClientError},
+    command::{Command, Reply},
+    extract::{Body, Caller},
+    request::Example,
+    server::{Answered, State},
+};
+use crate::model::VrrpName;
+use axum::{
+    Router,
+    extract::State as Shared,
+    routing::{get, post},
+};
+use http::Method;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, net::IpAddr};
+
+/// One virtual router, as in `pair`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PairView {
+    pub name: String,
+    pub interface: String,
+    pub router_id: u8,
+    /// 2 or 3.
+    pub version: u8,
+    /// `init`, `backup`, `master` or `fault`.
+    pub state: String,
+    /// Of the configuration.
+    pub priority: u8,
+    /// What is advertised, with what tracking takes off.
+    pub effective_priority: u8,
+    /// With their prefix lengths.
+    pub addresses: Vec<String>,
+    /// Empty: multicast.
+    pub peers: Vec<IpAddr>,
+    /// The master that a backup hears.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master_priority: Option<u8>,
+    /// When it came into this state, in seconds since 1970.
+    pub since: f64,
+    /// Why it did.
+    pub reason: String,
+    /// What is missing on this node, in words.
+    pub faults: Vec<String>,
+    /// By `pair hold`.
+    pub held: bool,
+    /// It handed over by `pair failover`, and leaves the new master alone.
+    pub handed_over: bool,
+    pub adverts_sent: u64,
+    pub adverts_received: u64,
+    /// Advertisements of other masters, of lower priority, while this node was master.
+    pub split_brains: u64,
+    /// How often each state was entered since the daemon started.
+    pub transitions: BTreeMap<String, u64>,
+}
+
+/// VRRP packets of no effect, by reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedView {
+    pub reason: String,
+    pub packets: u64,
+}
+
+/// `POST /v1/pair/failover`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Failover {
+    pub name: VrrpName,
+}
+
+/// `POST /v1/pair/hold`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hold {
+    pub on: bool,
+    /// Every instance where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<VrrpName>,
+}
+
+impl Example for Failover {
+    const EXAMPLE: &'static str = r#"{"name": "public"}"#;
+}
+
+impl Example for Hold {
+    const EXAMPLE: &'static str = r#"{"on": true}, or {"on": true, "name": "public"}"#;
+}
+
+/// A request about the pair.
+#[derive(Debug)]
+pub enum PairCommand {
+    List(Reply<Vec<PairView>>),
+    Refused(Reply<Vec<RefusedView>>),
+    Failover {
+        name: VrrpName,
+        /// Who asks, e.g. "uid 0 (root)".
+        by: String,
+        reply: Reply<ChangeView>,
+    },
+    Hold {
+        name: Option<VrrpName>,
+        on: bool,
+        by: String,
+        reply: Reply<ChangeView>,
+    },
+}
+
+pub(super) fn routes() -> Router<State> {
+    Router::new()
+        .route("/v1/pair", get(list))
+        .route("/v1/pair/refused", get(refused))
+        .route("/v1/pair/failover", post(failover))
+        .route("/v1/pair/hold", post(hold))
+}
+
+async fn list(Shared(state): Shared<State>) -> Answered<Vec<PairView>> {
+    state.ask(|reply| Command::Pair(PairCommand::List(reply))).await
+}
+
+async fn refused(Shared(state): Shared<State>) -> Answered<Vec<RefusedView>> {
+    state.ask(|reply| Command::Pair(PairCommand::Refused(reply))).await
+}
+
+async fn failover(
+    Shared(state): Shared<State>,
+    Caller(by): Caller,
+    Body(Failover { name }): Body<Failover>,
+) -> Answered<ChangeView> {
+    state.ask(|reply| Command::Pair(PairCommand::Failover { name, by, reply })).await
+}
+
+async fn hold(
+    Shared(state): Shared<State>,
+    Caller(by): Caller,
+    Body(Hold { on, name }): Body<Hold>,
+) -> Answered<ChangeView> {
+    state.ask(|reply| Command::Pair(PairCommand::Hold { name, on, by, reply })).await
+}
+
+impl Client {
+    /// Every virtual router.
+    pub async fn pair(&self) -> Result<Vec<PairView>, ClientError> {
+        self.get("/v1/pair").await
+    }
+
+    /// Gives the addresses of a virtual router to the peer.
+    pub async fn pair_failover(&self, name: &VrrpName) -> Result<ChangeView, ClientError> {
+        self.send(Method::POST, "/v1/pair/failover", &Failover { name: name.clone() }).await
+    }
+
+    /// Keeps this node from being master, or lets it.
+    pub async fn pair_hold(&self, on: bool, name: Option<&VrrpName>) -> Result<ChangeView, ClientError> {
+        self.send(Method::POST, "/v1/pair/hold", &Hold { on, name: name.cloned() }).await
+    }
+}

@@ -1,0 +1,524 @@
+//! The state machine of a virtual router (RFC 9568 section 6.4, RFC 3768 section 6.4). Pure: (machine, event, now) to
+//! (machine, actions); the caller has the clock, the sockets and the interface.
+//!
+//! Beyond the RFCs:
+//! - *fault*: the machine can be told that this node must not be master; it leaves like a stopping one.
+//! - *hold* (maintenance): as backup, however long the master is silent, until released.
+//! - *hand over*: the operator takes the master's role from this node. It is then *yielded*: it leaves the next master
+//!   alone, whatever its priority, until that one fails or leaves. With the peer's agreement nothing is silent in
+//!   between: the successor is master (`HandoverRequested`) before the old one stops (`HandoverGranted`, or the
+//!   successor's first advertisement); without an answer the old one leaves as at a stop.
+//! - A backup that has just started is *unsure*: it may still have the addresses on its interface, from the time
+//!   before it was killed. They stay until a master is heard, so that a node that is alone loses nothing by a restart.
+//! - An advertisement of equal priority in another family than the first one decides no tie: else two nodes whose
+//!   addresses are ordered differently in the two families would throw each other out for ever.
+
+use super::timing::{Moment, master_down, skew};
+use crate::model::{OWNER_PRIORITY, VrrpSpec, VrrpVersion};
+use std::{cmp::Ordering, net::IpAddr, time::Duration};
+
+/// How long the peer may take to agree to a hand-over before this node leaves without it.
+pub const AGREEMENT: Duration = Duration::from_millis(500);
+
+/// What the machine is told by the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Params {
+    pub version: VrrpVersion,
+    /// 1 to 255.
+    pub priority: u8,
+    pub interval: Duration,
+    pub preempt: bool,
+    pub preempt_delay: Duration,
+    pub startup_delay: Duration,
+    pub down_adverts: u8,
+}
+
+impl From<&VrrpSpec> for Params {
+    fn from(spec: &VrrpSpec) -> Self {
+        Self {
+            version: spec.version,
+            priority: spec.priority,
+            interval: spec.advert_interval,
+            preempt: spec.preempt,
+            preempt_delay: spec.preempt_delay,
+            startup_delay: spec.startup_delay,
+            down_adverts: spec.down_adverts,
+        }
+    }
+}
+
+/// Where the machine is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Not started, or stopped.
+    Init,
+    Backup(Backup),
+    Master(Master),
+    /// Something that a master needs is missing.
+    Fault,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backup {
+    /// When the master counts as gone (Active_Down_Timer).
+    pub expires: Moment,
+    /// The master's interval (Active_Adver_Interval).
+    pub interval: Duration,
+    /// When a master of lower priority is no longer left alone; none before one was heard.
+    pub preempt_at: Option<Moment>,
+    /// No master was heard yet, see the module.
+    pub unsure: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Master {
+    /// When the next advertisement is due (Adver_Timer).
+    pub next: Moment,
+    /// The peer was asked to take over; when to leave without its agreement.
+    pub handing_over: Option<Moment>,
+}
+
+/// The state without its timers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Phase {
+    Init,
+    Backup,
+    Master,
+    Fault,
+}
+
+impl Phase {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Init => "init",
+            Self::Backup => "backup",
+            Self::Master => "master",
+            Self::Fault => "fault",
+        }
+    }
+}
+
+/// An advertisement for this virtual router that passed all checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heard {
+    pub priority: u8,
+    pub interval: Duration,
+    pub source: IpAddr,
+    /// The sender's address compared with this node's own; `Equal` if the packet's family decides no tie.
+    pub order: Ordering,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    Start,
+    /// A graceful stop.
+    Stop,
+    Advert(Heard),
+    /// The moment of [`Machine::deadline`] has come; earlier, nothing happens.
+    Timer,
+    /// A master's needs are no longer met.
+    Fail,
+    /// They are met again.
+    Recover,
+    /// What tracking adds to the priority.
+    Weight(i16),
+    Hold,
+    Release,
+    /// The operator wants this node to give the addresses away. `agreed`: the peer can be asked.
+    HandOver {
+        agreed: bool,
+    },
+    /// The master asks this node to take over.
+    HandoverRequested,
+    /// The peer has taken over.
+    HandoverGranted,
+}
+
+/// What is to be done, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// An advertisement with this priority.
+    Send(u8),
+    /// Put the addresses on the interface and announce them.
+    Acquire,
+    /// Take them off.
+    Release,
+    /// Announce the addresses once more: somebody else did.
+    Announce,
+    /// Ask the peer to take over.
+    AskPeer,
+    Entered(Phase, Cause),
+}
+
+/// Why the state changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    Started,
+    Stopped,
+    /// This node is the owner of the addresses.
+    Owner,
+    MasterSilent,
+    MasterLeft,
+    /// The master had a lower priority.
+    Preempted,
+    Superior(IpAddr),
+    Failed,
+    Recovered,
+    Held,
+    HandedOver,
+    TakenOver,
+}
+
+impl Cause {
+    /// For the log and `lbctl pair`.
+    pub fn describe(self) -> String {
+        match self {
+            Self::Started => "started".to_owned(),
+            Self::Stopped => "stopped".to_owned(),
+            Self::Owner => "started as owner of the addresses".to_owned(),
+            Self::MasterSilent => "no master was heard".to_owned(),
+            Self::MasterLeft => "the master left".to_owned(),
+            Self::Preempted => "the master has a lower priority".to_owned(),
+            Self::Superior(source) => format!("{source} is a better master"),
+            Self::Failed => "a fault".to_owned(),
+            Self::Recovered => "the fault is gone".to_owned(),
+            Self::Held => "held by the operator".to_owned(),
+            Self::HandedOver => "handed over by the operator".to_owned(),
+            Self::TakenOver => "the master handed over".to_owned(),
+        }
+    }
+}
+
+/// A virtual router's state and what it was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    pub params: Params,
+    pub state: State,
+    /// What tracking adds to the priority.
+    pub weight: i16,
+    /// A master's needs are not met.
+    pub failed: bool,
+    pub held: bool,
+    /// It handed over, and leaves the successor alone.
+    pub yielded: bool,
+    /// Why the timer runs that it runs: what being master will be put down to.
+    pending: Cause,
+}
+
+impl Machine {
+    pub const fn new(params: Params) -> Self {
+        Self {
+            params,
+            state: State::Init,
+            weight: 0,
+            failed: false,
+            held: false,
+            yielded: false,
+            pending: Cause::MasterSilent,
+        }
+    }
+
+    pub const fn phase(&self) -> Phase {
+        match self.state {
+            State::Init => Phase::Init,
+            State::Backup(_) => Phase::Backup,
+            State::Master(_) => Phase::Master,
+            State::Fault => Phase::Fault,
+        }
+    }
+
+    /// The priority in force. That of an owner is not touched, nor is another one made an owner's or a leaver's.
+    pub fn priority(&self) -> u8 {
+        if self.params.priority == OWNER_PRIORITY {
+            return OWNER_PRIORITY;
+        }
+        let sum = i16::from(self.params.priority).saturating_add(self.weight);
+        u8::try_from(sum.clamp(1, 254)).unwrap_or(1)
+    }
+
+    /// When [`Event::Timer`] is due.
+    pub fn deadline(&self) -> Option<Moment> {
+        match self.state {
+            State::Init | State::Fault => None,
+            State::Backup(backup) => Some(backup.expires),
+            State::Master(master) => Some(master.handing_over.map_or(master.next, |at| at.min(master.next))),
+        }
+    }
+
+    /// Takes over changed parameters without a change of state.
+    pub fn configure(&mut self, params: Params, now: Moment, out: &mut Vec<Action>) {
+        let (before, own) = (self.priority(), self.params.interval);
+        self.params = params;
+        match &mut self.state {
+            State::Init | State::Fault => {}
+            State::Backup(backup) => {
+                // A master that was heard goes on in its own interval.
+                if backup.unsure {
+                    backup.interval = self.params.interval;
+                }
+                let interval = backup.interval;
+                let wait = self.down(interval);
+                self.set_backup(|backup| backup.expires = now + wait);
+            }
+            State::Master(_) => {
+                if self.priority() != before || self.params.interval != own {
+                    self.advertise(now, out);
+                }
+            }
+        }
+    }
+
+    /// The one step. Every pair of state and event has its arm.
+    pub fn step(&mut self, event: Event, now: Moment, out: &mut Vec<Action>) {
+        match (self.state, event) {
+            (State::Init, Event::Start) => self.start(now, out),
+            (State::Init, Event::Fail) => self.failed = true,
+            (State::Init, Event::Recover) => self.failed = false,
+
+            (State::Backup(backup), Event::Advert(heard)) => self.backup_hears(backup, heard, now, out),
+            (State::Backup(backup), Event::Timer) if now >= backup.expires => self.expired(backup, now, out),
+            (State::Backup(_), Event::Release) => {
+                self.held = false;
+                // The master may have been silent for long: it gets its full time.
+                self.restart_timer(now);
+            }
+            (State::Backup(_), Event::HandoverRequested) if !self.held => {
+                self.become_master(Cause::TakenOver, now, out);
+            }
+
+            (State::Master(master), Event::Advert(heard)) => self.master_hears(master, heard, now, out),
+            (State::Master(master), Event::Timer) => self.master_timer(master, now, out),
+            (State::Master(_), Event::Weight(weight)) => {
+                let before = self.priority();
+                self.weight = weight;
+                // The backups shall not have to wait an interval for it.
+                if self.priority() != before {
+                    self.advertise(now, out);
+                }
+            }
+            (State::Master(_), Event::Hold) => {
+                self.held = true;
+                self.leave(now, Cause::Held, out);
+            }
+            (State::Master(_), Event::HandOver { agreed: false }) => {
+                self.yielded = true;
+                self.leave(now, Cause::HandedOver, out);
+            }
+            (State::Master(master), Event::HandOver { agreed: true }) => {
+                self.state = State::Master(Master { handing_over: Some(now + AGREEMENT), ..master });
+                out.push(Action::AskPeer);
+            }
+            // Asked although it is master already: the peer shall hear so.
+            (State::Master(_), Event::HandoverRequested) => self.advertise(now, out),
+            (State::Master(_), Event::HandoverGranted) => {
+                self.yielded = true;
+                self.become_backup(self.params.interval, now, Cause::HandedOver, out);
+            }
+
+            (State::Fault, Event::Recover) => {
+                self.failed = false;
+                let wait = self.down(self.params.interval);
+                self.enter_backup(self.params.interval, now + wait, false, Cause::Recovered, out);
+            }
+
+            // In every state where it is not handled above.
+            (State::Backup(_) | State::Master(_), Event::Fail) => self.fail(out),
+            (State::Backup(_) | State::Master(_) | State::Fault, Event::Stop) => self.stop(out),
+            (State::Init | State::Backup(_) | State::Fault, Event::Weight(weight)) => self.weight = weight,
+            (State::Init | State::Backup(_) | State::Fault, Event::Hold) => self.held = true,
+            (State::Init | State::Master(_) | State::Fault, Event::Release) => self.held = false,
+
+            // A timer that was overtaken; a held node's refusal.
+            (State::Backup(_), Event::Timer | Event::HandoverRequested)
+            // Nothing new.
+            | (State::Backup(_) | State::Master(_) | State::Fault, Event::Start)
+            | (State::Backup(_) | State::Master(_), Event::Recover)
+            | (State::Fault, Event::Fail)
+            | (State::Init, Event::Stop)
+            // Only a master can hand over.
+            | (State::Init | State::Backup(_) | State::Fault, Event::HandOver { .. } | Event::HandoverGranted)
+            // Deaf.
+            | (State::Init | State::Fault, Event::Advert(_) | Event::Timer | Event::HandoverRequested) => {}
+        }
+    }
+
+    /// RFC 9568 section 6.4.1.
+    fn start(&mut self, now: Moment, out: &mut Vec<Action>) {
+        if self.failed {
+            self.state = State::Fault;
+            // There may be addresses of the time before.
+            out.extend([Action::Release, Action::Entered(Phase::Fault, Cause::Failed)]);
+        } else if self.priority() == OWNER_PRIORITY && !self.held {
+            self.become_master(Cause::Owner, now, out);
+        } else {
+            let wait = self.params.startup_delay + self.down(self.params.interval);
+            self.enter_backup(self.params.interval, now + wait, true, Cause::Started, out);
+        }
+    }
+
+    /// RFC 9568 section 6.4.2, "If an ADVERTISEMENT is received".
+    fn backup_hears(&mut self, backup: Backup, heard: Heard, now: Moment, out: &mut Vec<Action>) {
+        if backup.unsure {
+            out.push(Action::Release);
+        }
+        let mut next = Backup { unsure: false, ..backup };
+        if heard.priority == 0 {
+            // "Set the Active_Down_Timer to Skew_Time": it is this node's turn, or that of a better one.
+            next.expires = now + skew(self.params.version, self.priority(), backup.interval);
+            next.preempt_at = None;
+            self.pending = Cause::MasterLeft;
+            self.yielded = false;
+        } else if heard.priority >= self.priority() || self.leaves_alone(&mut next, now) {
+            if heard.priority >= self.priority() {
+                next.preempt_at = None;
+            }
+            // "Set Active_Adver_Interval to Max Advertise Interval contained in the ADVERTISEMENT". The intervals of
+            // version 2 are equal, else the packet would not have come here.
+            next.interval = heard.interval;
+            next.expires = now + self.down(heard.interval);
+            self.pending = Cause::MasterSilent;
+        } else {
+            // "Discard the ADVERTISEMENT": the timer runs out, and this node takes over.
+            self.pending = Cause::Preempted;
+        }
+        self.state = State::Backup(next);
+    }
+
+    /// Whether a master of lower priority stays.
+    fn leaves_alone(&self, backup: &mut Backup, now: Moment) -> bool {
+        if !self.params.preempt || self.yielded || self.held {
+            return true;
+        }
+        let at = *backup.preempt_at.get_or_insert(now + self.params.preempt_delay);
+        now < at
+    }
+
+    fn expired(&mut self, backup: Backup, now: Moment, out: &mut Vec<Action>) {
+        if self.held {
+            let wait = self.down(backup.interval);
+            self.set_backup(|backup| backup.expires = now + wait);
+        } else {
+            self.become_master(self.pending, now, out);
+        }
+    }
+
+    /// RFC 9568 section 6.4.3, "If an ADVERTISEMENT is received".
+    fn master_hears(&mut self, master: Master, heard: Heard, now: Moment, out: &mut Vec<Action>) {
+        let own = self.priority();
+        if heard.priority == 0 {
+            // "Send an ADVERTISEMENT", so that no backup of a leaving master takes over.
+            self.advertise(now, out);
+        } else if heard.priority > own || (heard.priority == own && heard.order == Ordering::Greater) {
+            self.become_backup(heard.interval, now, Cause::Superior(heard.source), out);
+        } else if heard.priority == own && heard.order == Ordering::Equal {
+            // The first family decides.
+        } else if master.handing_over.is_some() {
+            self.yielded = true;
+            self.become_backup(heard.interval, now, Cause::HandedOver, out);
+        } else {
+            // "Send an ADVERTISEMENT immediately to assert the Active state"; and hosts may have believed the other.
+            self.advertise(now, out);
+            out.push(Action::Announce);
+        }
+    }
+
+    fn master_timer(&mut self, master: Master, now: Moment, out: &mut Vec<Action>) {
+        if master.handing_over.is_some_and(|at| now >= at) {
+            self.yielded = true;
+            self.leave(now, Cause::HandedOver, out);
+        } else if now >= master.next {
+            out.push(Action::Send(self.priority()));
+            // Counted from when it was due, so that delays do not add up; but what was missed stays missed.
+            let due = master.next + self.params.interval;
+            let next = if due > now { due } else { now + self.params.interval };
+            self.state = State::Master(Master { next, ..master });
+        }
+    }
+
+    fn fail(&mut self, out: &mut Vec<Action>) {
+        self.failed = true;
+        self.drop_addresses(out);
+        self.state = State::Fault;
+        out.push(Action::Entered(Phase::Fault, Cause::Failed));
+    }
+
+    /// RFC 9568, "If a Shutdown event is received".
+    fn stop(&mut self, out: &mut Vec<Action>) {
+        self.drop_addresses(out);
+        self.state = State::Init;
+        self.yielded = false;
+        out.push(Action::Entered(Phase::Init, Cause::Stopped));
+    }
+
+    /// The first thing is that the others know.
+    fn drop_addresses(&self, out: &mut Vec<Action>) {
+        match self.state {
+            State::Master(_) => out.extend([Action::Send(0), Action::Release]),
+            // Addresses of the time before.
+            State::Backup(Backup { unsure: true, .. }) => out.push(Action::Release),
+            State::Init | State::Backup(_) | State::Fault => {}
+        }
+    }
+
+    /// Says good-bye and waits for the successor.
+    fn leave(&mut self, now: Moment, cause: Cause, out: &mut Vec<Action>) {
+        out.push(Action::Send(0));
+        self.become_backup(self.params.interval, now, cause, out);
+    }
+
+    fn become_backup(&mut self, interval: Duration, now: Moment, cause: Cause, out: &mut Vec<Action>) {
+        out.push(Action::Release);
+        let wait = self.down(interval);
+        self.enter_backup(interval, now + wait, false, cause, out);
+    }
+
+    fn enter_backup(
+        &mut self,
+        interval: Duration,
+        expires: Moment,
+        unsure: bool,
+        cause: Cause,
+        out: &mut Vec<Action>,
+    ) {
+        self.state = State::Backup(Backup { expires, interval, preempt_at: None, unsure });
+        self.pending = Cause::MasterSilent;
+        out.push(Action::Entered(Phase::Backup, cause));
+    }
+
+    /// The advertisement goes first: it makes an old master let go.
+    fn become_master(&mut self, cause: Cause, now: Moment, out: &mut Vec<Action>) {
+        self.yielded = false;
+        self.state = State::Master(Master { next: now, handing_over: None });
+        self.advertise(now, out);
+        out.extend([Action::Acquire, Action::Entered(Phase::Master, cause)]);
+    }
+
+    /// Sends at once and starts the timer again.
+    fn advertise(&mut self, now: Moment, out: &mut Vec<Action>) {
+        out.push(Action::Send(self.priority()));
+        let next = now + self.params.interval;
+        if let State::Master(master) = &mut self.state {
+            master.next = next;
+        }
+    }
+
+    fn restart_timer(&mut self, now: Moment) {
+        if let State::Backup(backup) = self.state {
+            let wait = self.down(backup.interval);
+            self.set_backup(|backup| backup.expires = now + wait);
+        }
+    }
+
+    fn set_backup(&mut self, change: impl FnOnce(&mut Backup)) {
+        if let State::Backup(backup) = &mut self.state {
+            change(backup);
+        }
+    }
+
+    fn down(&self, interval: Duration) -> Duration {
+        master_down(self.params.version, self.priority(), interval, self.params.down_adverts)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+//! The daemon's hold on the VRRP threads.
+
+use super::{
+    heartbeat::{Heartbeat, Inbox, Input, Missing, Request, RequestError},
+    keeper::{Desk, Keeper},
+    notice::{Notice, NoticeReader, Notices, channel},
+    view::{Refused, RouterView},
+    wake,
+};
+use crate::model::{VrrpName, VrrpSpec};
+use std::{
+    io,
+    sync::{Arc, mpsc},
+    thread::{self, JoinHandle},
+};
+use tokio::sync::{oneshot, watch};
+
+/// Requests that wait at most.
+const QUEUE: usize = 64;
+/// Above everything ordinary, below the threads of the kernel that interrupts need.
+const HEARTBEAT_PRIORITY: i32 = 50;
+const KEEPER_PRIORITY: i32 = 49;
+
+/// Where the answer to a request comes.
+type Answer = oneshot::Receiver<Result<(), RequestError>>;
+
+/// Two threads: the heartbeat and the keeper of the addresses.
+#[derive(Debug)]
+pub struct Vrrp {
+    inbox: Inbox,
+    views: watch::Receiver<Arc<Vec<RouterView>>>,
+    refused: Arc<Refused>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Vrrp {
+    /// Starts both threads, in the network namespace of the caller; without routers they sleep.
+    pub fn spawn() -> io::Result<(Self, NoticeReader)> {
+        let (notices, reader) = channel();
+        let (queue, inputs) = mpsc::sync_channel::<Input>(QUEUE);
+        let (waker, alarm) = wake::pair()?;
+        let inbox = Inbox { queue, waker };
+        let desk = Arc::<Desk>::default();
+        let (keeper, keeper_waker) = Keeper::new(Arc::clone(&desk), inbox.clone(), notices.clone())?;
+        let (views_tx, views) = watch::channel(Arc::default());
+        let refused = Arc::<Refused>::default();
+        let notices_of_heart = notices.clone();
+        let for_heart = Arc::clone(&refused);
+        if let Err(error) = wake::lock_memory() {
+            notices.send(Notice::Ordinary { what: "locked memory", error: error.to_string() });
+        }
+        let keeper = thread::Builder::new().name("vrrp-keeper".to_owned()).spawn(move || {
+            prioritise(KEEPER_PRIORITY, None);
+            keeper.run();
+        })?;
+        let heart = thread::Builder::new().name("vrrp-heartbeat".to_owned()).spawn(move || {
+            prioritise(HEARTBEAT_PRIORITY, Some(&notices_of_heart));
+            let keeper = (desk, keeper_waker);
+            Heartbeat::new(inputs, alarm, keeper, notices_of_heart, views_tx, for_heart).run();
+        })?;
+        Ok((Self { inbox, views, refused, threads: vec![heart, keeper] }, reader))
+    }
+
+    /// The virtual routers, in place of those before. Those that are gone say good-bye.
+    pub fn configure(&self, specs: Vec<Arc<VrrpSpec>>) -> Result<(), RequestError> {
+        self.inbox.send(Request::Configure(specs))
+    }
+
+    /// What is missing on this node for a master of any address, beyond what the threads see themselves.
+    pub fn track(&self, missing: Vec<Missing>) -> Result<(), RequestError> {
+        self.inbox.send(Request::Track(missing))
+    }
+
+    /// Gives the addresses of a router to the peer; the answer comes when it has.
+    pub fn failover(&self, name: VrrpName) -> Result<Answer, RequestError> {
+        self.ask(|reply| Request::Failover(name, reply))
+    }
+
+    /// Keeps one router, or all, from being master, or lets it.
+    pub fn hold(&self, name: Option<VrrpName>, on: bool) -> Result<Answer, RequestError> {
+        self.ask(|reply| Request::Hold { name, on, reply })
+    }
+
+    fn ask(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<(), RequestError>>) -> Request,
+    ) -> Result<Answer, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(request(reply))?;
+        Ok(answer)
+    }
+
+    /// The routers as they are, in the order of the configuration.
+    pub fn views(&self) -> Arc<Vec<RouterView>> {
+        Arc::clone(&self.views.borrow())
+    }
+
+    pub fn refused(&self) -> &Arc<Refused> {
+        &self.refused
+    }
+
+    /// Says good-bye, takes the addresses off, and ends. Waits for both, which is a matter of milliseconds.
+    pub fn stop(mut self) {
+        if self.inbox.send(Request::Stop).is_err() {
+            // It has ended, or never reads again: nobody will answer.
+            return;
+        }
+        for thread in std::mem::take(&mut self.threads) {
+            // A panic was reported by the hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn prioritise(priority: i32, notices: Option<&Notices>) {
+    if let (Err(error), Some(notices)) = (wake::real_time(priority), notices) {
+        notices.send(Notice::Ordinary { what: "real-time priority", error: error.to_string() });
+    }
+}

@@ -1,0 +1,67 @@
+//! What the state of this node and the word of the peer mean for a virtual router. Pure.
+
+use super::super::{keeper::Interfaces, packet::Advert};
+use crate::model::{Family, VrrpSpec};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+
+/// Something that a master should have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    pub cause: String,
+    /// Taken off the priority; 0 is a fault.
+    pub weight: u8,
+}
+
+/// What a master would lack, and what that takes off the priority.
+pub(super) fn missing(spec: &VrrpSpec, interfaces: &Interfaces, others: &[Missing]) -> (Vec<Missing>, i16) {
+    let name = &spec.interface;
+    let mut found = Vec::new();
+    let mut fault = |cause: String| found.push(Missing { cause, weight: 0 });
+    match interfaces.get(name) {
+        None => fault(format!("interface {name} does not exist")),
+        Some(interface) if !interface.running => fault(format!("interface {name} is down or has no carrier")),
+        Some(interface) => {
+            if let Some(trouble) = &interface.trouble {
+                fault(trouble.clone());
+            }
+            for family in spec.families() {
+                let destination = match spec.unicast_peers.is_empty() {
+                    true => Some(family.vrrp_group()),
+                    false => spec.peers_of(family).next(),
+                };
+                if destination.is_some_and(|to| interface.source(to).is_none()) {
+                    let kind = match (family, destination) {
+                        (Family::V4, _) => "IPv4 address",
+                        (Family::V6, Some(to)) if to.is_multicast() => "IPv6 link-local address",
+                        (Family::V6, _) => "IPv6 address that reaches the peer",
+                    };
+                    fault(format!("interface {name} has no {kind} of its own"));
+                }
+            }
+        }
+    }
+    for tracked in &spec.track_interfaces {
+        if !interfaces.get(&tracked.name).is_some_and(|interface| interface.running) {
+            let cause = format!("tracked interface {} is down", tracked.name);
+            found.push(Missing { cause, weight: tracked.weight });
+        }
+    }
+    found.extend(others.iter().cloned());
+    let weight = found.iter().map(|missing| i16::from(missing.weight)).sum::<i16>();
+    (found, -weight)
+}
+
+/// How the sender's configuration differs from this node's, in words. Neither changes who is master.
+pub(super) fn mismatch(spec: &VrrpSpec, advert: &Advert, family: Family) -> Option<String> {
+    let theirs: BTreeSet<IpAddr> = advert.addresses.iter().copied().collect();
+    let ours: BTreeSet<IpAddr> = spec.addresses_of(family).collect();
+    let list =
+        |addresses: &BTreeSet<IpAddr>| addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
+    if theirs != ours {
+        return Some(format!("it has the addresses {}; here they are {}", list(&theirs), list(&ours)));
+    }
+    (advert.interval != spec.advert_interval).then(|| {
+        let ms = |interval: Duration| interval.as_millis();
+        format!("its interval is {} ms; here it is {} ms", ms(advert.interval), ms(spec.advert_interval))
+    })
+}
