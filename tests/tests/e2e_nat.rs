@@ -471,7 +471,7 @@ fn connections_outlive_a_second_way_to_their_backend() -> Result<()> {
     let (one, other) = (SocketAddr::new(ip("192.0.2.21"), 8000), SocketAddr::new(ip("192.0.2.22"), 8000));
     let open = |target| Connection::open(&topology.client.ns, target, PATIENCE).expect("a connection");
     let mut connections: Vec<Connection> = (0..30).map(|_| open(one)).collect();
-    let mut ask_all = |when: &str, connections: &mut [Connection]| {
+    let ask_all = |when: &str, connections: &mut [Connection]| {
         for (i, connection) in connections.iter_mut().enumerate() {
             connection.get("/").unwrap_or_else(|e| panic!("connection {i}, {when}: {e}"));
         }
