@@ -275,7 +275,7 @@ fn frame(advert: &Advert, source: [u8; 4], ttl: u8, change: impl FnOnce(&mut Vec
 fn a_node_that_hangs_is_replaced_and_makes_way() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"));
     let topology = topology()?;
-    let fast = |priority, on| settings(&topology, on, &vrrp(priority, "advert_interval = \"10ms\""));
+    let fast = |priority, on| settings(&topology, on, &vrrp(priority, "advert_interval = \"50ms\""));
     let one = Balancer::start(&topology, fast(100, 0))?;
     wait_for_state(&one, "master")?;
     let two = Balancer::start(&topology, fast(150, 1))?;
