@@ -1,29 +1,29 @@
 //! `[service.health]` and `[defaults.health]`.
 
 use super::{
+    checks::{CheckKeys, Http},
     duration::{format_duration, parse_duration},
-    reader::{Refusal, Section, Setting, integer, one_of, text, wrong_type},
+    reader::{Refusal, Section, Setting, one_of, text, wrong_type},
 };
-use crate::model::{
-    DnsCheck, ExecCheck, HealthCheck, HealthSpec, HttpCheck, PortSpec, Protocol, StatusRange, UdpCheck,
-};
+use crate::model::{DnsCheck, ExecCheck, HealthCheck, HealthSpec, PortSpec, Protocol, UdpCheck};
 use std::time::Duration;
-use toml::de::DeValue;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     None,
     Tcp,
     Http,
+    Https,
     Udp,
     Icmp,
     Dns,
     Exec,
 }
 
-const KINDS: [(&str, Kind); 7] = [
+const KINDS: [(&str, Kind); 8] = [
     ("tcp", Kind::Tcp),
     ("http", Kind::Http),
+    ("https", Kind::Https),
     ("udp", Kind::Udp),
     ("icmp", Kind::Icmp),
     ("dns", Kind::Dns),
@@ -34,10 +34,8 @@ const KINDS: [(&str, Kind); 7] = [
 /// What one section says.
 pub(super) struct HealthSettings {
     kind: Setting<Kind>,
-    path: Setting<String>,
-    host: Setting<String>,
-    method: Setting<String>,
-    status: Setting<Vec<StatusRange>>,
+    /// The keys of the types in `checks`.
+    keys: CheckKeys,
     send: Setting<Vec<u8>>,
     expect: Setting<Vec<u8>>,
     name: Setting<String>,
@@ -55,10 +53,7 @@ impl HealthSettings {
     /// What a section that is not there says.
     pub(super) const ABSENT: Self = Self {
         kind: Setting::Absent,
-        path: Setting::Absent,
-        host: Setting::Absent,
-        method: Setting::Absent,
-        status: Setting::Absent,
+        keys: CheckKeys::ABSENT,
         send: Setting::Absent,
         expect: Setting::Absent,
         name: Setting::Absent,
@@ -74,11 +69,8 @@ impl HealthSettings {
 
     pub(super) fn read(section: &Section<'_>) -> Self {
         Self {
-            kind: section.word("type", &KINDS, &["https", "grpc", "mysql", "redis"]),
-            path: section.text("path", PATH, path),
-            host: section.text("host", HOST, host),
-            method: section.text("method", &one_of(&METHODS), method),
-            status: section.read("status", status),
+            kind: section.word("type", &KINDS, &["grpc", "mysql", "redis"]),
+            keys: CheckKeys::read(section),
             send: section.text("send", BYTES, bytes),
             expect: section.text("expect", BYTES, bytes),
             name: section.text("name", NAME, dns_name),
@@ -155,16 +147,8 @@ pub(super) fn merge(section: &Section<'_>, own: &HealthSettings, of: &Checked<'_
     let check = match kind {
         Kind::None => HealthCheck::None,
         Kind::Tcp => HealthCheck::Tcp,
-        Kind::Http => HealthCheck::Http(HttpCheck {
-            method: section.pick("method", own.method.or(&defaults.method), "GET".to_owned()),
-            path: section.pick("path", own.path.or(&defaults.path), "/".to_owned()),
-            host: section.pick("host", &some(own.host.or(&defaults.host)), None),
-            status: section.pick(
-                "status",
-                own.status.or(&defaults.status),
-                vec![StatusRange { lo: 200, hi: 299 }],
-            ),
-        }),
+        Kind::Http => own.keys.http(section, &defaults.keys, Http::Plain),
+        Kind::Https => own.keys.http(section, &defaults.keys, Http::Tls),
         Kind::Udp => HealthCheck::Udp(UdpCheck {
             send: section.pick("send", own.send.or(&defaults.send), Vec::new()),
             expect: section.pick("expect", &some(own.expect.or(&defaults.expect)), None),
@@ -198,7 +182,7 @@ fn default_kind(protocol: Protocol) -> Kind {
     }
 }
 
-fn some<T: Clone>(setting: &Setting<T>) -> Setting<Option<T>> {
+pub(super) fn some<T: Clone>(setting: &Setting<T>) -> Setting<Option<T>> {
     match setting {
         Setting::Is(value, at) => Setting::Is(Some(value.clone()), *at),
         Setting::Absent => Setting::Absent,
@@ -213,35 +197,34 @@ fn check_keys(section: &Section<'_>, own: &HealthSettings, setting: &Setting<Kin
     if type_refused || (kind == Kind::None && !unchecked_udp) {
         return;
     }
-    let keys = [
-        (Kind::Http, "path", own.path.at()),
-        (Kind::Http, "host", own.host.at()),
-        (Kind::Http, "method", own.method.at()),
-        (Kind::Http, "status", own.status.at()),
-        (Kind::Udp, "send", own.send.at()),
-        (Kind::Udp, "expect", own.expect.at()),
-        (Kind::Dns, "name", own.name.at()),
-        (Kind::Dns, "record", own.record.at()),
-        (Kind::Exec, "command", own.command.at()),
-        (Kind::Exec, "user", own.user.at()),
-    ];
-    for (name, other) in KINDS.into_iter().filter(|(_, other)| *other != kind) {
-        let mut present: Vec<(&str, usize)> = keys
-            .iter()
-            .filter(|(of, ..)| *of == other)
-            .filter_map(|(_, key, at)| Some((*key, (*at)?)))
-            .collect();
-        present.sort_by_key(|(_, at)| *at);
-        if let Some((first, at)) = present.first() {
-            let keys: Vec<&str> = present.iter().map(|(key, _)| *key).collect();
-            let found = format!("{} without type = \"{name}\"", keys.join(", "));
-            let what = match other {
-                Kind::Http => "an HTTP check".to_owned(),
-                _ => format!("a check of type \"{name}\""),
-            };
-            let why = Refusal::advice(format!("only {what} uses that: set the type, or remove the rest"));
-            section.refuse(*at, first, found, why);
-        }
+    let mut keys = own.keys.places();
+    keys.extend([
+        (&[Kind::Udp][..], "send", own.send.at()),
+        (&[Kind::Udp], "expect", own.expect.at()),
+        (&[Kind::Dns], "name", own.name.at()),
+        (&[Kind::Dns], "record", own.record.at()),
+        (&[Kind::Exec], "command", own.command.at()),
+        (&[Kind::Exec], "user", own.user.at()),
+    ]);
+    let mut foreign: Vec<(&[Kind], &str, usize)> = keys
+        .into_iter()
+        .filter(|(of, ..)| !of.contains(&kind))
+        .filter_map(|(of, key, at)| Some((of, key, at?)))
+        .collect();
+    foreign.sort_by_key(|(.., at)| *at);
+    // One message for all keys of the same types.
+    while let Some((of, first, at)) = foreign.first().copied() {
+        let (same, rest): (Vec<_>, Vec<_>) = foreign.into_iter().partition(|(other, ..)| *other == of);
+        let keys: Vec<&str> = same.iter().map(|(_, key, _)| *key).collect();
+        let names: Vec<&str> =
+            KINDS.into_iter().filter(|(_, kind)| of.contains(kind)).map(|(name, _)| name).collect();
+        let names = one_of(&names);
+        let found = format!("{} without type = {names}", keys.join(", "));
+        let why = Refusal::advice(format!(
+            "only a check of type {names} uses that: set the type, or remove the rest"
+        ));
+        section.refuse(at, first, found, why);
+        foreign = rest;
     }
 }
 
@@ -285,63 +268,6 @@ pub(super) fn duration(section: &Section<'_>, key: &str, lo: Duration, hi: Durat
             None => Err(why().but("write it like \"500ms\", \"1s\" or \"1m30s\"")),
         }
     })
-}
-
-const PATH: &str = "an absolute path such as \"/healthz\"";
-
-fn path(text: &str) -> Result<String, Refusal> {
-    if !text.starts_with('/') {
-        return Err(Refusal::expected(PATH));
-    }
-    if text.len() > 1024 || !text.bytes().all(|b| b.is_ascii_graphic()) || text.contains('#') {
-        return Err(Refusal::expected("at most 1024 visible ASCII characters, without '#'")
-            .but("write others percent-encoded"));
-    }
-    Ok(text.to_owned())
-}
-
-const HOST: &str = "a host name such as \"www.example.com\"";
-
-fn host(text: &str) -> Result<String, Refusal> {
-    let valid = (1..=255).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b));
-    if valid { Ok(text.to_owned()) } else { Err(Refusal::expected(HOST)) }
-}
-
-const METHODS: [&str; 2] = ["GET", "HEAD"];
-
-fn method(text: &str) -> Result<String, Refusal> {
-    if METHODS.contains(&text) { Ok(text.to_owned()) } else { Err(Refusal::expected(one_of(&METHODS))) }
-}
-
-const STATUS: &str = "status codes from 100 to 599, such as 200, \"200-299\" or [200, \"301-302\"]";
-
-fn status(value: &DeValue<'_>) -> Result<Vec<StatusRange>, Refusal> {
-    let refused = || Refusal::expected(STATUS);
-    let range = |value: &DeValue<'_>| {
-        let (lo, hi) = if value.is_integer() {
-            let code = integer(value, STATUS)?;
-            (code, code)
-        } else {
-            let text = text(value, STATUS)?;
-            let code = |text: &str| text.trim().parse::<i64>().ok();
-            match text.split_once('-') {
-                Some((lo, hi)) => (code(lo), code(hi)),
-                None => (code(text), code(text)),
-            }
-        };
-        match (lo, hi) {
-            (Some(lo @ 100..=599), Some(hi @ 100..=599)) if lo <= hi => {
-                Ok(StatusRange { lo: lo as u16, hi: hi as u16 })
-            }
-            _ => Err(refused()),
-        }
-    };
-    match value {
-        DeValue::Array(array) if array.is_empty() => Err(refused()),
-        DeValue::Array(array) => array.iter().map(|element| range(element.get_ref())).collect(),
-        other => Ok(vec![range(other)?]),
-    }
 }
 
 const BYTES: &str = "text of at most 512 bytes, others than visible ASCII as \\xNN, \\r, \\n or \\t";

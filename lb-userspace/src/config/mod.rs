@@ -6,8 +6,10 @@
 
 mod address;
 mod check;
+mod checks;
 mod duration;
 mod error;
+mod files;
 mod firewall;
 mod health;
 mod node;
@@ -24,6 +26,7 @@ mod vrrp;
 
 pub use duration::{format_duration, parse_duration};
 pub use error::{ConfigError, Problem};
+pub use files::read_certificates;
 pub use firewall::{FirewallConfig, prefixes_digest};
 pub use node::{FlowsConfig, MetricsConfig, NodeConfig, TunnelConfig, XdpMode};
 pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};
@@ -82,6 +85,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
         Ok(text) => {
             let mut config = parse(&name, &text)?;
             firewall::read_files(Arc::make_mut(&mut config.firewall))?;
+            files::check(&config)?;
             Ok(config)
         }
         Err(error) => {

@@ -120,8 +120,27 @@ pub(super) static SERVICE: Schema = Schema {
 };
 
 const HEALTH_KEYS: &[&str] = &[
-    "type", "path", "host", "method", "status", "send", "expect", "name", "record", "command", "user",
-    "interval", "timeout", "rise", "fall", "port",
+    "type",
+    "path",
+    "host",
+    "method",
+    "headers",
+    "status",
+    "body",
+    "server_name",
+    "verify",
+    "ca_file",
+    "send",
+    "expect",
+    "name",
+    "record",
+    "command",
+    "user",
+    "interval",
+    "timeout",
+    "rise",
+    "fall",
+    "port",
 ];
 
 pub(super) static SERVICE_HEALTH: Schema =

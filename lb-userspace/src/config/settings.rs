@@ -1,7 +1,7 @@
 //! The settings in force, one by one: for `config show`, for hashes, and as TOML.
 
 use super::{Config, duration::format_duration, vrrp};
-use crate::model::{HealthCheck, HealthSpec, LimitSpec, PortSpec, ServiceSpec, StatusRange};
+use crate::model::{HealthCheck, HealthSpec, LimitSpec, PortSpec, ServiceSpec, StatusRange, TlsSpec};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::{collections::HashMap, fmt::Write, time::Duration};
@@ -55,17 +55,31 @@ fn escaped(bytes: &[u8]) -> String {
     bytes.escape_ascii().to_string()
 }
 
+fn tls_entries(tls: &TlsSpec, entries: &mut Vec<(&'static str, Value)>) {
+    entries.extend(tls.server_name.as_ref().map(|name| ("server_name", json!(name))));
+    entries.push(("verify", json!(tls.verify)));
+    entries.extend(tls.ca_file.as_ref().map(|file| ("ca_file", json!(file))));
+}
+
 fn health_entries(spec: &HealthSpec) -> Vec<(&'static str, Value)> {
     let mut entries = Vec::new();
     match &spec.check {
         HealthCheck::None => entries.push(("type", json!("none"))),
         HealthCheck::Tcp => entries.push(("type", json!("tcp"))),
         HealthCheck::Http(http) => {
-            entries.push(("type", json!("http")));
+            entries.push(("type", json!(if http.tls.is_some() { "https" } else { "http" })));
             entries.push(("method", json!(http.method)));
             entries.push(("path", json!(http.path)));
             entries.extend(http.host.as_ref().map(|host| ("host", json!(host))));
+            if !http.headers.is_empty() {
+                let fields = http.headers.iter().map(|(name, value)| format!("{name}: {value}"));
+                entries.push(("headers", fields.collect()));
+            }
             entries.push(("status", http.status.iter().map(status).collect()));
+            entries.extend(http.body.as_ref().map(|body| ("body", json!(body))));
+            if let Some(tls) = &http.tls {
+                tls_entries(tls, &mut entries);
+            }
         }
         HealthCheck::Udp(udp) => {
             entries.push(("type", json!("udp")));

@@ -1,6 +1,6 @@
 //! How the backends of a service are checked.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 /// A service's health check, all defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub enum HealthCheck {
     None,
     /// Opens a TCP connection.
     Tcp,
-    /// One HTTP/1.1 request.
+    /// One HTTP/1.1 request, inside TLS where that is set.
     Http(HttpCheck),
     /// One UDP datagram.
     Udp(UdpCheck),
@@ -67,14 +67,52 @@ pub struct ExecCheck {
 /// Parameters of an HTTP check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpCheck {
-    /// `GET` or `HEAD`.
+    /// `GET`, `HEAD`, `OPTIONS` or `POST`, without a body.
     pub method: String,
     /// Absolute path, with query.
     pub path: String,
     /// `Host` header; the backend's address where absent.
     pub host: Option<String>,
+    /// Further header fields, names and values, in this order.
+    pub headers: Vec<(String, String)>,
     /// Status codes that pass.
     pub status: Vec<StatusRange>,
+    /// A regular expression that the body holds.
+    pub body: Option<String>,
+    /// HTTPS.
+    pub tls: Option<TlsSpec>,
+}
+
+impl Default for HttpCheck {
+    /// `GET /` is answered with a 2xx.
+    fn default() -> Self {
+        Self {
+            method: "GET".to_owned(),
+            path: "/".to_owned(),
+            host: None,
+            headers: Vec::new(),
+            status: vec![StatusRange { lo: 200, hi: 299 }],
+            body: None,
+            tls: None,
+        }
+    }
+}
+
+/// How a check speaks TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsSpec {
+    /// The name asked for and verified; where absent, the check's host or the backend's address.
+    pub server_name: Option<String>,
+    /// The certificate has to be valid and signed by a known authority.
+    pub verify: bool,
+    /// Authorities in PEM; the system's where absent.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl Default for TlsSpec {
+    fn default() -> Self {
+        Self { server_name: None, verify: true, ca_file: None }
+    }
 }
 
 /// Inclusive range of HTTP status codes, 100 to 599.

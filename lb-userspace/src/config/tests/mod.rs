@@ -4,7 +4,7 @@ mod broken;
 mod property;
 
 use super::*;
-use crate::model::{Forward, HealthCheck, HealthSpec, HttpCheck, PortSpec, Protocol, Scheduler, StatusRange};
+use crate::model::{Forward, HealthCheck, HealthSpec, HttpCheck, PortSpec, Protocol, Scheduler};
 use std::time::Duration;
 
 fn read(text: &str) -> Config {
@@ -61,10 +61,11 @@ fn the_sample_is_valid_and_says_what_it_means() {
     let www = &config.services[0];
     assert_eq!(www.addresses.len(), 2);
     let check = HttpCheck {
-        method: "GET".to_owned(),
         path: "/healthz".to_owned(),
         host: Some("www.example.com".to_owned()),
-        status: vec![StatusRange { lo: 200, hi: 299 }],
+        headers: vec![("X-Probe".to_owned(), "lbd".to_owned())],
+        body: Some("ok".to_owned()),
+        ..HttpCheck::default()
     };
     assert_eq!(www.health.check, HealthCheck::Http(check));
     // What is commented out may be put in.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::model::{
     BackendSpec, DnsCheck, ExecCheck, GuardSpec, LimitSpec, MAX_BURST_MS, MAX_RATE, QuicSpec, ServerId,
-    SnatSpec, TrackInterface, UdpCheck, VrrpVersion,
+    SnatSpec, StatusRange, TlsSpec, TrackInterface, UdpCheck, VrrpVersion,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -138,9 +138,27 @@ fn health() -> impl Strategy<Value = HealthSpec> {
     let status = status.prop_map(|pairs| {
         pairs.into_iter().map(|(a, b)| StatusRange { lo: a.min(b), hi: a.max(b) }).collect::<Vec<_>>()
     });
-    let http = (select(vec!["GET", "HEAD"]), "/[!-\"$-~]{0,40}", option::of("[a-z0-9.-]{1,40}"), status)
-        .prop_map(|(method, path, host, status)| {
-            HealthCheck::Http(HttpCheck { method: method.to_owned(), path, host, status })
+    let tls =
+        (option::of("[a-z][a-z0-9]{0,20}\\.example"), any::<bool>(), option::of("/[a-z]{1,20}/ca\\.pem"))
+            .prop_map(|(server_name, verify, ca_file)| TlsSpec {
+                server_name,
+                verify,
+                ca_file: ca_file.filter(|_| verify).map(Into::into),
+            });
+    let headers = vec(("X-[a-zA-Z0-9-]{1,10}", "[!-~]([ -~]{0,20}[!-~])?"), 0..4);
+    let http = (
+        select(vec!["GET", "HEAD", "OPTIONS", "POST"]),
+        "/[!-\"$-~]{0,40}",
+        option::of("[a-z0-9.-]{1,40}"),
+        (headers, option::of("[a-z \\\\\".*\t]{1,20}")),
+        status,
+        option::of(tls),
+    )
+        .prop_map(|(method, path, host, (headers, body), status, tls)| {
+            // What is no regular expression is not this test's matter.
+            let body = body.filter(|body| method != "HEAD" && regex::bytes::Regex::new(body).is_ok());
+            let method = method.to_owned();
+            HealthCheck::Http(HttpCheck { method, path, host, headers, status, body, tls })
         });
     let udp = (vec(any::<u8>(), 0..40), option::of(vec(any::<u8>(), 1..40)))
         .prop_map(|(send, expect)| HealthCheck::Udp(UdpCheck { send, expect }));

@@ -10,7 +10,9 @@ pub mod dns;
 pub mod exec;
 pub mod http;
 pub mod icmp;
+mod shared;
 pub mod tcp;
+pub mod tls;
 pub mod udp;
 
 use crate::model::{ExecCheck, HealthCheck, StatusRange, UdpCheck};
@@ -53,7 +55,7 @@ impl Probe {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
-            Self::Http(_) => "http",
+            Self::Http(params) => params.kind(),
             Self::Udp(_) => "udp",
             Self::Icmp => "icmp",
             Self::Dns(_) => "dns",
@@ -108,6 +110,8 @@ impl Deadline {
 pub enum Stage {
     /// The connection was being opened.
     Connect,
+    /// The connection was open, the TLS handshake was not complete.
+    Tls,
     /// The request was on its way, the answer had not come.
     Answer,
     /// The answer had begun.
@@ -126,6 +130,7 @@ pub enum ProbeFailure {
     /// The deadline came first.
     #[error("{} within {timeout:?}", match stage {
         Stage::Connect => "no connection",
+        Stage::Tls => "connected, but no TLS handshake",
         Stage::Answer => "connected, but no answer",
         Stage::Body => "answer not complete",
     })]
@@ -133,6 +138,7 @@ pub enum ProbeFailure {
     /// The backend hung up.
     #[error("{}", match stage {
         Stage::Connect => "connection reset while it was opened",
+        Stage::Tls => "connection closed during the TLS handshake",
         Stage::Answer => "connection closed without an answer",
         Stage::Body => "connection closed before the answer was complete",
     })]
@@ -149,6 +155,21 @@ pub enum ProbeFailure {
     /// More header than any sane answer has.
     #[error("HTTP answer with more than {} KiB or {} lines of header", http::MAX_HEAD / 1024, http::MAX_HEADERS)]
     HeadTooLarge,
+    /// The body of an HTTP answer is not the expected one.
+    #[error("body does not match: {found}")]
+    Body { found: String },
+    /// Something answered, but does not speak TLS.
+    #[error("not a TLS answer")]
+    NotTls,
+    /// The certificate is not good for the server.
+    #[error("the server's certificate {what}")]
+    Certificate { what: String },
+    /// The server ended the handshake.
+    #[error("the server refuses TLS: alert {alert} ({code})")]
+    TlsRefused { alert: String, code: u8 },
+    /// The TLS connection failed in another way.
+    #[error("TLS failed: {what}")]
+    Tls { what: String },
     /// An answer to a datagram that is not the expected one.
     #[error("answer {found} does not hold what is expected")]
     Unexpected { found: String },
@@ -198,6 +219,11 @@ impl ProbeFailure {
             | Self::Broken(_)
             | Self::Status { .. }
             | Self::NotHttp
+            | Self::Body { .. }
+            | Self::NotTls
+            | Self::Certificate { .. }
+            | Self::TlsRefused { .. }
+            | Self::Tls { .. }
             | Self::Unexpected { .. }
             | Self::NotDns
             | Self::NoRecord

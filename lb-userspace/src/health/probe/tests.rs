@@ -3,7 +3,7 @@
 use super::{http::HttpProbe, *};
 use crate::{
     health::testing::{Conduct, Refusing, Server, V4, V6, sockets_to},
-    model::HttpCheck,
+    model::{HttpCheck, TlsSpec},
 };
 use proptest::prelude::*;
 
@@ -13,12 +13,7 @@ const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(200);
 
 fn check() -> HttpCheck {
-    HttpCheck {
-        method: "GET".into(),
-        path: "/healthz?full=1".into(),
-        host: None,
-        status: vec![StatusRange { lo: 200, hi: 299 }],
-    }
+    HttpCheck { path: "/healthz?full=1".into(), ..HttpCheck::default() }
 }
 
 async fn http(server: &Server, timeout: Duration) -> Result<(), ProbeFailure> {
@@ -221,9 +216,14 @@ async fn what_cannot_be_sent_is_said() {
 #[test]
 fn default_port_is_left_out_of_host() {
     let host = |address: &str| format!("{:?}", HttpProbe::new(&check(), address.parse().unwrap()).unwrap());
-    assert!(host("192.0.2.1:80").contains("host: \"192.0.2.1\""));
-    assert!(host("[2001:db8::1]:8080").contains("host: \"[2001:db8::1]:8080\""));
-    assert!(host("[fe80::1%7]:80").contains("host: \"[fe80::1]\""));
+    let unverified = TlsSpec { verify: false, ..TlsSpec::default() };
+    let https = HttpCheck { tls: Some(unverified), ..check() };
+    let of = |address: &str| format!("{:?}", HttpProbe::new(&https, address.parse().unwrap()).unwrap());
+    assert!(of("192.0.2.1:443").contains("\"host\": \"192.0.2.1\""));
+    assert!(of("192.0.2.1:80").contains("\"host\": \"192.0.2.1:80\""));
+    assert!(host("192.0.2.1:80").contains("\"host\": \"192.0.2.1\""));
+    assert!(host("[2001:db8::1]:8080").contains("\"host\": \"[2001:db8::1]:8080\""));
+    assert!(host("[fe80::1%7]:80").contains("\"host\": \"[fe80::1]\""));
 }
 
 /// An answer as a server bent on mischief might make one up: pieces of good ones and noise.

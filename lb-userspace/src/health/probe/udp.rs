@@ -72,7 +72,7 @@ pub async fn probe(address: SocketAddr, check: &UdpCheck, deadline: Deadline) ->
 }
 
 /// The beginning of an answer, as an operator can read it.
-fn shown(answer: &[u8]) -> String {
+pub(super) fn shown(answer: &[u8]) -> String {
     const LONGEST: usize = 32;
     let cut = &answer[..answer.len().min(LONGEST)];
     let more = if answer.len() > LONGEST { "..." } else { "" };

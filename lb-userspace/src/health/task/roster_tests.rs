@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::{
     Health::{Down, Unknown, Up},
-    HealthCheck, HttpCheck, StatusRange,
+    HealthCheck, HttpCheck,
 };
 use nix::errno::Errno;
 use proptest::prelude::*;
@@ -195,12 +195,7 @@ fn without_a_check_it_is_up_at_once() {
 
 #[test]
 fn a_request_that_cannot_be_sent_leaves_the_health_alone() {
-    let check = HttpCheck {
-        method: "GET".into(),
-        path: "/a b".into(),
-        host: None,
-        status: vec![StatusRange { lo: 200, hi: 200 }],
-    };
+    let check = HttpCheck { path: "/a b".into(), ..HttpCheck::default() };
     let (mut bench, applied) = Bench::new(&[with_check(HealthCheck::Http(check), target(1, Up))]);
     assert!(applied.events.is_empty());
     assert_eq!(bench.health(1), Up);

@@ -5,7 +5,7 @@ use crate::{
     health::testing::{Conduct, Refusing, Server, V4, sockets_to},
     model::{
         Health::{Down, Unknown, Up},
-        HealthCheck, HttpCheck, StatusRange,
+        HealthCheck, HttpCheck,
     },
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,12 +34,7 @@ fn tcp(n: usize, address: SocketAddr) -> Target {
 }
 
 fn http(n: usize, address: SocketAddr) -> Target {
-    let check = HttpCheck {
-        method: "GET".into(),
-        path: "/".into(),
-        host: None,
-        status: vec![StatusRange { lo: 200, hi: 299 }],
-    };
+    let check = HttpCheck::default();
     let target = tcp(n, address);
     Target { spec: HealthSpec { check: HealthCheck::Http(check), ..target.spec }, ..target }
 }
