@@ -5,7 +5,7 @@ use super::{
     health::{Kind, some},
     reader::{Refusal, Section, Setting, integer, one_of, text},
 };
-use crate::model::{HealthCheck, HttpCheck, StatusRange, TlsSpec};
+use crate::model::{GrpcCheck, HealthCheck, HttpCheck, MysqlCheck, RedisCheck, Role, StatusRange, TlsSpec};
 use std::path::PathBuf;
 use toml::de::DeValue;
 
@@ -16,7 +16,10 @@ const MAX_COMPILED: usize = 256 * 1024;
 const MAX_HEADERS: usize = 32;
 
 const HTTP: &[Kind] = &[Kind::Http, Kind::Https];
-const TLS: &[Kind] = &[Kind::Https];
+const TLS: &[Kind] = &[Kind::Https, Kind::Grpc];
+const GRPC: &[Kind] = &[Kind::Grpc];
+const USER_OF: &[Kind] = &[Kind::Mysql, Kind::Redis, Kind::Exec];
+const DATABASES: &[Kind] = &[Kind::Mysql, Kind::Redis];
 
 /// What one section says.
 pub(super) struct CheckKeys {
@@ -29,6 +32,11 @@ pub(super) struct CheckKeys {
     server_name: Setting<String>,
     verify: Setting<bool>,
     ca_file: Setting<PathBuf>,
+    tls: Setting<bool>,
+    service: Setting<String>,
+    user: Setting<String>,
+    password_file: Setting<PathBuf>,
+    role: Setting<Role>,
 }
 
 /// Whether an HTTP check is inside TLS.
@@ -50,6 +58,11 @@ impl CheckKeys {
         server_name: Setting::Absent,
         verify: Setting::Absent,
         ca_file: Setting::Absent,
+        tls: Setting::Absent,
+        service: Setting::Absent,
+        user: Setting::Absent,
+        password_file: Setting::Absent,
+        role: Setting::Absent,
     };
 
     pub(super) fn read(section: &Section<'_>) -> Self {
@@ -63,6 +76,11 @@ impl CheckKeys {
             server_name: section.text("server_name", SERVER_NAME, server_name),
             verify: section.switch("verify"),
             ca_file: section.text("ca_file", FILE, file),
+            tls: section.switch("tls"),
+            service: section.text("service", SERVICE, service),
+            user: section.text("user", USER, user),
+            password_file: section.text("password_file", FILE, file),
+            role: section.word("role", &ROLES, &[]),
         }
     }
 
@@ -78,6 +96,11 @@ impl CheckKeys {
             (TLS, "server_name", self.server_name.at()),
             (TLS, "verify", self.verify.at()),
             (TLS, "ca_file", self.ca_file.at()),
+            (GRPC, "tls", self.tls.at()),
+            (GRPC, "service", self.service.at()),
+            (USER_OF, "user", self.user.at()),
+            (DATABASES, "password_file", self.password_file.at()),
+            (DATABASES, "role", self.role.at()),
         ]
     }
 
@@ -101,6 +124,78 @@ impl CheckKeys {
             body: section.pick("body", &some(body), None),
             tls: (http == Http::Tls).then(|| self.tls(section, defaults)),
         })
+    }
+
+    /// The check of type `grpc`.
+    pub(super) fn grpc(&self, section: &Section<'_>, defaults: &Self) -> HealthCheck {
+        let tls = section.pick("tls", self.tls.or(&defaults.tls), false);
+        if !tls {
+            let keys = [
+                ("server_name", self.server_name.at()),
+                ("verify", self.verify.at()),
+                ("ca_file", self.ca_file.at()),
+            ];
+            for (key, at) in keys.into_iter().filter_map(|(key, at)| Some((key, at?))) {
+                let why = Refusal::advice("only TLS uses that: set it, or remove the rest");
+                section.refuse(at, key, format!("{key} without tls = true"), why);
+            }
+        }
+        HealthCheck::Grpc(GrpcCheck {
+            service: section.pick("service", self.service.or(&defaults.service), String::new()),
+            tls: tls.then(|| self.tls(section, defaults)),
+        })
+    }
+
+    /// The check of type `mysql`.
+    pub(super) fn mysql(&self, section: &Section<'_>, defaults: &Self) -> HealthCheck {
+        let (user, password_file, role) = self.login(section, defaults);
+        if *self.user.or(&defaults.user) == Setting::Absent {
+            let refused = if role != Role::Any {
+                Some(("role", self.role.at(), format!("role = \"{role}\" without user")))
+            } else {
+                let file = password_file.as_ref();
+                file.map(|_| {
+                    ("password_file", self.password_file.at(), "password_file without user".to_owned())
+                })
+            };
+            if let Some((key, at, found)) = refused {
+                let why = Refusal::advice("only a user who may log in can ask: set user");
+                section.refuse(at.unwrap_or(section.at), key, found, why);
+            }
+        }
+        HealthCheck::Mysql(MysqlCheck { user, password_file, role })
+    }
+
+    /// The check of type `redis`.
+    pub(super) fn redis(&self, section: &Section<'_>, defaults: &Self) -> HealthCheck {
+        let (user, password_file, role) = self.login(section, defaults);
+        if let (None, Some(at)) = (&password_file, self.user.at())
+            && *self.password_file.or(&defaults.password_file) == Setting::Absent
+        {
+            let why = Refusal::advice("nobody logs in to Redis without a password: set password_file");
+            section.refuse(at, "user", "user without password_file".to_owned(), why);
+        }
+        HealthCheck::Redis(RedisCheck { user, password_file, role })
+    }
+
+    fn login(&self, section: &Section<'_>, defaults: &Self) -> (Option<String>, Option<PathBuf>, Role) {
+        let file = some(self.password_file.or(&defaults.password_file));
+        (
+            section.pick("user", &some(self.user.or(&defaults.user)), None),
+            section.pick("password_file", &file, None),
+            section.pick("role", self.role.or(&defaults.role), Role::Any),
+        )
+    }
+
+    /// Who runs a command.
+    pub(super) fn system_user(&self, section: &Section<'_>, defaults: &Self) -> String {
+        let setting = self.user.or(&defaults.user);
+        if let Some((user, at)) = setting.get()
+            && !is_system_user(user)
+        {
+            section.refuse(at, "user", format!("user = \"{user}\""), Refusal::expected(SYSTEM_USER));
+        }
+        section.pick("user", setting, "nobody".to_owned())
     }
 
     fn tls(&self, section: &Section<'_>, defaults: &Self) -> TlsSpec {
@@ -250,4 +345,28 @@ const FILE: &str = "a file's absolute path";
 
 fn file(text: &str) -> Result<PathBuf, Refusal> {
     directory(text).map_err(|_| Refusal::expected(FILE))
+}
+
+const ROLES: [(&str, Role); 3] = [("any", Role::Any), ("primary", Role::Primary), ("replica", Role::Replica)];
+
+const SERVICE: &str = "a gRPC service's name of at most 255 visible characters, such as \"shop.v1.Cart\"";
+
+fn service(text: &str) -> Result<String, Refusal> {
+    let valid = text.len() <= 255 && text.chars().all(|c| !c.is_control() && c != ' ');
+    if valid { Ok(text.to_owned()) } else { Err(Refusal::expected(SERVICE)) }
+}
+
+const USER: &str = "a user's name of 1 to 80 visible characters";
+
+fn user(text: &str) -> Result<String, Refusal> {
+    let valid = (1..=80).contains(&text.chars().count()) && !text.contains(char::is_control);
+    if valid { Ok(text.to_owned()) } else { Err(Refusal::expected(USER)) }
+}
+
+const SYSTEM_USER: &str = "the name of a user without privileges, such as \"nobody\"";
+
+fn is_system_user(text: &str) -> bool {
+    text.len() <= 32
+        && text != "root"
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }

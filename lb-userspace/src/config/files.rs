@@ -8,6 +8,8 @@ use std::{collections::BTreeSet, fs::File, io::Read as _, path::Path};
 
 /// Largest file of authorities, in bytes; the system's own have a quarter of it.
 const MAX_FILE: u64 = 1 << 20;
+/// Largest file of a password, in bytes.
+const MAX_PASSWORD: u64 = 4096;
 
 /// The certificates of a PEM file, of which there is at least one.
 pub fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -18,6 +20,13 @@ pub fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, St
         Ok(certificates) => Ok(certificates),
         Err(_) => Err("is not in PEM".to_owned()),
     }
+}
+
+/// The first line of a file, which is a password.
+pub fn read_password(file: &Path) -> Result<String, String> {
+    let text = String::from_utf8(read(file, MAX_PASSWORD)?).map_err(|_| "is no text".to_owned())?;
+    let line = text.lines().next().unwrap_or_default();
+    if line.is_empty() { Err("begins with an empty line".to_owned()) } else { Ok(line.to_owned()) }
 }
 
 fn read(file: &Path, most: u64) -> Result<Vec<u8>, String> {
@@ -59,14 +68,22 @@ type Named = (&'static str, Result<(), (String, String)>, &'static str);
 
 fn named(service: &ServiceSpec) -> Vec<Named> {
     let mut named = Vec::new();
-    let tls = match &service.health.check {
-        HealthCheck::Http(http) => http.tls.as_ref(),
-        _ => None,
+    let (tls, password) = match &service.health.check {
+        HealthCheck::Http(http) => (http.tls.as_ref(), None),
+        HealthCheck::Grpc(grpc) => (grpc.tls.as_ref(), None),
+        HealthCheck::Mysql(mysql) => (None, mysql.password_file.as_deref()),
+        HealthCheck::Redis(redis) => (None, redis.password_file.as_deref()),
+        _ => (None, None),
     };
     if let Some(file) = tls.and_then(|tls| tls.ca_file.as_deref()) {
         let shown = file.display().to_string();
         let result = read_certificates(file).map(drop).map_err(|why| (shown, why));
         named.push(("ca_file", result, "certificates in PEM"));
+    }
+    if let Some(file) = password {
+        let shown = file.display().to_string();
+        let result = read_password(file).map(drop).map_err(|why| (shown, why));
+        named.push(("password_file", result, "a password on the first line"));
     }
     named
 }
@@ -116,5 +133,22 @@ mod tests {
         assert_eq!(said("key.pem"), refused("key.pem", "holds no certificate"));
         assert_eq!(said("broken.pem"), refused("broken.pem", "is not in PEM"));
         assert_eq!(said("huge.pem"), refused("huge.pem", "is too large"));
+    }
+
+    #[test]
+    fn passwords_are_first_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("password");
+        let read = |bytes: &[u8]| {
+            std::fs::write(&file, bytes).unwrap();
+            super::read_password(&file)
+        };
+        for text in ["secret", "secret\n", "secret\r\n", "secret\n# of lbd\n"] {
+            assert_eq!(read(text.as_bytes()), Ok("secret".to_owned()));
+        }
+        assert_eq!(read(b" two words \n"), Ok(" two words ".to_owned()));
+        assert_eq!(read(b"\nsecret"), Err("begins with an empty line".to_owned()));
+        assert_eq!(read(b"\xff"), Err("is no text".to_owned()));
+        assert_eq!(read(&[b'x'; 4097]), Err("is too large".to_owned()));
     }
 }

@@ -14,16 +14,22 @@ pub(super) enum Kind {
     Tcp,
     Http,
     Https,
+    Grpc,
+    Mysql,
+    Redis,
     Udp,
     Icmp,
     Dns,
     Exec,
 }
 
-const KINDS: [(&str, Kind); 8] = [
+const KINDS: [(&str, Kind); 11] = [
     ("tcp", Kind::Tcp),
     ("http", Kind::Http),
     ("https", Kind::Https),
+    ("grpc", Kind::Grpc),
+    ("mysql", Kind::Mysql),
+    ("redis", Kind::Redis),
     ("udp", Kind::Udp),
     ("icmp", Kind::Icmp),
     ("dns", Kind::Dns),
@@ -41,7 +47,6 @@ pub(super) struct HealthSettings {
     name: Setting<String>,
     record: Setting<String>,
     command: Setting<Vec<String>>,
-    user: Setting<String>,
     interval: Setting<Duration>,
     timeout: Setting<Duration>,
     rise: Setting<u32>,
@@ -59,7 +64,6 @@ impl HealthSettings {
         name: Setting::Absent,
         record: Setting::Absent,
         command: Setting::Absent,
-        user: Setting::Absent,
         interval: Setting::Absent,
         timeout: Setting::Absent,
         rise: Setting::Absent,
@@ -69,14 +73,13 @@ impl HealthSettings {
 
     pub(super) fn read(section: &Section<'_>) -> Self {
         Self {
-            kind: section.word("type", &KINDS, &["grpc", "mysql", "redis"]),
+            kind: section.word("type", &KINDS, &[]),
             keys: CheckKeys::read(section),
             send: section.text("send", BYTES, bytes),
             expect: section.text("expect", BYTES, bytes),
             name: section.text("name", NAME, dns_name),
             record: section.text("record", &one_of(&RECORDS), record),
             command: command(section),
-            user: section.text("user", USER, user),
             interval: duration(section, "interval", Duration::from_millis(10), Duration::from_secs(3600)),
             timeout: duration(section, "timeout", Duration::from_millis(1), Duration::from_secs(3600)),
             rise: section.integer("rise", 1, 255),
@@ -149,6 +152,9 @@ pub(super) fn merge(section: &Section<'_>, own: &HealthSettings, of: &Checked<'_
         Kind::Tcp => HealthCheck::Tcp,
         Kind::Http => own.keys.http(section, &defaults.keys, Http::Plain),
         Kind::Https => own.keys.http(section, &defaults.keys, Http::Tls),
+        Kind::Grpc => own.keys.grpc(section, &defaults.keys),
+        Kind::Mysql => own.keys.mysql(section, &defaults.keys),
+        Kind::Redis => own.keys.redis(section, &defaults.keys),
         Kind::Udp => HealthCheck::Udp(UdpCheck {
             send: section.pick("send", own.send.or(&defaults.send), Vec::new()),
             expect: section.pick("expect", &some(own.expect.or(&defaults.expect)), None),
@@ -165,7 +171,7 @@ pub(super) fn merge(section: &Section<'_>, own: &HealthSettings, of: &Checked<'_
             }
             HealthCheck::Exec(ExecCheck {
                 command: section.pick("command", setting, Vec::new()),
-                user: section.pick("user", own.user.or(&defaults.user), "nobody".to_owned()),
+                user: own.keys.system_user(section, &defaults.keys),
             })
         }
     };
@@ -204,7 +210,6 @@ fn check_keys(section: &Section<'_>, own: &HealthSettings, setting: &Setting<Kin
         (&[Kind::Dns], "name", own.name.at()),
         (&[Kind::Dns], "record", own.record.at()),
         (&[Kind::Exec], "command", own.command.at()),
-        (&[Kind::Exec], "user", own.user.at()),
     ]);
     let mut foreign: Vec<(&[Kind], &str, usize)> = keys
         .into_iter()
@@ -333,13 +338,4 @@ fn command(section: &Section<'_>) -> Setting<Vec<String>> {
         Setting::Absent => Setting::Absent,
         Setting::Refused => Setting::Refused,
     }
-}
-
-const USER: &str = "the name of a user without privileges, such as \"nobody\"";
-
-fn user(text: &str) -> Result<String, Refusal> {
-    let valid = (1..=32).contains(&text.len())
-        && text != "root"
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-    if valid { Ok(text.to_owned()) } else { Err(Refusal::expected(USER)) }
 }

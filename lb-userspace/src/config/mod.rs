@@ -26,7 +26,7 @@ mod vrrp;
 
 pub use duration::{format_duration, parse_duration};
 pub use error::{ConfigError, Problem};
-pub use files::read_certificates;
+pub use files::{read_certificates, read_password};
 pub use firewall::{FirewallConfig, prefixes_digest};
 pub use node::{FlowsConfig, MetricsConfig, NodeConfig, TunnelConfig, XdpMode};
 pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};

@@ -1,10 +1,13 @@
 //! The settings in force, one by one: for `config show`, for hashes, and as TOML.
 
 use super::{Config, duration::format_duration, vrrp};
-use crate::model::{HealthCheck, HealthSpec, LimitSpec, PortSpec, ServiceSpec, StatusRange, TlsSpec};
+use crate::model::{
+    HealthCheck, HealthSpec, LimitSpec, MysqlCheck, PortSpec, RedisCheck, Role, ServiceSpec, StatusRange,
+    TlsSpec,
+};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use std::{collections::HashMap, fmt::Write, time::Duration};
+use std::{collections::HashMap, fmt::Write, path::Path, time::Duration};
 
 /// Where a setting's value comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +64,17 @@ fn tls_entries(tls: &TlsSpec, entries: &mut Vec<(&'static str, Value)>) {
     entries.extend(tls.ca_file.as_ref().map(|file| ("ca_file", json!(file))));
 }
 
+fn login_entries(
+    user: Option<&str>,
+    password_file: Option<&Path>,
+    role: Role,
+    entries: &mut Vec<(&'static str, Value)>,
+) {
+    entries.extend(user.map(|user| ("user", json!(user))));
+    entries.extend(password_file.map(|file| ("password_file", json!(file))));
+    entries.push(("role", json!(role.to_string())));
+}
+
 fn health_entries(spec: &HealthSpec) -> Vec<(&'static str, Value)> {
     let mut entries = Vec::new();
     match &spec.check {
@@ -91,6 +105,22 @@ fn health_entries(spec: &HealthSpec) -> Vec<(&'static str, Value)> {
             entries.push(("type", json!("dns")));
             entries.push(("name", json!(dns.name)));
             entries.push(("record", json!(dns.record)));
+        }
+        HealthCheck::Grpc(grpc) => {
+            entries.push(("type", json!("grpc")));
+            entries.push(("service", json!(grpc.service)));
+            entries.push(("tls", json!(grpc.tls.is_some())));
+            if let Some(tls) = &grpc.tls {
+                tls_entries(tls, &mut entries);
+            }
+        }
+        HealthCheck::Mysql(MysqlCheck { user, password_file, role }) => {
+            entries.push(("type", json!("mysql")));
+            login_entries(user.as_deref(), password_file.as_deref(), *role, &mut entries);
+        }
+        HealthCheck::Redis(RedisCheck { user, password_file, role }) => {
+            entries.push(("type", json!("redis")));
+            login_entries(user.as_deref(), password_file.as_deref(), *role, &mut entries);
         }
         HealthCheck::Exec(exec) => {
             entries.push(("type", json!("exec")));

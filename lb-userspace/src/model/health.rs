@@ -1,6 +1,6 @@
 //! How the backends of a service are checked.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 /// A service's health check, all defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +33,12 @@ pub enum HealthCheck {
     Icmp,
     /// One DNS query over UDP.
     Dns(DnsCheck),
+    /// One call of `grpc.health.v1.Health/Check`.
+    Grpc(GrpcCheck),
+    /// One login to a MySQL or MariaDB server.
+    Mysql(MysqlCheck),
+    /// One `PING` of a Redis server.
+    Redis(RedisCheck),
     /// A command of this host.
     Exec(ExecCheck),
 }
@@ -53,6 +59,55 @@ pub struct DnsCheck {
     pub name: String,
     /// The record type asked for, in capital letters.
     pub record: String,
+}
+
+/// Parameters of a gRPC check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GrpcCheck {
+    /// Whose health is asked for; empty for the server's as a whole.
+    pub service: String,
+    /// Inside TLS.
+    pub tls: Option<TlsSpec>,
+}
+
+/// Parameters of a MySQL check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MysqlCheck {
+    /// Who logs in; where absent, being told "access denied" passes.
+    pub user: Option<String>,
+    /// Holds the password; where absent, there is none.
+    pub password_file: Option<PathBuf>,
+    pub role: Role,
+}
+
+/// Parameters of a Redis check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedisCheck {
+    /// Who logs in with the password, where that is not the default user.
+    pub user: Option<String>,
+    /// Holds the password; where absent, nobody logs in.
+    pub password_file: Option<PathBuf>,
+    pub role: Role,
+}
+
+/// What a database server has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Any,
+    /// Takes writes.
+    Primary,
+    /// Does not.
+    Replica,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Any => "any",
+            Self::Primary => "primary",
+            Self::Replica => "replica",
+        })
+    }
 }
 
 /// Parameters of a command check.

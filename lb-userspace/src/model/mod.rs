@@ -19,7 +19,10 @@ pub use guard::{
     DEFAULT_BURST_MS, GuardSpec, LimitError, LimitPatch, LimitSpec, MAX_BURST_MS, MAX_RATE, PrefixError,
     Prefixes, Verdict, of_family, parse_prefix,
 };
-pub use health::{DnsCheck, ExecCheck, HealthCheck, HealthSpec, HttpCheck, StatusRange, TlsSpec, UdpCheck};
+pub use health::{
+    DnsCheck, ExecCheck, GrpcCheck, HealthCheck, HealthSpec, HttpCheck, MysqlCheck, RedisCheck, Role,
+    StatusRange, TlsSpec, UdpCheck,
+};
 pub use name::{BackendName, NameError, ServiceName, VrrpName};
 pub use nat::{DEFAULT_SNAT_PORTS, Misfit, SnatSpec, misfit};
 pub use port::{PortError, PortSpec};

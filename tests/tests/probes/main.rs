@@ -2,7 +2,10 @@
 //! namespace of its own.
 
 mod certificates;
+mod grpc;
 mod https;
+mod mysql;
+mod redis;
 
 use lb_tests::lab::{Lab, Netns, Result};
 use lb_userspace::{

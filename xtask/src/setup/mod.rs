@@ -30,6 +30,8 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "ping", package: "iputils-ping" },
     Tool { program: "curl", package: "curl" },
     Tool { program: "nginx", package: "nginx-light" },
+    Tool { program: "mariadbd", package: "mariadb-server" },
+    Tool { program: "redis-server", package: "redis-server" },
     Tool { program: "iperf3", package: "iperf3" },
     Tool { program: "keepalived", package: "keepalived" },
 ];

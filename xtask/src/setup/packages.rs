@@ -149,11 +149,12 @@ const POLICY_TEXT: &str =
 
 impl NoServices {
     fn begin(packages: &[&str]) -> Result<Self> {
-        let disable: Vec<&str> = if packages.iter().any(|package| package.starts_with("nginx")) {
-            vec!["nginx"]
-        } else {
-            Vec::new()
-        };
+        let services = [("nginx", "nginx"), ("mariadb-server", "mariadb"), ("redis-server", "redis-server")];
+        let disable: Vec<&str> = services
+            .into_iter()
+            .filter(|(package, _)| packages.iter().any(|installed| installed.starts_with(package)))
+            .map(|(_, service)| service)
+            .collect();
         let written = match fs::read_to_string(POLICY) {
             // The administrator's own policy stays.
             Ok(text) if text != POLICY_TEXT => false,

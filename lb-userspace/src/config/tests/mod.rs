@@ -57,7 +57,7 @@ fn the_least_configuration_has_the_documented_defaults() {
 fn the_sample_is_valid_and_says_what_it_means() {
     let text = include_str!("../../../../examples/lbd.toml");
     let config = read(text);
-    assert_eq!(config.services.len(), 3);
+    assert_eq!(config.services.len(), 7);
     let www = &config.services[0];
     assert_eq!(www.addresses.len(), 2);
     let check = HttpCheck {

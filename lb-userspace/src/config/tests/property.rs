@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::model::{
-    BackendSpec, DnsCheck, ExecCheck, GuardSpec, LimitSpec, MAX_BURST_MS, MAX_RATE, QuicSpec, ServerId,
-    SnatSpec, StatusRange, TlsSpec, TrackInterface, UdpCheck, VrrpVersion,
+    BackendSpec, DnsCheck, ExecCheck, GrpcCheck, GuardSpec, LimitSpec, MAX_BURST_MS, MAX_RATE, MysqlCheck,
+    QuicSpec, RedisCheck, Role, ServerId, SnatSpec, StatusRange, TlsSpec, TrackInterface, UdpCheck, VrrpVersion,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -152,7 +152,7 @@ fn health() -> impl Strategy<Value = HealthSpec> {
         option::of("[a-z0-9.-]{1,40}"),
         (headers, option::of("[a-z \\\\\".*\t]{1,20}")),
         status,
-        option::of(tls),
+        option::of(tls.clone()),
     )
         .prop_map(|(method, path, host, (headers, body), status, tls)| {
             // What is no regular expression is not this test's matter.
@@ -170,7 +170,27 @@ fn health() -> impl Strategy<Value = HealthSpec> {
             command.insert(0, "/usr/bin/check".to_owned());
             HealthCheck::Exec(ExecCheck { command, user })
         });
+    let grpc = ("[a-z.]{0,20}", option::of(tls))
+        .prop_map(|(service, tls)| HealthCheck::Grpc(GrpcCheck { service, tls }));
+    let login = (
+        option::of("[a-z]{1,20}"),
+        option::of("/[a-z]{1,20}"),
+        select(vec![Role::Any, Role::Primary, Role::Replica]),
+    );
+    let login = login.prop_map(|(user, file, role)| (user, file.map(std::path::PathBuf::from), role));
+    let mysql = login.clone().prop_map(|(user, password_file, role)| {
+        let role = if user.is_some() { role } else { Role::Any };
+        let password_file = password_file.filter(|_| user.is_some());
+        HealthCheck::Mysql(MysqlCheck { user, password_file, role })
+    });
+    let redis = login.prop_map(|(user, password_file, role)| {
+        let user = user.filter(|_| password_file.is_some());
+        HealthCheck::Redis(RedisCheck { user, password_file, role })
+    });
     let check = prop_oneof![
+        grpc,
+        mysql,
+        redis,
         Just(HealthCheck::None),
         Just(HealthCheck::Tcp),
         http,

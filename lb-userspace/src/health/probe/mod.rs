@@ -8,14 +8,18 @@
 
 pub mod dns;
 pub mod exec;
+pub mod grpc;
 pub mod http;
 pub mod icmp;
+pub mod mysql;
+pub mod redis;
+mod secret;
 mod shared;
 pub mod tcp;
 pub mod tls;
 pub mod udp;
 
-use crate::model::{ExecCheck, HealthCheck, StatusRange, UdpCheck};
+use crate::model::{ExecCheck, HealthCheck, MysqlCheck, RedisCheck, Role, StatusRange, UdpCheck};
 use nix::errno::Errno;
 use std::{
     fmt, io,
@@ -33,6 +37,9 @@ pub enum Probe {
     Udp(UdpCheck),
     Icmp,
     Dns(Box<dns::DnsProbe>),
+    Grpc(Box<grpc::GrpcProbe>),
+    Mysql(MysqlCheck),
+    Redis(RedisCheck),
     Exec(ExecCheck),
 }
 
@@ -47,6 +54,9 @@ impl Probe {
             HealthCheck::Udp(check) => Some(Self::Udp(check.clone())),
             HealthCheck::Icmp => Some(Self::Icmp),
             HealthCheck::Dns(check) => Some(Self::Dns(Box::new(dns::DnsProbe::new(check)?))),
+            HealthCheck::Grpc(check) => Some(Self::Grpc(Box::new(grpc::GrpcProbe::new(check, address)?))),
+            HealthCheck::Mysql(check) => Some(Self::Mysql(check.clone())),
+            HealthCheck::Redis(check) => Some(Self::Redis(check.clone())),
             HealthCheck::Exec(check) => Some(Self::Exec(check.clone())),
         })
     }
@@ -59,6 +69,9 @@ impl Probe {
             Self::Udp(_) => "udp",
             Self::Icmp => "icmp",
             Self::Dns(_) => "dns",
+            Self::Grpc(_) => "grpc",
+            Self::Mysql(_) => "mysql",
+            Self::Redis(_) => "redis",
             Self::Exec(_) => "exec",
         }
     }
@@ -71,6 +84,9 @@ impl Probe {
             Self::Udp(check) => udp::probe(address, check, deadline).await,
             Self::Icmp => icmp::probe(address, deadline).await,
             Self::Dns(params) => dns::probe(address, params, deadline).await,
+            Self::Grpc(params) => grpc::probe(address, params, deadline).await,
+            Self::Mysql(check) => mysql::probe(address, check, deadline).await,
+            Self::Redis(check) => redis::probe(address, check, deadline).await,
             Self::Exec(check) => exec::probe(address, check, deadline).await,
         }
     }
@@ -170,6 +186,18 @@ pub enum ProbeFailure {
     /// The TLS connection failed in another way.
     #[error("TLS failed: {what}")]
     Tls { what: String },
+    /// Something answered, but in another language.
+    #[error("not a {what} answer")]
+    NotProtocol { what: &'static str },
+    /// The server answers with an error.
+    #[error("{what} error: {said}")]
+    Server { what: &'static str, said: String },
+    /// The server is there, the service is not.
+    #[error("gRPC service is {state}")]
+    NotServing { state: &'static str },
+    /// The server is well, but not the one that is looked for.
+    #[error("server is a {found}, expected a {expected}")]
+    Role { found: Role, expected: Role },
     /// An answer to a datagram that is not the expected one.
     #[error("answer {found} does not hold what is expected")]
     Unexpected { found: String },
@@ -224,6 +252,10 @@ impl ProbeFailure {
             | Self::Certificate { .. }
             | Self::TlsRefused { .. }
             | Self::Tls { .. }
+            | Self::NotProtocol { .. }
+            | Self::Server { .. }
+            | Self::NotServing { .. }
+            | Self::Role { .. }
             | Self::Unexpected { .. }
             | Self::NotDns
             | Self::NoRecord
