@@ -173,6 +173,30 @@ fn a_status_that_is_not_accepted_takes_a_backend_out() -> Result<()> {
 }
 
 #[test]
+fn a_backend_that_begins_down_gets_nothing_before_it_has_passed() -> Result<()> {
+    require!(Need::Root, Need::Tool("ip"));
+    let topology = Topology::new(&Shape { backends: 2, ..Shape::default() })?;
+    let servers = web_servers(&topology, 0)?;
+    servers[1].set_healthy(false)?;
+    // By failed checks alone it would never go down.
+    let health = "type = \"http\"\npath = \"/healthz\"\ninterval = \"5s\"\nfast_interval = \"100ms\"\nfall = 255\n\
+                  initial = \"down\"\nbackoff = \"10s\"";
+    let service = Service::www([topology.vip4()]).nodes(&topology.backends).health(health);
+    let balancer = Balancer::start(&topology, Settings::of([service]))?;
+    health_is(&balancer, "web1", Health::Up)?;
+    let target = SocketAddr::new(topology.vip4(), 80);
+    for _ in 0..50 {
+        let answer = client::get(&topology.client.ns, target, "/", PATIENCE).expect("an answer");
+        assert_eq!(answer.backend(), "web1");
+    }
+    let view = balancer.service("www");
+    let web2 = view.backends.iter().find(|b| b.name == "web2").expect("web2");
+    assert_eq!((web2.health, web2.slots), (Health::Down, 0));
+    servers[1].set_healthy(true)?;
+    health_is(&balancer, "web2", Health::Up)
+}
+
+#[test]
 fn with_all_down_packets_are_dropped_and_counted_until_one_is_back() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"));
     let topology = Topology::new(&Shape { backends: 2, ..Shape::default() })?;

@@ -5,7 +5,7 @@ use super::{
     duration::{format_duration, parse_duration},
     reader::{Refusal, Section, Setting, one_of, text, wrong_type},
 };
-use crate::model::{DnsCheck, ExecCheck, HealthCheck, HealthSpec, PortSpec, Protocol, UdpCheck};
+use crate::model::{DnsCheck, ExecCheck, Health, HealthCheck, HealthSpec, PortSpec, Protocol, UdpCheck};
 use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +52,9 @@ pub(super) struct HealthSettings {
     rise: Setting<u32>,
     fall: Setting<u32>,
     port: Setting<u16>,
+    initial: Setting<Health>,
+    fast_interval: Setting<Duration>,
+    backoff: Setting<Duration>,
 }
 
 impl HealthSettings {
@@ -69,6 +72,9 @@ impl HealthSettings {
         rise: Setting::Absent,
         fall: Setting::Absent,
         port: Setting::Absent,
+        initial: Setting::Absent,
+        fast_interval: Setting::Absent,
+        backoff: Setting::Absent,
     };
 
     pub(super) fn read(section: &Section<'_>) -> Self {
@@ -85,6 +91,14 @@ impl HealthSettings {
             rise: section.integer("rise", 1, 255),
             fall: section.integer("fall", 1, 255),
             port: section.integer("port", 1, 65_535),
+            initial: section.word("initial", &INITIAL, &[]),
+            fast_interval: duration(
+                section,
+                "fast_interval",
+                Duration::from_millis(10),
+                Duration::from_secs(3600),
+            ),
+            backoff: duration(section, "backoff", Duration::from_millis(10), Duration::from_secs(24 * 3600)),
         }
     }
 
@@ -177,7 +191,35 @@ pub(super) fn merge(section: &Section<'_>, own: &HealthSettings, of: &Checked<'_
     };
     let rise = section.pick("rise", own.rise.or(&defaults.rise), built_in.rise);
     let fall = section.pick("fall", own.fall.or(&defaults.fall), built_in.fall);
-    HealthSpec { check, interval, timeout, rise, fall, port }
+    let initial = section.pick("initial", own.initial.or(&defaults.initial), built_in.initial);
+    let fast = own.fast_interval.or(&defaults.fast_interval);
+    check_pace(section, "fast_interval", fast, interval, "at most", |fast| fast <= interval);
+    let backoff = own.backoff.or(&defaults.backoff);
+    check_pace(section, "backoff", backoff, interval, "at least", |longest| longest >= interval);
+    let fast_interval = section.pick("fast_interval", &some(fast), None);
+    let backoff = section.pick("backoff", &some(backoff), None);
+    HealthSpec { check, interval, timeout, rise, fall, port, initial, fast_interval, backoff }
+}
+
+/// Words for [`HealthSpec::initial`].
+pub(super) const INITIAL: [(&str, Health); 2] = [("up", Health::Unknown), ("down", Health::Down)];
+
+/// An interval that takes the place of the ordinary one lies on its right side.
+fn check_pace(
+    section: &Section<'_>,
+    key: &str,
+    setting: &Setting<Duration>,
+    interval: Duration,
+    side: &str,
+    fits: impl Fn(Duration) -> bool,
+) {
+    if let Some((pace, at)) = setting.get()
+        && !fits(*pace)
+    {
+        let found = format!("{key} = \"{}\"", format_duration(*pace));
+        let why = Refusal::expected(format!("{side} the interval, \"{}\"", format_duration(interval)));
+        section.refuse(at, key, found, why);
+    }
 }
 
 /// A TCP connection says something about a TCP service; about a UDP or QUIC service nothing does by itself.

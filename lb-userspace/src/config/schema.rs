@@ -145,6 +145,9 @@ const HEALTH_KEYS: &[&str] = &[
     "rise",
     "fall",
     "port",
+    "initial",
+    "fast_interval",
+    "backoff",
 ];
 
 pub(super) static SERVICE_HEALTH: Schema =

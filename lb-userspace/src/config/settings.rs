@@ -2,8 +2,8 @@
 
 use super::{Config, duration::format_duration, vrrp};
 use crate::model::{
-    HealthCheck, HealthSpec, LimitSpec, MysqlCheck, PortSpec, RedisCheck, Role, ServiceSpec, StatusRange,
-    TlsSpec,
+    Health, HealthCheck, HealthSpec, LimitSpec, MysqlCheck, PortSpec, RedisCheck, Role, ServiceSpec,
+    StatusRange, TlsSpec,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -133,6 +133,9 @@ fn health_entries(spec: &HealthSpec) -> Vec<(&'static str, Value)> {
     entries.push(("rise", json!(spec.rise)));
     entries.push(("fall", json!(spec.fall)));
     entries.extend(spec.port.map(|port| ("port", json!(port))));
+    entries.push(("initial", json!(if spec.initial == Health::Down { "down" } else { "up" })));
+    entries.extend(spec.fast_interval.map(|pace| ("fast_interval", json!(format_duration(pace)))));
+    entries.extend(spec.backoff.map(|pace| ("backoff", json!(format_duration(pace)))));
     entries
 }
 

@@ -14,7 +14,7 @@ use crate::{
     health::{HealthEvent, HealthHandle, Target, TargetKey},
     maglev,
     metrics::Instruments,
-    model::{Admin, BackendName, Health, ServiceName},
+    model::{Admin, BackendName, BackendSpec, Health, HealthCheck, ServiceName, ServiceSpec},
     net::{
         nexthop::{NextHop, Unresolved},
         watch::NextHopHandle,
@@ -225,7 +225,7 @@ impl Engine {
                     .map(|backend| WantedBackend {
                         spec: backend.spec.clone(),
                         admin: backend.admin,
-                        health: self.health_of(&service.spec.name, &backend.spec.name, backend.spec.address),
+                        health: self.health_of(&service.spec, &backend.spec),
                         next_hop: self
                             .hops
                             .get(&backend.spec.address)
@@ -238,14 +238,16 @@ impl Engine {
     }
 
     /// The last word of the checks; before the first one, what the maps remember of an earlier daemon's.
-    pub(super) fn health_of(&self, service: &ServiceName, backend: &BackendName, address: IpAddr) -> Health {
-        let key = TargetKey { service: service.clone(), backend: backend.clone() };
+    pub(super) fn health_of(&self, service: &ServiceSpec, backend: &BackendSpec) -> Health {
+        let address = backend.address;
+        let key = TargetKey { service: service.name.clone(), backend: backend.name.clone() };
         if let Some(known) = self.health.get(&key).filter(|known| known.address.ip() == address) {
             return known.health;
         }
         match self.remembered.get(&key) {
             Some((known, health)) if *known == address => *health,
-            _ => Health::Unknown,
+            _ if service.health.check == HealthCheck::None => Health::Unknown,
+            _ => service.health.initial,
         }
     }
 
@@ -258,7 +260,7 @@ impl Engine {
                 let key =
                     TargetKey { service: service.spec.name.clone(), backend: backend.spec.name.clone() };
                 let address = SocketAddr::new(backend.spec.address, port);
-                let initial = self.health_of(&service.spec.name, &backend.spec.name, backend.spec.address);
+                let initial = self.health_of(&service.spec, &backend.spec);
                 self.health.insert(key.clone(), Known { address, health: initial });
                 targets.push(Target { key, address, spec: spec.clone(), initial });
             }

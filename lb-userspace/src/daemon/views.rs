@@ -197,7 +197,7 @@ impl Engine {
             weight: backend.spec.weight,
             server_id: service.spec.quic.as_ref().map(|quic| quic.server_id(&backend.spec).to_string()),
             admin: backend.admin,
-            health: self.health_of(&service.spec.name, &backend.spec.name, backend.spec.address),
+            health: self.health_of(&service.spec, &backend.spec),
             health_reason: unreachable.or_else(|| reasons.get(&key).cloned()),
             slots,
             reachable: matches!(hop, Some(Ok(_))),

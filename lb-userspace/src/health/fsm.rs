@@ -9,6 +9,7 @@
 //! A start in `Up` or `Down`, with what was known before a restart, is an ordinary state.
 
 use crate::model::{Health, HealthSpec};
+use std::time::Duration;
 
 /// Results in a row that change the state. A 0 acts as 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +53,29 @@ pub struct Transition {
     pub to: Health,
 }
 
+/// So many checks a backend fails after it was found down before it is checked less often.
+pub const BACKOFF_AFTER: u32 = 10;
+
 impl State {
+    /// From the start of this check to the start of the next: shorter while the results contradict the health or
+    /// nothing is known, longer and longer for what stays down.
+    pub fn pace(&self, spec: &HealthSpec) -> Duration {
+        let changing = match self.health {
+            Health::Unknown => true,
+            Health::Up => self.failures > 0,
+            Health::Down => self.passes > 0,
+        };
+        let long_dead = self.failures.saturating_sub(spec.fall.max(1)).saturating_sub(BACKOFF_AFTER);
+        match (changing, spec.fast_interval, spec.backoff) {
+            (true, Some(fast), _) => fast,
+            (false, _, Some(longest)) if self.health == Health::Down => {
+                let factor = 1_u32.checked_shl(long_dead).unwrap_or(u32::MAX);
+                spec.interval.saturating_mul(factor).min(longest)
+            }
+            _ => spec.interval,
+        }
+    }
+
     /// Starts with `health` known and nothing counted.
     pub fn new(health: Health) -> Self {
         Self { health, passes: 0, failures: 0 }
@@ -160,6 +183,35 @@ mod tests {
         assert_eq!(full.step(Passed, RULE), (full, None));
         let full = State { health: Down, passes: 0, failures: u32::MAX };
         assert_eq!(full.step(Failed, RULE), (full, None));
+    }
+
+    #[test]
+    fn the_pace_follows_the_state() {
+        let (second, ms) = (Duration::from_secs(1), Duration::from_millis);
+        let spec =
+            HealthSpec { fast_interval: Some(ms(100)), backoff: Some(60 * second), ..HealthSpec::default() };
+        let pace = |health, passes, failures| State { health, passes, failures }.pace(&spec);
+        for (state, expected) in [
+            ((Unknown, 0, 0), ms(100)),
+            ((Up, 7, 0), second),
+            ((Up, 0, 1), ms(100)),
+            ((Down, 0, 0), second),
+            ((Down, 0, 3), second),
+            ((Down, 0, 13), second),
+            ((Down, 0, 14), 2 * second),
+            ((Down, 0, 18), 32 * second),
+            ((Down, 0, 19), 60 * second),
+            ((Down, 0, 100), 60 * second),
+            ((Down, 0, u32::MAX), 60 * second),
+            // One passed check, and it is news again.
+            ((Down, 1, 0), ms(100)),
+        ] {
+            assert_eq!(pace(state.0, state.1, state.2), expected, "{state:?}");
+        }
+        let plain = HealthSpec::default();
+        for state in [State::new(Unknown), State { health: Down, passes: 0, failures: 99 }] {
+            assert_eq!(state.pace(&plain), second);
+        }
     }
 
     /// The model: look at the whole history, inconclusive results left out. The health is decided by the

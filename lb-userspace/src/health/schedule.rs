@@ -16,6 +16,11 @@
 //!   target's cadence goes on from there: with a timeout as long as the interval, a hanging backend is
 //!   still checked once per interval.
 //!
+//! A target's interval may change with each check ([`Schedule::set_interval`]). Each interval has a grid of ticks of its own,
+//! whose place depends on the target alone: thousands of targets that were checked faster for a while and go back to
+//! their ordinary interval together are spread as before. The step from one grid to another is half an interval to one
+//! and a half.
+//!
 //! Everything is O(log n) per check.
 
 use std::{
@@ -48,6 +53,8 @@ pub struct Schedule {
 #[derive(Debug)]
 struct Entry {
     hash: u64,
+    /// From where the grids are measured.
+    anchor: Instant,
     /// Nanoseconds.
     interval: u64,
     /// The present tick, without its jitter.
@@ -107,9 +114,9 @@ impl Schedule {
     pub fn insert(&mut self, hash: u64, interval: Duration, now: Instant) -> Id {
         let id = Id(self.next_id);
         self.next_id += 1;
-        let interval = interval.clamp(MIN_INTERVAL, MAX_INTERVAL).as_nanos();
-        let interval = u64::try_from(interval).expect("MAX_INTERVAL fits into 64 bits of nanoseconds");
-        let mut entry = Entry { hash, interval, tick: now, count: 0, put_off: false, running: None };
+        let interval = nanoseconds(interval);
+        let mut entry =
+            Entry { hash, anchor: now, interval, tick: now, count: 0, put_off: false, running: None };
         entry.tick += Duration::from_nanos(mix(hash) % entry.period());
         self.heap.push(Reverse((entry.due(), id)));
         self.entries.insert(id, entry);
@@ -158,6 +165,24 @@ impl Schedule {
         None
     }
 
+    /// From the running check on `id` has another interval. Without effect for a target that is not running.
+    pub fn set_interval(&mut self, id: Id, interval: Duration) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let Some(started) = entry.running else { return };
+        let interval = nanoseconds(interval);
+        if interval == entry.interval {
+            return;
+        }
+        entry.interval = interval;
+        // The last tick of the new grid that is not after the start, or one before its first.
+        let period = u128::from(entry.period());
+        let offset = u128::from(mix(entry.hash)) % period;
+        let since = started.saturating_duration_since(entry.anchor).as_nanos();
+        let behind = (since + period - offset) % period;
+        let behind = Duration::from_nanos(u64::try_from(behind).unwrap_or(u64::MAX));
+        entry.tick = started.checked_sub(behind).unwrap_or(started);
+    }
+
     /// The check of `id` has ended, and its next one is due again in time. Without effect for a target
     /// that was removed or is not running.
     pub fn finished(&mut self, id: Id, now: Instant) {
@@ -180,6 +205,11 @@ impl Schedule {
         }
         self.heap.push(Reverse((due, id)));
     }
+}
+
+fn nanoseconds(interval: Duration) -> u64 {
+    let interval = interval.clamp(MIN_INTERVAL, MAX_INTERVAL).as_nanos();
+    u64::try_from(interval).expect("MAX_INTERVAL fits into 64 bits of nanoseconds")
 }
 
 /// The finalizer of splitmix64.
@@ -301,6 +331,36 @@ mod tests {
         }
         assert_eq!(all, 1000, "every target is checked within one interval");
         assert!(most < 20, "{most} checks within one millisecond");
+    }
+
+    #[test]
+    fn targets_that_change_their_pace_together_stay_spread() {
+        let start = Instant::now();
+        let mut schedule = Schedule::default();
+        for n in 0..1000 {
+            schedule.insert(n, SECOND, start);
+        }
+        let mut last: HashMap<Id, (Instant, Duration)> = HashMap::new();
+        let mut buckets = [0u32; 100];
+        for ms in 0..6000 {
+            let now = start + ms * MS;
+            // Two seconds each: ordinary, fast, ordinary.
+            let interval = if (2000..4000).contains(&ms) { 100 * MS } else { SECOND };
+            while let Some(id) = schedule.pop_due(now) {
+                if let Some((before, paced)) = last.insert(id, (now, interval)) {
+                    let gap = now - before;
+                    assert!(gap + MS >= paced / 2 && gap <= paced * 3 / 2 + MS, "{gap:?} with {paced:?}");
+                }
+                schedule.set_interval(id, interval);
+                schedule.finished(id, now);
+                if ms >= 5000 {
+                    buckets[(ms as usize - 5000) / 10] += 1;
+                }
+            }
+        }
+        let checked: u32 = buckets.iter().sum();
+        assert!((1000..1060).contains(&checked), "{checked}");
+        assert!(buckets.iter().all(|n| *n < 30), "{buckets:?}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! How the backends of a service are checked.
 
+use super::Health;
 use std::{fmt, path::PathBuf, time::Duration};
 
 /// A service's health check, all defaults filled in.
@@ -16,6 +17,13 @@ pub struct HealthSpec {
     pub fall: u32,
     /// Port to check where that is not the backend's.
     pub port: Option<u16>,
+    /// What a new backend is before its checks have said enough: `Unknown`, which counts as up, or `Down`.
+    pub initial: Health,
+    /// Replaces `interval`, which is not shorter, while the results contradict the health.
+    pub fast_interval: Option<Duration>,
+    /// A backend that stays down is checked less and less often, down to this interval, which is not shorter than
+    /// `interval`.
+    pub backoff: Option<Duration>,
 }
 
 /// What a check does.
@@ -187,6 +195,9 @@ impl Default for HealthSpec {
             rise: 2,
             fall: 3,
             port: None,
+            initial: Health::Unknown,
+            fast_interval: None,
+            backoff: None,
         }
     }
 }

@@ -4,6 +4,7 @@
 mod certificates;
 mod grpc;
 mod https;
+mod many;
 mod mysql;
 mod redis;
 

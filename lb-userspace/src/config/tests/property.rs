@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::model::{
-    BackendSpec, DnsCheck, ExecCheck, GrpcCheck, GuardSpec, LimitSpec, MAX_BURST_MS, MAX_RATE, MysqlCheck,
-    QuicSpec, RedisCheck, Role, ServerId, SnatSpec, StatusRange, TlsSpec, TrackInterface, UdpCheck, VrrpVersion,
+    BackendSpec, DnsCheck, ExecCheck, GrpcCheck, GuardSpec, Health, LimitSpec, MAX_BURST_MS, MAX_RATE,
+    MysqlCheck, QuicSpec, RedisCheck, Role, ServerId, SnatSpec, StatusRange, TlsSpec, TrackInterface, UdpCheck, VrrpVersion,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -207,6 +207,9 @@ fn health() -> impl Strategy<Value = HealthSpec> {
             rise,
             fall,
             port: Some(port),
+            initial: if fall % 2 == 0 { Health::Down } else { Health::Unknown },
+            fast_interval: (rise % 2 == 0).then(|| Duration::from_millis(interval / 2 + 5)),
+            backoff: (rise % 3 == 0).then(|| Duration::from_millis(interval + u64::from(port))),
         },
     )
 }

@@ -64,6 +64,10 @@ fn failure(error: &RedisError) -> ProbeFailure {
     }
     match error.kind() {
         ErrorKind::Parse => ProbeFailure::NotProtocol { what: WHAT },
+        // The library does not pass on what the server said.
+        ErrorKind::AuthenticationFailed => {
+            ProbeFailure::Server { what: WHAT, said: "the login is refused".to_owned() }
+        }
         ErrorKind::Io => ProbeFailure::Closed { stage: Stage::Answer },
         _ => {
             let said: String = error.to_string().chars().take(200).collect();

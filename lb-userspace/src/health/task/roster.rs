@@ -185,8 +185,10 @@ impl Roster {
         now: Instant,
         wall: SystemTime,
     ) -> Option<Finished<'_>> {
-        self.schedule.finished(id, now);
-        let key = self.by_id.get(&id)?;
+        let Some(key) = self.by_id.get(&id) else {
+            self.schedule.finished(id, now);
+            return None;
+        };
         let member = self.by_key.get_mut(key)?;
         let kind = member.checked.as_ref()?.probe.kind();
         let (event, last) = match result {
@@ -198,6 +200,8 @@ impl Roster {
         };
         let (state, transition) = member.state.step(event, Thresholds::from(&member.spec));
         member.state = state;
+        self.schedule.set_interval(id, state.pace(&member.spec));
+        self.schedule.finished(id, now);
         let changed = transition.is_some() || member.status.last != last;
         if changed {
             member.status.health = state.health;

@@ -100,6 +100,38 @@ fn results_become_events_and_statuses() {
 }
 
 #[test]
+fn the_pace_follows_the_results() {
+    let fast = INTERVAL / 10;
+    let target = target(1, Up);
+    let spec = HealthSpec { fast_interval: Some(fast), backoff: Some(INTERVAL * 60), ..target.spec.clone() };
+    let (mut bench, _) = Bench::new(&[Target { spec, ..target }]);
+    // How long after the check the next one comes.
+    let mut gap = |result: Result<(), ProbeFailure>| {
+        let job = bench.next();
+        bench.end(&job, result);
+        let due = bench.roster.next_due().unwrap() - bench.now;
+        (due, bench.health(1))
+    };
+    let around = |(gap, health): (Duration, Health), pace: Duration, expected: Health| {
+        assert_eq!(health, expected);
+        assert!(gap >= pace / 2 && gap <= pace * 3 / 2, "{gap:?} is not around {pace:?}");
+    };
+    around(gap(Ok(())), INTERVAL, Up);
+    around(gap(REFUSED), fast, Up);
+    // What says nothing about the backend changes nothing.
+    around(gap(Err(ProbeFailure::Internal)), fast, Up);
+    around(gap(REFUSED), INTERVAL, Down);
+    for _ in 0..fsm::BACKOFF_AFTER {
+        around(gap(REFUSED), INTERVAL, Down);
+    }
+    for pace in [2, 4, 8, 16, 32, 60, 60] {
+        around(gap(REFUSED), INTERVAL * pace, Down);
+    }
+    around(gap(Ok(())), fast, Down);
+    around(gap(Ok(())), INTERVAL, Up);
+}
+
+#[test]
 fn what_this_host_lacks_changes_no_health() {
     let (mut bench, _) = Bench::new(&[target(1, Up)]);
     bench.check(REFUSED);

@@ -28,7 +28,7 @@ fn tcp(n: usize, address: SocketAddr) -> Target {
         timeout: TIMEOUT,
         rise: 2,
         fall: 3,
-        port: None,
+        ..HealthSpec::default()
     };
     Target { key: key(n), address, spec, initial: Unknown }
 }

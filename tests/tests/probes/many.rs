@@ -1,0 +1,106 @@
+//! Ten thousand backends, checked once a second: how late the checks are and what they cost. A measurement, so only on
+//! request and in a release build: `cargo test --release -p lb-tests --test probes many -- --ignored --nocapture`.
+
+use crate::Host;
+use lb_tests::{lab::Result, require, skip::Need};
+use lb_userspace::{
+    health::{HealthTask, NoObserver, Target, TargetKey},
+    model::{Health, HealthCheck, HealthSpec},
+};
+use nix::sys::resource::{UsageWho, getrusage};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+const BACKENDS: u32 = 10_000;
+const INTERVAL: Duration = Duration::from_secs(1);
+const WARM_UP: Duration = Duration::from_secs(5);
+const MEASURED: Duration = Duration::from_secs(20);
+const PORT: u16 = 7;
+
+fn target(n: u32) -> Target {
+    // Each has an address of its own, so that the listener can tell them apart.
+    let address = SocketAddr::new(Ipv4Addr::from(0x7f01_0000 + n).into(), PORT);
+    let key = TargetKey {
+        service: "many".parse().expect("a name"),
+        backend: format!("b{n}").parse().expect("a name"),
+    };
+    let spec = HealthSpec { check: HealthCheck::Tcp, interval: INTERVAL, ..HealthSpec::default() };
+    Target { key, address, spec, initial: Health::Up }
+}
+
+/// When each target was checked.
+type Seen = HashMap<IpAddr, Vec<Instant>>;
+
+fn accept(listener: &TcpListener, stop: &AtomicBool) -> Seen {
+    let mut seen = Seen::new();
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((stream, _)) = listener.accept() else { continue };
+        // Some are reset before they are accepted.
+        if let Ok(address) = stream.local_addr() {
+            seen.entry(address.ip()).or_default().push(Instant::now());
+        }
+    }
+    seen
+}
+
+#[test]
+#[ignore = "a measurement: for a release build on an idle machine"]
+fn many_checks_are_on_time_and_cheap() -> Result<()> {
+    require!(Need::Root, Need::Tool("ip"));
+    let host = Host::new()?;
+    let listener = host.ns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT))).expect("a port");
+    let stop = Arc::new(AtomicBool::new(false));
+    let acceptor = std::thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || accept(&listener, &stop)
+    });
+    let begun = Instant::now();
+    // One thread, as much as the daemon's checks may use.
+    let cpu = host.run(async || {
+        let (events, _receiver) = tokio::sync::mpsc::channel(1024);
+        let task = HealthTask::spawn(events, Arc::new(NoObserver));
+        task.set_targets((0..BACKENDS).map(target).collect());
+        tokio::time::sleep(WARM_UP).await;
+        let used = || {
+            let usage = getrusage(UsageWho::RUSAGE_THREAD).expect("usage");
+            let of = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+            of(usage.user_time()) + of(usage.system_time())
+        };
+        let before = used();
+        tokio::time::sleep(MEASURED).await;
+        let used = used() - before;
+        task.stop().await.expect("a task that did not panic");
+        used / MEASURED.as_secs_f64()
+    });
+    stop.store(true, Ordering::Relaxed);
+    // One more, so that the acceptor looks up.
+    drop(host.ns.run(|| std::net::TcpStream::connect(Host::at(PORT))));
+    let seen = acceptor.join().expect("the acceptor");
+    let mut late: Vec<Duration> = Vec::new();
+    for times in seen.values() {
+        let measured: Vec<_> = times.iter().filter(|at| **at - begun > WARM_UP).collect();
+        // Two starts are at most an interval apart; what is more is lateness.
+        late.extend(measured.windows(2).map(|pair| (*pair[1] - *pair[0]).saturating_sub(INTERVAL)));
+    }
+    late.sort_unstable();
+    let worst = late.last().copied().unwrap_or_default();
+    let p999 = late.get(late.len() * 999 / 1000).copied().unwrap_or_default();
+    println!(
+        "{} gaps of {} targets: 99.9 % late by {p999:?}, the worst by {worst:?}; {:.1} % of a core",
+        late.len(),
+        seen.len(),
+        cpu * 100.0
+    );
+    assert!(seen.len() >= BACKENDS as usize, "every target is checked");
+    assert!(late.len() as f64 > f64::from(BACKENDS) * (MEASURED.as_secs_f64() - 3.0), "{} gaps", late.len());
+    assert!(worst < Duration::from_millis(100), "{worst:?} late");
+    assert!(cpu < 0.5, "{:.1} % of a core", cpu * 100.0);
+    Ok(())
+}
