@@ -109,9 +109,8 @@ impl CheckKeys {
         let built_in = HttpCheck::default();
         let method = section.pick("method", self.method.or(&defaults.method), built_in.method);
         let body = self.body.or(&defaults.body);
-        if let (Some(at), "HEAD") = (self.body.at().or(self.method.at()), method.as_str())
-            && body.value().is_some()
-        {
+        if method == "HEAD" && body.value().is_some() {
+            let at = self.body.at().or(self.method.at()).unwrap_or(section.at);
             let why = Refusal::advice("the answer to HEAD has no body: remove one of the two");
             section.refuse(at, "body", "body with method = \"HEAD\"".to_owned(), why);
         }

@@ -3,7 +3,8 @@
 use super::*;
 use crate::model::{
     BackendSpec, DnsCheck, ExecCheck, GrpcCheck, GuardSpec, Health, LimitSpec, MAX_BURST_MS, MAX_RATE,
-    MysqlCheck, QuicSpec, RedisCheck, Role, ServerId, SnatSpec, StatusRange, TlsSpec, TrackInterface, UdpCheck, VrrpVersion,
+    MysqlCheck, QuicSpec, RedisCheck, Role, ServerId, SnatSpec, StatusRange, TlsSpec, TrackInterface,
+    UdpCheck, VrrpVersion,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
