@@ -92,7 +92,7 @@ fn many_checks_are_on_time_and_cheap() -> Result<()> {
     late.sort_unstable();
     let worst = late.last().copied().unwrap_or_default();
     let p999 = late.get(late.len() * 999 / 1000).copied().unwrap_or_default();
-    println!(
+    eprintln!(
         "{} gaps of {} targets: 99.9 % late by {p999:?}, the worst by {worst:?}; {:.1} % of a core",
         late.len(),
         seen.len(),
