@@ -382,6 +382,28 @@ fn without_room_a_closing_entry_outlives_the_handshake() {
     }
 }
 
+/// The handshake's last step comes when it has been forgotten, or after a stranger's SYN took its place: it meets the entry that
+/// closes, and from then on the flow lives there.
+#[test]
+fn a_flow_that_comes_too_late_to_be_confirmed_lives_on_in_the_closing_entry() {
+    for forged in [false, true] {
+        let mut rig = Rig::new(B, A, Moving);
+        assert_eq!((rig.data(1, 10), rig.fin(1, 11), rig.ack(1, 12)), (A, A, A));
+        assert!(rig.entry(1).is_closing(), "the last word of most connections");
+        assert_eq!(rig.syn(1, 500_000), B);
+        if forged {
+            assert_eq!(rig.syn(1, 900_000_000), B);
+        } else {
+            rig.walk(HANDSHAKE_KEPT + 3);
+            assert_eq!(rig.entries(), (1, 0));
+        }
+        assert_eq!(rig.ack(1, 500_001), A);
+        rig.slot(B, B, Tracked);
+        rig.walk(IDLE - 3);
+        assert_eq!(rig.ack(1, 500_001), A, "forged {forged}");
+    }
+}
+
 /// The same for one that was confirmed among the handshakes.
 #[test]
 fn an_entry_confirmed_in_place_outlives_the_handshake() {
