@@ -398,7 +398,8 @@ fn touch<T: Tables>(tables: &T, ask: &Ask, cell: &impl FlowCell, entry: FlowEntr
         // A SYN comes here where nothing else can record its flow: what ended there begins anew.
         Step::Begin | Step::Within => false,
         Step::End => true,
-        Step::Acknowledge => entry.is_closing(),
+        // Beside a handshake it may be the last step of one that has been forgotten, whose flow lives here from now on.
+        Step::Acknowledge => entry.is_closing() && !entry.is_pending(),
     };
     let new = entry.touched(ask.now_ns, closing);
     if new.0 == entry.0 {

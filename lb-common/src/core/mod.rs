@@ -6,6 +6,8 @@
 
 pub mod affinity;
 #[cfg(test)]
+mod affinity_rig;
+#[cfg(test)]
 mod affinity_tests;
 pub mod decap;
 pub mod echo;
@@ -19,6 +21,8 @@ pub mod parse;
 pub mod quic;
 pub mod quote;
 pub mod schedule;
+#[cfg(test)]
+mod schedule_tests;
 mod select;
 mod service;
 mod tables;
