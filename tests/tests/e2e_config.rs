@@ -54,7 +54,12 @@ const BROKEN: &[(&str, &str, &str, &str)] = &[
     ("not TOML", "[[service]]", "[[service]", ""),
     ("duplicate key", "protocol = \"tcp\"", "protocol = \"tcp\"\nprotocol = \"udp\"", "protocol"),
     ("a section of a later version", "[[service]]", "[sync]\nlisten = \"x\"\n[[service]]", "sync"),
-    ("a virtual router without an id", "[[service]]", "[[vrrp]]\nname = \"x\"\n[[service]]", "router_id"),
+    (
+        "a virtual router without an id",
+        "[[service]]",
+        "[[vrrp]]\nname = \"x\"\ninterface = \"eth0\"\naddresses = [\"10.0.0.100/24\"]\n[[service]]",
+        "router_id",
+    ),
     ("a port that the mode cannot change", "weight = 100", "weight = 100\nport = 81", "81"),
 ];
 
