@@ -259,7 +259,7 @@ fn a_flood_of_fragments_without_first_ones_is_bounded() -> Result<()> {
         })?;
         let held = balancer.dropped("fragment_held") - before.0;
         let unknown = balancer.dropped("fragment_unknown") - before.1;
-        println!(
+        eprintln!(
             "{vip}: {sent} fragments, {held} held, {unknown} unknown, {asked} answered; daemon {busy:.2} CPUs, {grown} MiB"
         );
         assert!(sent > 20_000, "{sent} fragments are no flood");

@@ -134,7 +134,7 @@ impl Frames {
     fn quic(&self, who: Who, first: bool, config: u8, id: [u8; 4]) -> Vec<u8> {
         let (mut frame, l4) = self.template(who, 4 + usize::from(first));
         let cid = l4 + 8 + if first { 6 } else { 1 };
-        frame[cid] = config << 5 | CID_LEN as u8 - 1;
+        frame[cid] = config << 5 | (CID_LEN as u8 - 1);
         frame[cid + 1..cid + 5].copy_from_slice(&id);
         frame
     }

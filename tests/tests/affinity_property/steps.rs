@@ -209,7 +209,7 @@ impl History {
                 for _ in 0..count {
                     self.strangers += 1;
                     let (service, v6) =
-                        ((self.strangers % u32::from(SERVICES)) as u8, self.strangers % 3 == 0);
+                        ((self.strangers % u32::from(SERVICES)) as u8, self.strangers.is_multiple_of(3));
                     let who = crate::model::Who { service, v6, client: 0x4_0000 + self.strangers };
                     let frame = self.model.frames.of(who, lb_tests::packets::SYN, self.strangers, false);
                     send(&mut self.world.kernel, &frame);

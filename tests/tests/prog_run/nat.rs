@@ -406,27 +406,6 @@ fn snat_there_and_back() {
     assert_eq!(lab.stats().made, made);
 }
 
-/// No two flows get the same source towards a backend; a pool that is used up says so.
-#[test]
-fn sources_are_never_shared() {
-    let mut lab = Lab::new();
-    for v6 in [false, true] {
-        let (mut seen, mut refused) = (BTreeSet::new(), 0);
-        for n in 1..=100 {
-            let packet = Packet::tcp((client(v6, n), 40_000).into(), (vip(v6), SNAT).into());
-            let out = lab.run(&packet.with(|p| p.tcp_mut().flags = SYN));
-            match out.verdict {
-                Verdict::Tx => assert!(seen.insert(source(&out)), "{} twice", source(&out)),
-                _ => refused += 1,
-            }
-        }
-        assert!(seen.len() > 55 && seen.len() <= 64, "{} of 64 ports were given away", seen.len());
-        assert_eq!(seen.len() + refused, 100);
-    }
-    assert_eq!(lab.dropped(DropReason::NatExhausted), lab.stats().exhausted);
-    assert!(lab.stats().exhausted >= 72);
-}
-
 /// TCP that nobody knows has no session, and begins none.
 #[test]
 fn only_a_beginning_makes_a_session() {
