@@ -5,7 +5,7 @@ use super::*;
 use lb_tests::packets::{Generator, Rng};
 
 const SEED: u64 = 0x6e61_7467;
-const PACKETS: u64 = 60_000;
+const PACKETS: u64 = 200_000;
 
 /// The packet as if it came from a backend's port to `to`.
 fn as_reply(frame: &mut [u8], to: SocketAddr) {

@@ -2,14 +2,16 @@
 //! kernel and the core on the host agree on verdict and bytes, what leaves is well-formed to a parser that is not ours,
 //! and the counters add up to the packets that came in. And on the host alone from a length of 0. The first needs root.
 
-use lb_common::core::DropReason;
+mod twin;
+
+use lb_common::core::{DropReason, nat};
 use lb_tests::{
     kernel::{
         Balancer, Counter, Counters, Host, Outcome, Verdict, World, plain_world,
         sound::{self, Fate},
         vip,
     },
-    packets::{Generator, describe},
+    packets::{Generator, check, describe},
 };
 
 /// Change it to try other packets: `LBD_SEED=7 cargo test -p lb-tests --test garbage`.
@@ -162,4 +164,44 @@ fn a_million_on_the_host_from_no_byte_on() {
     }
     assert_eq!(tally.all(), PACKETS);
     tally.adds_up(&host.counters());
+}
+
+/// Both ways of NAT, sessions and errors and fragments among them, from no byte on: what is not ours is untouched, what
+/// leaves is well-formed.
+#[test]
+fn a_million_on_the_host_through_nat() {
+    let world = plain_world();
+    let generator = generator(&world).with_clients(200);
+    let host = twin::Twin::new();
+    let (mut sent, mut dropped, mut sessions) = (0u64, 0u64, 0);
+    for number in 0..PACKETS {
+        if number.is_multiple_of(20_000) {
+            sessions = sessions.max(host.sessions());
+            host.forget();
+        }
+        let frame = generator.garbage(1 << 41 | number, (number % (LONGEST + 1) as u64) as usize);
+        let Some((answer, out)) = host.run(&frame) else { continue };
+        let what = || {
+            format!("frame {number} of seed {}\nin: {}\nout: {}", seed(), describe(&frame), describe(&out))
+        };
+        match answer.verdict() {
+            nat::Verdict::Send => {
+                sent += 1;
+                let before = check::parse(&frame).unwrap_or_else(|why| panic!("{why}: {}", what()));
+                let after = check::parse(&out).unwrap_or_else(|why| panic!("{why}: {}", what()));
+                assert_eq!(after.ttl, before.ttl - 1, "{}", what());
+                if after.src.is_ipv6() == before.src.is_ipv6() {
+                    assert_eq!(after.ip.len(), before.ip.len(), "{}", what());
+                    assert_eq!(after.checksum_ok, before.checksum_ok, "{}", what());
+                }
+            }
+            nat::Verdict::Drop => dropped += 1,
+            nat::Verdict::Pass | nat::Verdict::Plain | nat::Verdict::TooBig => {
+                assert!(out == frame, "{:?}: {}", answer.verdict(), what());
+            }
+            other => panic!("{other:?} is no end: {}", what()),
+        }
+    }
+    assert!(sent > PACKETS / 20 && dropped > PACKETS / 100, "{sent} sent, {dropped} dropped");
+    assert!(sessions > 400, "{sessions} sessions");
 }
