@@ -7,7 +7,7 @@ use super::{
     schema,
 };
 use ipnet::{Ipv4Net, Ipv6Net};
-use lb_common::abi::{FLOW_CAPACITY, HALF_OPEN_CAPACITY};
+use lb_common::abi::{FLOW_CAPACITY, HALF_OPEN_CAPACITY, SESSION_CAPACITY};
 use std::{
     collections::HashMap,
     fmt,
@@ -66,11 +66,13 @@ pub struct FlowsConfig {
     pub max_flows: u32,
     /// Handshakes under way.
     pub max_half_open: u32,
+    /// NAT sessions of both versions together.
+    pub max_sessions: u32,
 }
 
 impl Default for FlowsConfig {
     fn default() -> Self {
-        Self { max_flows: FLOW_CAPACITY, max_half_open: HALF_OPEN_CAPACITY }
+        Self { max_flows: FLOW_CAPACITY, max_half_open: HALF_OPEN_CAPACITY, max_sessions: SESSION_CAPACITY }
     }
 }
 
@@ -166,6 +168,7 @@ pub(super) fn read_flows<'a>(notes: &'a Notes<'a>, table: &'a DeTable<'a>, at: u
     FlowsConfig {
         max_flows: room("max_flows", default.max_flows),
         max_half_open: room("max_half_open", default.max_half_open),
+        max_sessions: room("max_sessions", default.max_sessions),
     }
 }
 

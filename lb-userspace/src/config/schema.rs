@@ -73,7 +73,7 @@ pub(super) static SERVICE_LIMITS: Schema =
 pub(super) static DEFAULTS_LIMITS: Schema =
     Schema { header: "[defaults.limits]", keys: LIMIT_KEYS, refused: &[] };
 pub(super) static FLOWS: Schema =
-    Schema { header: "[flows]", keys: &["max_flows", "max_half_open"], refused: &[] };
+    Schema { header: "[flows]", keys: &["max_flows", "max_half_open", "max_sessions"], refused: &[] };
 
 pub(super) static DEFAULTS: Schema = Schema {
     header: "[defaults]",

@@ -97,8 +97,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let solicitor = hop_task.solicitor();
     let pin_dir = config.node.pin_dir.clone();
     let made = !pin_dir.join(abi_name()).exists();
-    let config::FlowsConfig { max_flows, max_half_open } = config.flows;
-    let capacities = Capacities { flows: max_flows, half_open: max_half_open, ..Capacities::default() };
+    let config::FlowsConfig { max_flows: flows, max_half_open: half_open, max_sessions: sessions } =
+        config.flows;
+    let capacities = Capacities { flows, half_open, sessions, ..Capacities::default() };
     let kernel = Kernel::open(&pin_dir, capacities).map_err(|error| {
         // Only what this start made: maps that were there before are somebody's.
         if fresh && made {

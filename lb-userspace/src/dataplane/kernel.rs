@@ -33,6 +33,8 @@ pub struct Capacities {
     /// Tracked flows, and handshakes under way, of either family. These maps keep the size they were made with.
     pub flows: u32,
     pub half_open: u32,
+    /// NAT sessions. These maps keep their size, too.
+    pub sessions: u32,
 }
 
 impl Default for Capacities {
@@ -42,6 +44,7 @@ impl Default for Capacities {
             backends: abi::BACKEND_CAPACITY,
             flows: abi::FLOW_CAPACITY,
             half_open: abi::HALF_OPEN_CAPACITY,
+            sessions: abi::SESSION_CAPACITY,
         }
     }
 }
@@ -53,6 +56,7 @@ impl Capacities {
             (true, _) => self.backends,
             (false, "FLOWS4" | "FLOWS6") => self.flows,
             (false, "HALF_OPEN4" | "HALF_OPEN6") => self.half_open,
+            (false, "SESSIONS_OUT" | "SESSIONS_BACK") => self.sessions,
             (false, _) => map.capacity,
         }
     }

@@ -4,7 +4,6 @@
 mod certificates;
 mod grpc;
 mod https;
-mod many;
 mod mysql;
 mod redis;
 

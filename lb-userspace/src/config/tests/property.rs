@@ -405,8 +405,10 @@ fn config() -> impl Strategy<Value = Config> {
         gue_source_ipv4: gue.then_some(Ipv4Addr::new(10, 0, 0, 1)),
         gue_source_ipv6: gue.then_some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
     });
-    let flows = (1024..=1u32 << 24, 1024..=1u32 << 24)
-        .prop_map(|(max_flows, max_half_open)| FlowsConfig { max_flows, max_half_open });
+    let room = 1024..=1u32 << 24;
+    let flows = (room.clone(), room.clone(), room).prop_map(|(max_flows, max_half_open, max_sessions)| {
+        FlowsConfig { max_flows, max_half_open, max_sessions }
+    });
     let services = (0..5u16).prop_flat_map(|count| (0..count).map(service).collect::<Vec<_>>());
     let firewall = (prefixes(), prefixes()).prop_map(|(deny, allow)| FirewallConfig {
         allow: allow.difference(&deny).copied().collect(),
