@@ -134,7 +134,7 @@ impl Twin {
     /// What becomes of a frame, and of its bytes. `None`: NAT is not asked.
     pub fn run(&self, frame: &[u8]) -> Option<(Answer, Vec<u8>)> {
         let mut packet = Buffer::new(frame);
-        let answer = match decide(&mut packet, self) {
+        let answer = match decide(&packet, self) {
             Decision::Session(to, step) => self.session(&mut packet, &to, step),
             Decision::Steer(to) => self.steer(&mut packet, &to),
             Decision::Back(back) if back.v6 => self.back::<true>(&mut packet, back),
