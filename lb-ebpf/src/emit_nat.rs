@@ -12,7 +12,7 @@ use aya_ebpf::bindings::xdp_action::{XDP_PASS, XDP_TX};
 use lb_common::core::{
     Back, DropReason, Forward, Part, Tables as _,
     affinity::{Place, Step},
-    nat::{self, Answer, Verdict},
+    nat::{Answer, Verdict},
 };
 
 /// A packet of a service with sessions. `None`: this one needs none.
@@ -102,9 +102,6 @@ pub fn steer<const OBSERVED: bool>(frame: &mut Frame, to: &Forward<'_>) -> u32 {
 #[inline(always)]
 pub fn back<const OBSERVED: bool>(frame: &mut Frame, back: Back) -> u32 {
     let (ctx, l3) = (frame.ctx(), back.l3 as u64);
-    if !back.pool && !nat::may_be_reply(frame, &Maps::new(ctx), back.l3, back.v6) {
-        return XDP_PASS;
-    }
     let mut answer = match (back.pool, back.v6) {
         (true, _) => Answer::SESSION,
         (false, false) => Answer(opaque(outline_nat::reply4(ctx, l3))),

@@ -103,7 +103,7 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentTrace> =
 /// Where replies of `nat` backends come from, and what they pretend to come from.
 #[map]
 pub static NATS: HashMap<NatKey, NatOrigin> = HashMap::with_max_entries(NAT_CAPACITY, NO_PREALLOC);
-/// A bit for each hash of an address that `nat` backends have: most packets are not theirs and ask for nothing more.
+/// A bit for each hash of an address that `nat` backends have: most clients are none and ask for nothing more.
 #[map]
 pub static NAT_MARKS: Array<u64> = Array::with_max_entries(NAT_MARK_WORDS, MMAPABLE);
 /// NAT sessions, by the flow as the client sends it and as the backend answers it.

@@ -1,5 +1,5 @@
 //! Marks of the addresses that backends of `nat` have, in front of the table `NATS`: one cached word tells of almost
-//! every client and of almost every packet to elsewhere that it is no backend's.
+//! every client that it is no backend. Replies ask `NATS` at once: most of what comes for no VIP where `nat` is on is one.
 
 use super::Address;
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     core::Tables,
     hash,
     packet::Packet,
-    wire::{ipv4, ipv6, proto},
+    wire::{ipv4, ipv6},
 };
 
 const BITS: u32 = (NAT_MARK_WORDS * 64).ilog2();
@@ -39,15 +39,4 @@ pub fn from_backend<P: Packet, T: Tables>(packet: &P, tables: &T, l3: usize, v6:
             .view::<{ ipv4::LEN }>(l3)
             .is_some_and(|header| is_marked(tables, Address::mapped(header.raw32::<{ ipv4::SRC }>())))
     }
-}
-
-/// May it be a reply of a backend, or an error about a packet to one, which any router may send?
-#[inline(always)]
-pub fn may_be_reply<P: Packet, T: Tables>(packet: &P, tables: &T, l3: usize, v6: bool) -> bool {
-    let icmp = if v6 {
-        packet.view::<{ ipv6::LEN }>(l3).is_some_and(|header| header.u8::<{ ipv6::NEXT }>() == proto::ICMPV6)
-    } else {
-        packet.view::<{ ipv4::LEN }>(l3).is_some_and(|header| header.u8::<{ ipv4::PROTO }>() == proto::ICMP)
-    };
-    icmp || from_backend(packet, tables, l3, v6)
 }

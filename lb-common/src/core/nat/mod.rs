@@ -19,6 +19,6 @@ mod tests;
 pub mod translate;
 
 pub use answer::{Answer, Verdict};
-pub use mark::{from_backend, mark, may_be_reply};
+pub use mark::{from_backend, mark};
 pub use rewrite::{Address, Ends};
 pub use tables::{Added, NatTables, Outcome, Way};
