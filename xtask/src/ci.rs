@@ -21,7 +21,7 @@ const GARBAGE: &str = "garbage";
 /// The one test of `nexthop` that needs VLAN devices.
 const VLAN_TEST: &str = "a_vlan_device_is_its_parent_and_a_tag";
 const OTHER_KERNELS: [&str; 2] = ["6.1", "6.12"];
-const VM_TIMEOUT: Duration = Duration::from_secs(1200);
+const VM_TIMEOUT: Duration = Duration::from_secs(2400);
 
 pub fn run(workspace: &Workspace) -> Result<()> {
     let mut clock = Clock::default();
