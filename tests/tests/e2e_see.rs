@@ -213,17 +213,23 @@ fn behind_nat(topology: &Topology) -> Result<[Service; 3]> {
     ])
 }
 
+/// The services of [`behind_nat`].
+const NAT_SERVICES: [(&str, &str, u16); 3] =
+    [("nat", "192.0.2.10", 8000), ("snat", "192.0.2.10", 8001), ("snat64", "2001:db8::10", 8001)];
+
+/// One backend behind a balancer that forwards.
+fn nat_topology() -> Result<Topology> {
+    Topology::new(&Shape { backends: 1, vips: Vec::new(), lb_forwarding: true, ..Shape::default() })
+}
+
 #[test]
 fn explain_of_nat_in_both_directions() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"));
-    let shape = Shape { backends: 1, vips: Vec::new(), lb_forwarding: true, ..Shape::default() };
-    let topology = Topology::new(&shape)?;
+    let topology = nat_topology()?;
     let _servers = web_servers(&topology, 0)?;
     let balancer = Balancer::start(&topology, Settings::of(behind_nat(&topology)?))?;
     let backend = SocketAddr::new(topology.backends[0].v4.into(), 80);
-    for (name, vip, port) in
-        [("nat", "192.0.2.10", 8000), ("snat", "192.0.2.10", 8001), ("snat64", "2001:db8::10", 8001)]
-    {
+    for (name, vip, port) in NAT_SERVICES {
         let target = SocketAddr::new(vip.parse().expect("an address"), port);
         let new = SocketAddr::new(
             if target.is_ipv4() { topology.client.v4.into() } else { topology.client.v6.into() },
@@ -280,14 +286,11 @@ fn explain_of_nat_in_both_directions() -> Result<()> {
 #[test]
 fn trace_of_nat_in_both_directions() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"));
-    let shape = Shape { backends: 1, vips: Vec::new(), lb_forwarding: true, ..Shape::default() };
-    let topology = Topology::new(&shape)?;
+    let topology = nat_topology()?;
     let _servers = web_servers(&topology, 0)?;
     let balancer = Balancer::start(&topology, Settings::of(behind_nat(&topology)?))?;
     let backend = SocketAddr::new(topology.backends[0].v4.into(), 80);
-    for (name, vip, port) in
-        [("nat", "192.0.2.10", 8000), ("snat", "192.0.2.10", 8001), ("snat64", "2001:db8::10", 8001)]
-    {
+    for (name, vip, port) in NAT_SERVICES {
         let target = SocketAddr::new(vip.parse().expect("an address"), port);
         let plain = balancer.xdp_program("eth0");
         let tracer = trace(&balancer, &["--service", name, "--count", "30"]);

@@ -1,13 +1,12 @@
 //! Flow tables, a schedule and packets of one slot, for tests of the rules.
 
 use super::{
-    FlowCell, HalfOpenCell, NoCell, Tables,
+    FlowCell, HalfOpenCell, Tables,
     affinity::{Ask, Place, Step, choose},
 };
 use crate::{
     abi::{
-        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, PortKey,
-        PortRangeKey, ServiceEntry, Slot,
+        BackendEntry, FlowEntry, FlowKey4, HalfOpen, ServiceEntry, Slot,
         SlotState::{self, Plain},
         VipEntry,
     },
@@ -79,12 +78,6 @@ impl Tables for World {
     fn vip6(&self, _: &[u8; 16]) -> Option<&VipEntry> {
         None
     }
-    fn port(&self, _: &PortKey) -> Option<u32> {
-        None
-    }
-    fn port_range(&self, _: &PortRangeKey) -> Option<u32> {
-        None
-    }
     fn service(&self, id: u32) -> Option<&ServiceEntry> {
         (id == SERVICE).then_some(&self.service)
     }
@@ -97,9 +90,6 @@ impl Tables for World {
     fn flow4(&self, key: &FlowKey4) -> Option<impl FlowCell> {
         self.flows.borrow().get(key).cloned().map(At)
     }
-    fn flow6(&self, _: &FlowKey6) -> Option<impl FlowCell> {
-        None::<NoCell>
-    }
     fn add_flow4(&self, key: &FlowKey4, entry: FlowEntry) -> bool {
         let mut flows = self.flows.borrow_mut();
         if !flows.contains_key(key) && flows.len() >= self.room.get() {
@@ -107,9 +97,6 @@ impl Tables for World {
         }
         flows.entry(*key).or_insert_with(|| Rc::new(Cell::new(entry.0)));
         true
-    }
-    fn add_flow6(&self, _: &FlowKey6, _: FlowEntry) -> bool {
-        false
     }
     fn half_open4(&self, key: &FlowKey4) -> Option<impl HalfOpenCell> {
         self.half_open.borrow().get(key).cloned().map(HalfAt)
@@ -147,16 +134,9 @@ impl Tables for World {
     fn count_active(&self, backend: u32, more: bool) {
         *self.active.borrow_mut().entry(backend).or_default() += if more { 1 } else { -1 };
     }
-    fn cid(&self, _: &CidKey) -> Option<u32> {
-        None
-    }
     fn now_ns(&self) -> u64 {
         self.now.get()
     }
-    fn fragment_trace(&self, _: &FragmentKey) -> Option<FragmentTrace> {
-        None
-    }
-    fn add_fragment_trace(&self, _: &FragmentKey, _: &FragmentTrace) {}
 }
 
 /// Where packets of one slot go.

@@ -22,32 +22,40 @@ pub trait Tables {
     fn vip4(&self, address: [u8; 4]) -> Option<&VipEntry>;
     /// The VIP of an IPv6 address.
     fn vip6(&self, address: &[u8; 16]) -> Option<&VipEntry>;
-    /// Service of an exact port of a VIP with many rules.
-    fn port(&self, key: &PortKey) -> Option<u32>;
-    /// Service of a port range of a VIP with many rules: longest prefix match.
-    fn port_range(&self, key: &PortRangeKey) -> Option<u32>;
     /// The service of an id.
     fn service(&self, id: u32) -> Option<&ServiceEntry>;
     /// A word of the ring array, read atomically.
     fn slot(&self, index: u32) -> Option<Slot>;
     /// The backend of an id.
     fn backend(&self, id: u32) -> Option<&BackendEntry>;
-    /// The entry of a flow, to read and to write.
-    fn flow4(&self, key: &FlowKey4) -> Option<impl FlowCell>;
-    /// The same for IPv6.
-    fn flow6(&self, key: &FlowKey6) -> Option<impl FlowCell>;
-    /// Records a flow; false if there is no room. An entry that is there already stays as it is.
-    fn add_flow4(&self, key: &FlowKey4, entry: FlowEntry) -> bool;
-    /// The same for IPv6.
-    fn add_flow6(&self, key: &FlowKey6, entry: FlowEntry) -> bool;
-    /// The backend whose server id is in QUIC connection IDs.
-    fn cid(&self, key: &CidKey) -> Option<u32>;
     /// Nanoseconds of the monotonic clock.
     fn now_ns(&self) -> u64;
+
+    // Tables that are empty need not be there.
+
+    /// Service of an exact port of a VIP with many rules.
+    #[inline(always)]
+    fn port(&self, _: &PortKey) -> Option<u32> {
+        None
+    }
+    /// Service of a port range of a VIP with many rules: longest prefix match.
+    #[inline(always)]
+    fn port_range(&self, _: &PortRangeKey) -> Option<u32> {
+        None
+    }
+    /// The backend whose server id is in QUIC connection IDs.
+    #[inline(always)]
+    fn cid(&self, _: &CidKey) -> Option<u32> {
+        None
+    }
     /// Where the first fragment of a datagram went.
-    fn fragment_trace(&self, key: &FragmentKey) -> Option<FragmentTrace>;
+    #[inline(always)]
+    fn fragment_trace(&self, _: &FragmentKey) -> Option<FragmentTrace> {
+        None
+    }
     /// Keeps where it went, in the place of what was there.
-    fn add_fragment_trace(&self, key: &FragmentKey, trace: &FragmentTrace);
+    #[inline(always)]
+    fn add_fragment_trace(&self, _: &FragmentKey, _: &FragmentTrace) {}
 
     /// Are there services of kind `nat`, whose backends' replies come by?
     #[inline(always)]
@@ -78,8 +86,28 @@ pub trait Tables {
         choose_flow(packet, self, place, slot, hash, isn)
     }
 
-    // What follows belongs to flows that begin. Tables that keep no flows need none of it.
+    // What follows belongs to flows. Tables that keep none need none of it.
 
+    /// The entry of a flow, to read and to write.
+    #[inline(always)]
+    fn flow4(&self, _: &FlowKey4) -> Option<impl FlowCell> {
+        None::<NoCell>
+    }
+    /// The same for IPv6.
+    #[inline(always)]
+    fn flow6(&self, _: &FlowKey6) -> Option<impl FlowCell> {
+        None::<NoCell>
+    }
+    /// Records a flow; false if there is no room. An entry that is there already stays as it is.
+    #[inline(always)]
+    fn add_flow4(&self, _: &FlowKey4, _: FlowEntry) -> bool {
+        false
+    }
+    /// The same for IPv6.
+    #[inline(always)]
+    fn add_flow6(&self, _: &FlowKey6, _: FlowEntry) -> bool {
+        false
+    }
     /// The half-open entry of a flow.
     #[inline(always)]
     fn half_open4(&self, _: &FlowKey4) -> Option<impl HalfOpenCell> {

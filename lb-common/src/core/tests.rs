@@ -2,15 +2,12 @@
 //! client sent.
 
 use super::{
-    Decision, DropReason, FlowCell, Forward, NoCell, Tables,
+    Decision, DropReason, Forward, Tables,
     decap::{self, Allow, Outcome},
     decide, forward, icmp,
 };
 use crate::{
-    abi::{
-        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, ForwardKind, FragmentKey, FragmentTrace,
-        INLINE_RULES, PortKey, PortRangeKey, PortRule, ServiceEntry, Slot, VipEntry,
-    },
+    abi::{BackendEntry, ForwardKind, INLINE_RULES, PortRule, ServiceEntry, Slot, VipEntry},
     csum,
     packet::{Buffer, Packet},
     wire::proto,
@@ -49,12 +46,6 @@ impl Tables for One {
     fn vip6(&self, address: &[u8; 16]) -> Option<&VipEntry> {
         (address[15] == 10).then_some(&self.vip)
     }
-    fn port(&self, _: &PortKey) -> Option<u32> {
-        None
-    }
-    fn port_range(&self, _: &PortRangeKey) -> Option<u32> {
-        None
-    }
     fn service(&self, id: u32) -> Option<&ServiceEntry> {
         (id == 1).then_some(&self.service)
     }
@@ -64,28 +55,9 @@ impl Tables for One {
     fn backend(&self, id: u32) -> Option<&BackendEntry> {
         (id == 1).then_some(&self.backend)
     }
-    fn flow4(&self, _: &FlowKey4) -> Option<impl FlowCell> {
-        None::<NoCell>
-    }
-    fn flow6(&self, _: &FlowKey6) -> Option<impl FlowCell> {
-        None::<NoCell>
-    }
-    fn add_flow4(&self, _: &FlowKey4, _: FlowEntry) -> bool {
-        false
-    }
-    fn add_flow6(&self, _: &FlowKey6, _: FlowEntry) -> bool {
-        false
-    }
-    fn cid(&self, _: &CidKey) -> Option<u32> {
-        None
-    }
     fn now_ns(&self) -> u64 {
         0
     }
-    fn fragment_trace(&self, _: &FragmentKey) -> Option<FragmentTrace> {
-        None
-    }
-    fn add_fragment_trace(&self, _: &FragmentKey, _: &FragmentTrace) {}
 }
 
 struct FromBalancer;

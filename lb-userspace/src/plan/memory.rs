@@ -9,7 +9,7 @@ use lb_common::{
         Limits, MAX_SERVICES, PortKey, PortRangeKey, ServiceEntry, Slot, SourceKey, VipEntry,
     },
     core::{
-        FlowCell, NoCell, Tables,
+        FlowCell, Tables,
         affinity::{Place, Step},
         guard::{self, Admission, Arrival, Guard},
     },
@@ -89,14 +89,6 @@ impl Tables for Memory<'_> {
         }
     }
 
-    fn flow4(&self, _: &FlowKey4) -> Option<impl FlowCell> {
-        None::<NoCell>
-    }
-
-    fn flow6(&self, _: &FlowKey6) -> Option<impl FlowCell> {
-        None::<NoCell>
-    }
-
     fn add_flow4(&self, _: &FlowKey4, _: FlowEntry) -> bool {
         true
     }
@@ -134,12 +126,6 @@ impl Tables for Memory<'_> {
     fn now_ns(&self) -> u64 {
         0
     }
-
-    fn fragment_trace(&self, _: &FragmentKey) -> Option<FragmentTrace> {
-        None
-    }
-
-    fn add_fragment_trace(&self, _: &FragmentKey, _: &FragmentTrace) {}
 
     fn denied4(&self, source: u32) -> bool {
         guard::denied4(self, source)

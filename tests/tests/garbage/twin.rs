@@ -2,12 +2,12 @@
 
 use lb_common::{
     abi::{
-        BackendEntry, CidKey, Exit, FlowEntry, FlowKey4, FlowKey6, ForwardKind, FragmentKey, FragmentTrace,
-        NatKey, NatOrigin, NatScratch, PROTO_TCP, PROTO_UDP, Pool, PortKey, PortRangeKey, PortRule,
-        ServiceEntry, SessionBack, SessionOut, Slot, VipEntry,
+        BackendEntry, Exit, FlowEntry, FlowKey6, ForwardKind, FragmentKey, FragmentTrace, NatKey, NatOrigin,
+        NatScratch, PROTO_TCP, PROTO_UDP, Pool, PortRule, ServiceEntry, SessionBack, SessionOut, Slot,
+        VipEntry,
     },
     core::{
-        Back, Decision, FlowCell, Forward, NoCell, Part, Tables,
+        Back, Decision, FlowCell, Forward, Part, Tables,
         affinity::{Place, Step},
         decide,
         nat::{
@@ -232,12 +232,6 @@ impl Tables for Twin {
     fn vip6(&self, address: &[u8; 16]) -> Option<&VipEntry> {
         address[15].is_multiple_of(2).then_some(&self.vip)
     }
-    fn port(&self, _: &PortKey) -> Option<u32> {
-        None
-    }
-    fn port_range(&self, _: &PortRangeKey) -> Option<u32> {
-        None
-    }
     fn service(&self, id: u32) -> Option<&ServiceEntry> {
         self.services.get(id as usize)
     }
@@ -246,21 +240,6 @@ impl Tables for Twin {
     }
     fn backend(&self, id: u32) -> Option<&BackendEntry> {
         self.backends.get(id as usize)
-    }
-    fn flow4(&self, _: &FlowKey4) -> Option<impl FlowCell> {
-        None::<NoCell>
-    }
-    fn flow6(&self, _: &FlowKey6) -> Option<impl FlowCell> {
-        None::<NoCell>
-    }
-    fn add_flow4(&self, _: &FlowKey4, _: FlowEntry) -> bool {
-        false
-    }
-    fn add_flow6(&self, _: &FlowKey6, _: FlowEntry) -> bool {
-        false
-    }
-    fn cid(&self, _: &CidKey) -> Option<u32> {
-        None
     }
     fn now_ns(&self) -> u64 {
         1 << 40

@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::{
-    abi::{FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, PortKey, PortRangeKey, Slot, VipEntry},
-    core::{FlowCell, NoCell},
+    abi::{Slot, VipEntry},
     packet::Buffer,
 };
 use proptest::prelude::*;
@@ -37,12 +36,6 @@ impl Tables for Servers {
     fn vip6(&self, _: &[u8; 16]) -> Option<&VipEntry> {
         None
     }
-    fn port(&self, _: &PortKey) -> Option<u32> {
-        None
-    }
-    fn port_range(&self, _: &PortRangeKey) -> Option<u32> {
-        None
-    }
     fn service(&self, _: u32) -> Option<&ServiceEntry> {
         None
     }
@@ -51,18 +44,6 @@ impl Tables for Servers {
     }
     fn backend(&self, id: u32) -> Option<&BackendEntry> {
         self.backends.get(id as usize)
-    }
-    fn flow4(&self, _: &FlowKey4) -> Option<impl FlowCell> {
-        None::<NoCell>
-    }
-    fn flow6(&self, _: &FlowKey6) -> Option<impl FlowCell> {
-        None::<NoCell>
-    }
-    fn add_flow4(&self, _: &FlowKey4, _: FlowEntry) -> bool {
-        false
-    }
-    fn add_flow6(&self, _: &FlowKey6, _: FlowEntry) -> bool {
-        false
     }
     fn cid(&self, key: &CidKey) -> Option<u32> {
         assert_eq!(key.service, SERVICE);
@@ -76,10 +57,6 @@ impl Tables for Servers {
     fn now_ns(&self) -> u64 {
         0
     }
-    fn fragment_trace(&self, _: &FragmentKey) -> Option<FragmentTrace> {
-        None
-    }
-    fn add_fragment_trace(&self, _: &FragmentKey, _: &FragmentTrace) {}
 }
 
 fn place() -> Place {
