@@ -1,5 +1,8 @@
 //! The state of the daemon and what changes it.
 
+mod change;
+mod reload;
+
 use super::{
     entries::{address_of, hop_of},
     error::EngineError,
@@ -9,12 +12,11 @@ use super::{
 };
 use crate::{
     config::{self, Config},
-    control::api::ChangeView,
     dataplane::{Attached, Capacities, Kernel, XdpMode},
     health::{HealthEvent, HealthHandle, Target, TargetKey},
     maglev,
     metrics::Instruments,
-    model::{Admin, BackendName, BackendSpec, Health, HealthCheck, ServiceName, ServiceSpec},
+    model::{BackendSpec, Health, HealthCheck, ServiceSpec},
     net::{
         nexthop::{NextHop, Unresolved},
         watch::NextHopHandle,
@@ -22,14 +24,14 @@ use crate::{
     plan::{
         self, Action, BuildError, Image, NextHopEntry, Tracking, TunnelSettings, WantedBackend, WantedService,
     },
-    state::{self, Effective, NewBackend, RuntimeChanges, Stamp, StateDir},
+    state::{self, Effective, RuntimeChanges, StateDir},
 };
 use lb_common::abi::{BackendEntry, VipEntry};
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 /// What is known of the health of one target.
@@ -372,165 +374,6 @@ impl Engine {
             tracing::error!(%error, "could not carry out {why}; forwarding goes on as before");
         }
     }
-
-    /// Adds a backend.
-    pub fn add_backend(
-        &mut self,
-        service: &ServiceName,
-        new: NewBackend,
-        by: &str,
-    ) -> Result<ChangeView, EngineError> {
-        let message = format!("backend {} ({}) added to {service}", new.name, new.address);
-        let service = service.clone();
-        self.change(message, by, move |changes, config, stamp| {
-            changes.add_backend(&config.services, &service, new, stamp)?;
-            Ok(true)
-        })
-    }
-
-    /// Removes a backend.
-    pub fn remove_backend(
-        &mut self,
-        service: &ServiceName,
-        name: &BackendName,
-        by: &str,
-    ) -> Result<ChangeView, EngineError> {
-        self.change(format!("backend {name} removed from {service}"), by, |changes, config, stamp| {
-            changes.remove_backend(&config.services, service, name, stamp)?;
-            Ok(true)
-        })
-    }
-
-    /// Drains, disables or enables a backend.
-    pub fn set_admin(
-        &mut self,
-        service: &ServiceName,
-        name: &BackendName,
-        admin: Admin,
-        by: &str,
-    ) -> Result<ChangeView, EngineError> {
-        self.change(format!("backend {name} of {service} is {admin}"), by, |changes, config, stamp| {
-            Ok(changes.set_admin(&config.services, service, name, admin, stamp)?)
-        })
-    }
-
-    /// Changes a backend's weight.
-    pub fn set_weight(
-        &mut self,
-        service: &ServiceName,
-        name: &BackendName,
-        weight: u16,
-        by: &str,
-    ) -> Result<ChangeView, EngineError> {
-        self.change(
-            format!("backend {name} of {service} has weight {weight}"),
-            by,
-            |changes, config, stamp| {
-                Ok(changes.set_weight(&config.services, service, name, weight, stamp)?)
-            },
-        )
-    }
-
-    /// Drops every runtime change.
-    pub fn reset(&mut self, by: &str) -> Result<ChangeView, EngineError> {
-        let count = self.changes.count();
-        self.change(format!("{count} runtime changes dropped"), by, |changes, _, _| {
-            let changed = !changes.is_empty();
-            changes.reset();
-            Ok(changed)
-        })
-    }
-
-    /// A runtime change: made durable first, then carried out, then answered.
-    pub(super) fn change(
-        &mut self,
-        message: String,
-        by: &str,
-        edit: impl FnOnce(&mut RuntimeChanges, &Config, Stamp) -> Result<bool, EngineError>,
-    ) -> Result<ChangeView, EngineError> {
-        let before = self.changes.clone();
-        let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let mut changes = before.clone();
-        if !edit(&mut changes, &self.config, Stamp { at, by: by.to_owned() })? {
-            return Ok(ChangeView { message, changes: Vec::new(), planned_only: false });
-        }
-        self.state_dir.store(&changes)?;
-        self.changes = changes;
-        match self.converge() {
-            Ok(actions) => {
-                tracing::info!(by, "{message}");
-                Ok(ChangeView { message, changes: describe(&actions), planned_only: false })
-            }
-            Err(error) => {
-                self.changes = before;
-                self.effective = state::apply(&self.config.services, &self.changes);
-                if let Err(second) = self.state_dir.store(&self.changes) {
-                    tracing::error!(error = %second, "could not take a refused change out of the state file again");
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// Reads the configuration file again. A bad one is refused and the running one stays.
-    pub fn reload(&mut self, plan_only: bool, by: &str) -> Result<ChangeView, EngineError> {
-        let result = self.try_reload(plan_only);
-        if !plan_only {
-            self.instruments.reloads.record(result.is_ok());
-            match &result {
-                Ok(view) => tracing::info!(by, "{}", view.message),
-                Err(error) => tracing::error!(by, %error, "reload refused; the running configuration stays"),
-            }
-        }
-        result
-    }
-
-    fn try_reload(&mut self, plan_only: bool) -> Result<ChangeView, EngineError> {
-        let new = config::load(&self.config_file)?;
-        restart_needed(&self.config, &new)?;
-        let changes = setting_changes(&self.config, &new);
-        let file = self.config_file.display().to_string();
-        if plan_only {
-            let message = match changes.len() {
-                0 => format!("{file}: nothing would change"),
-                n => format!("{file}: {n} settings would change"),
-            };
-            return Ok(ChangeView { message, changes, planned_only: true });
-        }
-        let interfaces = (&new.node.interfaces, new.node.xdp_mode)
-            != (&self.config.node.interfaces, self.config.node.xdp_mode);
-        let old = std::mem::replace(&mut self.config, new);
-        let before = self.changes.clone();
-        // What fails most is done before anything of the services is touched.
-        let attached = if interfaces { self.attach() } else { Ok(()) };
-        if let Err(error) = attached.and_then(|()| self.converge().map(|_| ())) {
-            self.config = old;
-            if self.changes != before {
-                // Sizes chosen for the new configuration's rings: the old one keeps its own.
-                self.changes = before;
-                if let Err(second) = self.state_dir.store(&self.changes) {
-                    tracing::error!(error = %second, "could not take a refused change out of the state file again");
-                }
-            }
-            self.converge_or_log("the way back to the old configuration");
-            if interfaces && let Err(second) = self.attach() {
-                tracing::error!(error = %second, "could not attach as before");
-            }
-            return Err(error);
-        }
-        self.check_forwarding();
-        for stale in &self.effective.stale {
-            tracing::warn!(%stale, "a runtime change has no effect with this configuration; it is kept");
-        }
-        if let Err(error) = self.configure_pair() {
-            tracing::error!(%error, "VRRP goes on as before the reload");
-        }
-        let message = match changes.len() {
-            0 => format!("{file} read again: nothing changed"),
-            n => format!("{file} read again: {n} settings changed"),
-        };
-        Ok(ChangeView { message, changes, planned_only: false })
-    }
 }
 
 /// What the maps say of the backends' health.
@@ -548,47 +391,6 @@ fn remembered(image: &Image) -> BTreeMap<TargetKey, (IpAddr, Health)> {
             Some((key, (address_of(&record.entry), if down { Health::Down } else { Health::Up })))
         })
         .collect()
-}
-
-/// Settings that only a start reads.
-fn restart_needed(running: &Config, new: &Config) -> Result<(), EngineError> {
-    let listen = |c: &Config| c.metrics.listen.map_or("off".to_owned(), |a| a.to_string());
-    let rows = [
-        ("node.pin_dir", new.node.pin_dir.display().to_string(), running.node.pin_dir.display().to_string()),
-        (
-            "node.state_dir",
-            new.node.state_dir.display().to_string(),
-            running.node.state_dir.display().to_string(),
-        ),
-        ("node.run_dir", new.node.run_dir.display().to_string(), running.node.run_dir.display().to_string()),
-        ("metrics.listen", listen(new), listen(running)),
-    ];
-    match rows.into_iter().find(|(_, found, running)| found != running) {
-        Some((key, found, running)) => Err(EngineError::NeedsRestart { key, found, running }),
-        None => Ok(()),
-    }
-}
-
-/// What differs between two configurations, a line each.
-fn setting_changes(old: &Config, new: &Config) -> Vec<String> {
-    let map = |config: &Config| -> BTreeMap<String, String> {
-        config.settings().into_iter().map(|s| (s.key, s.value.to_string())).collect()
-    };
-    let (old, new) = (map(old), map(new));
-    let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-    keys.into_iter()
-        .filter_map(|key| match (old.get(key), new.get(key)) {
-            (Some(a), Some(b)) if a == b => None,
-            (Some(a), Some(b)) => Some(format!("{key}: {a} -> {b}")),
-            (Some(a), None) => Some(format!("{key}: {a} -> (gone)")),
-            (None, Some(b)) => Some(format!("{key}: (new) -> {b}")),
-            (None, None) => None,
-        })
-        .collect()
-}
-
-fn describe(actions: &[Action]) -> Vec<String> {
-    actions.iter().map(ToString::to_string).collect()
 }
 
 fn destinations(effective: &Effective) -> HashSet<IpAddr> {

@@ -1,0 +1,108 @@
+//! The configuration file read again.
+
+use super::Engine;
+use crate::{
+    config::{self, Config},
+    control::api::ChangeView,
+    daemon::error::EngineError,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+impl Engine {
+    /// Reads the configuration file again. A bad one is refused and the running one stays.
+    pub fn reload(&mut self, plan_only: bool, by: &str) -> Result<ChangeView, EngineError> {
+        let result = self.try_reload(plan_only);
+        if !plan_only {
+            self.instruments.reloads.record(result.is_ok());
+            match &result {
+                Ok(view) => tracing::info!(by, "{}", view.message),
+                Err(error) => tracing::error!(by, %error, "reload refused; the running configuration stays"),
+            }
+        }
+        result
+    }
+
+    fn try_reload(&mut self, plan_only: bool) -> Result<ChangeView, EngineError> {
+        let new = config::load(&self.config_file)?;
+        restart_needed(&self.config, &new)?;
+        let changes = setting_changes(&self.config, &new);
+        let file = self.config_file.display().to_string();
+        if plan_only {
+            let message = match changes.len() {
+                0 => format!("{file}: nothing would change"),
+                n => format!("{file}: {n} settings would change"),
+            };
+            return Ok(ChangeView { message, changes, planned_only: true });
+        }
+        let interfaces = (&new.node.interfaces, new.node.xdp_mode)
+            != (&self.config.node.interfaces, self.config.node.xdp_mode);
+        let old = std::mem::replace(&mut self.config, new);
+        let before = self.changes.clone();
+        // What fails most is done before anything of the services is touched.
+        let attached = if interfaces { self.attach() } else { Ok(()) };
+        if let Err(error) = attached.and_then(|()| self.converge().map(|_| ())) {
+            self.config = old;
+            if self.changes != before {
+                // Sizes chosen for the new configuration's rings: the old one keeps its own.
+                self.changes = before;
+                if let Err(second) = self.state_dir.store(&self.changes) {
+                    tracing::error!(error = %second, "could not take a refused change out of the state file again");
+                }
+            }
+            self.converge_or_log("the way back to the old configuration");
+            if interfaces && let Err(second) = self.attach() {
+                tracing::error!(error = %second, "could not attach as before");
+            }
+            return Err(error);
+        }
+        self.check_forwarding();
+        for stale in &self.effective.stale {
+            tracing::warn!(%stale, "a runtime change has no effect with this configuration; it is kept");
+        }
+        if let Err(error) = self.configure_pair() {
+            tracing::error!(%error, "VRRP goes on as before the reload");
+        }
+        let message = match changes.len() {
+            0 => format!("{file} read again: nothing changed"),
+            n => format!("{file} read again: {n} settings changed"),
+        };
+        Ok(ChangeView { message, changes, planned_only: false })
+    }
+}
+
+/// Settings that only a start reads.
+fn restart_needed(running: &Config, new: &Config) -> Result<(), EngineError> {
+    let listen = |c: &Config| c.metrics.listen.map_or("off".to_owned(), |a| a.to_string());
+    let rows = [
+        ("node.pin_dir", new.node.pin_dir.display().to_string(), running.node.pin_dir.display().to_string()),
+        (
+            "node.state_dir",
+            new.node.state_dir.display().to_string(),
+            running.node.state_dir.display().to_string(),
+        ),
+        ("node.run_dir", new.node.run_dir.display().to_string(), running.node.run_dir.display().to_string()),
+        ("metrics.listen", listen(new), listen(running)),
+    ];
+    match rows.into_iter().find(|(_, found, running)| found != running) {
+        Some((key, found, running)) => Err(EngineError::NeedsRestart { key, found, running }),
+        None => Ok(()),
+    }
+}
+
+/// What differs between two configurations, a line each.
+fn setting_changes(old: &Config, new: &Config) -> Vec<String> {
+    let map = |config: &Config| -> BTreeMap<String, String> {
+        config.settings().into_iter().map(|s| (s.key, s.value.to_string())).collect()
+    };
+    let (old, new) = (map(old), map(new));
+    let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    keys.into_iter()
+        .filter_map(|key| match (old.get(key), new.get(key)) {
+            (Some(a), Some(b)) if a == b => None,
+            (Some(a), Some(b)) => Some(format!("{key}: {a} -> {b}")),
+            (Some(a), None) => Some(format!("{key}: {a} -> (gone)")),
+            (None, Some(b)) => Some(format!("{key}: (new) -> {b}")),
+            (None, None) => None,
+        })
+        .collect()
+}
