@@ -1,7 +1,7 @@
-//! Programs beside a [`Balancer`]'s own, over the very same maps: another handle of it for another thread, and the
+//! Programs beside a [`Balancer`](super::Balancer)'s own, over the very same maps: another handle of it for another thread, and the
 //! benchmark's entry points, which make a new flow of every run.
 
-use super::{Balancer, Outcome, Verdict};
+use super::{Loaded, Outcome, Verdict};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{MapData, MapInfo},
@@ -110,7 +110,7 @@ impl Flood {
     }
 }
 
-impl Balancer {
+impl Loaded {
     fn own(&self) -> &Xdp {
         self.program.ebpf.program("lb").expect("lb").try_into().expect("an XDP program")
     }

@@ -1,6 +1,6 @@
 //! The daemon's part in holding fragments: being there, reading them, sending them again.
 
-use super::{Balancer, INGRESS, Outcome, Program, Verdict};
+use super::{INGRESS, Loaded, Outcome, Program, Verdict};
 use aya::{
     maps::{Array, Map, MapData, RingBuf},
     programs::{TestRun as _, TestRunOptions, Xdp},
@@ -27,7 +27,7 @@ impl Held {
     }
 }
 
-impl Balancer {
+impl Loaded {
     /// Has the program hold fragments until then, by the monotonic clock.
     pub fn hold_until(&mut self, ns: u64) {
         let mut control = self.held.control.get(&0, 0).expect("CONTROL");

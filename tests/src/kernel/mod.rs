@@ -7,12 +7,15 @@ mod beside;
 mod counters;
 mod held;
 mod host;
+mod pool;
 pub mod sound;
 mod world;
 
 pub use beside::{Flood, Runner};
 pub use counters::{Counter, Counters, Flows};
 pub use host::Host;
+pub use pool::Balancer;
+use pool::Room;
 pub use world::{
     BACKEND_CAPACITY, Predicted, QUIC_CONFIG, RING_CAPACITY, World, client_address, plain_world, tunnel, vip,
 };
@@ -23,14 +26,17 @@ use aya::{
     programs::{TestRun, TestRunOptions, Xdp},
 };
 use lb_common::abi::{
-    Bucket, ECHO_BUCKET, EXPIRED_BUCKET, FLOW_CAPACITY, FlowEntry, FlowKey4, FlowKey6, FlowStats,
-    FragmentKey, FragmentTrace, HALF_OPEN_CAPACITY, HOLD_BUCKET, HalfOpen, ICMP_BUCKET, Schedule, Stats,
+    Bucket, ECHO_BUCKET, EXPIRED_BUCKET, FlowEntry, FlowKey4, FlowKey6, FlowStats, FragmentKey,
+    FragmentTrace, HALF_OPEN_CAPACITY, HOLD_BUCKET, HalfOpen, ICMP_BUCKET, Schedule, Stats,
 };
 use lb_userspace::{
     dataplane::{self, Maps},
     plan::{self, Action, Flow, Image},
 };
-use std::path::Path;
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+};
 
 /// What a program answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +117,13 @@ impl Program {
         PerCpuArray::try_from(Map::PerCpuArray(again)).expect("a per-CPU array of these values")
     }
 
+    /// A descriptor of a per-CPU array.
+    fn descriptor(&self, name: &str) -> OwnedFd {
+        let map = self.ebpf.map(name).unwrap_or_else(|| panic!("a map {name}"));
+        let Map::PerCpuArray(data) = map else { panic!("{name} is no per-CPU array") };
+        data.fd().as_fd().try_clone_to_owned().expect("another descriptor")
+    }
+
     /// Another handle of a hash map.
     pub fn hash<K: Pod, V: Pod>(&self, name: &str) -> HashMap<MapData, K, V> {
         let map = self.ebpf.map(name).unwrap_or_else(|| panic!("a map {name}"));
@@ -163,13 +176,13 @@ pub struct Outcome {
     pub frame: Vec<u8>,
 }
 
-/// The balancer with an image in its maps.
-pub struct Balancer {
+/// A loaded balancer with an image in its maps: what a [`Balancer`] is made of.
+pub struct Loaded {
     program: Program,
     maps: Maps,
     image: Image,
     service_stats: PerCpuArray<MapData, Stats>,
-    backend_stats: PerCpuArray<MapData, Stats>,
+    backend_stats: OwnedFd,
     drops: PerCpuArray<MapData, u64>,
     buckets: PerCpuArray<MapData, Bucket>,
     flows4: HashMap<MapData, FlowKey4, u64>,
@@ -181,41 +194,25 @@ pub struct Balancer {
     schedules: Array<MapData, Schedule>,
 }
 
-impl Balancer {
-    /// Loads the balancer and fills its maps. ICMP answers are not limited: see [`Balancer::set_tokens`].
-    #[must_use]
-    pub fn new(image: &Image) -> Self {
-        Self::with_room(image, FLOW_CAPACITY)
-    }
-
-    /// The same with room for so many tracked flows, and so many handshakes, of either family.
-    #[must_use]
-    pub fn with_room(image: &Image, flows: u32) -> Self {
-        Self::load(image, flows, None)
-    }
-
-    /// The same with its maps pinned in a directory.
-    #[must_use]
-    pub fn pinned(image: &Image, pins: &Path) -> Self {
-        Self::load(image, FLOW_CAPACITY, Some(pins))
-    }
-
-    fn load(image: &Image, flows: u32, pins: Option<&Path>) -> Self {
+impl Loaded {
+    /// Loads the balancer. Its maps are empty.
+    fn load(room: Room, pins: Option<&Path>) -> Self {
+        let half_open = room.flows.min(HALF_OPEN_CAPACITY);
         let capacities = [
-            ("FLOWS4", flows),
-            ("FLOWS6", flows),
-            ("HALF_OPEN4", flows.min(HALF_OPEN_CAPACITY)),
-            ("HALF_OPEN6", flows.min(HALF_OPEN_CAPACITY)),
-            ("RING", image.ring_capacity),
-            ("BACKENDS", image.backend_capacity),
-            ("BACKEND_STATS", image.backend_capacity),
-            ("ACTIVE", image.backend_capacity),
-            ("BACKEND_NAMES", image.backend_capacity),
+            ("FLOWS4", room.flows),
+            ("FLOWS6", room.flows),
+            ("HALF_OPEN4", half_open),
+            ("HALF_OPEN6", half_open),
+            ("RING", room.ring),
+            ("BACKENDS", room.backends),
+            ("BACKEND_STATS", room.backends),
+            ("ACTIVE", room.backends),
+            ("BACKEND_NAMES", room.backends),
         ];
         let mut program = Program::load_pinned(dataplane::LB, "lb", &capacities, pins);
-        let mut balancer = Self {
+        Self {
             service_stats: program.per_cpu("SERVICE_STATS"),
-            backend_stats: program.per_cpu("BACKEND_STATS"),
+            backend_stats: program.descriptor("BACKEND_STATS"),
             drops: program.per_cpu("DROPS"),
             buckets: program.per_cpu("BUCKETS"),
             flows4: program.hash("FLOWS4"),
@@ -226,12 +223,9 @@ impl Balancer {
             fragments: program.hash("FRAGMENTS"),
             held: held::Held::of(&program),
             maps: Maps::take(program.ebpf()).expect("all maps"),
-            image: Image::empty(image.ring_capacity, image.backend_capacity),
+            image: Image::empty(room.ring, room.backends),
             program,
-        };
-        balancer.set_image(image);
-        balancer.set_tokens(u64::MAX / 2);
-        balancer
+        }
     }
 
     /// Turns what the maps hold into this image, by the daemon's own actions.
@@ -399,9 +393,11 @@ impl Balancer {
             let stats = sum(&self.service_stats.get(&id, 0).expect("SERVICE_STATS"));
             counters.add_stats(Counter::Service(id), stats);
         }
-        for id in 0..self.image.backend_capacity {
-            let stats = sum(&self.backend_stats.get(&id, 0).expect("BACKEND_STATS"));
-            counters.add_stats(Counter::Backend(id), stats);
+        // Thousands of entries before and after every frame: one call for all of them.
+        let backends = pool::read_per_cpu(self.backend_stats.as_fd(), self.image.backend_capacity, 2);
+        for (id, words) in (0..).zip(backends.expect("BACKEND_STATS").chunks(2 * pool::cpus())) {
+            let sum = words.chunks(2).fold((0, 0), |sum, v| (sum.0 + v[0], sum.1 + v[1]));
+            counters.add_stats(Counter::Backend(id), sum);
         }
         for number in 0..lb_common::abi::DROP_CAPACITY {
             let dropped = self.drops.get(&number, 0).expect("DROPS").iter().sum();

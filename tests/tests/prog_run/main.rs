@@ -1,6 +1,7 @@
 //! The balancer's program in the kernel, packet by packet: a frame in, the verdict, the frame out, and every counter
 //! that moved and no other. Frames out are read by etherparse. Needs root.
 
+mod again;
 mod drops;
 mod echo;
 mod flows;
