@@ -58,45 +58,69 @@ pub fn key(address: std::net::IpAddr, port: u16) -> u64 {
 /// Members with equal keys share one place: the caller keeps keys distinct.
 #[must_use]
 pub fn ring(seed: u64, size: u32, members: &[Member]) -> Vec<Option<u32>> {
+    owners(seed, size, members).iter().map(|owner| index(*owner)).collect()
+}
+
+/// Marks a slot without an owner.
+const NOBODY: u16 = u16::MAX;
+
+fn index(owner: u16) -> Option<u32> {
+    (owner != NOBODY).then_some(owner.into())
+}
+
+fn owners(seed: u64, size: u32, members: &[Member]) -> Box<[u16]> {
     assert!(size >= 2, "a ring has at least two slots");
-    let mut slots = vec![None; size as usize];
-    let mut order: Vec<u32> = (0..members.len() as u32).filter(|i| members[*i as usize].weight > 0).collect();
-    order.sort_by_key(|i| members[*i as usize].key);
+    assert!(members.len() < usize::from(NOBODY), "{} members of a ring", members.len());
+    let mut slots = vec![NOBODY; size as usize].into_boxed_slice();
+    let mut order: Vec<u16> =
+        (0..members.len() as u16).filter(|i| members[usize::from(*i)].weight > 0).collect();
+    order.sort_by_key(|i| members[usize::from(*i)].key);
     let mut walks: Vec<Walk> =
-        order.iter().map(|i| Walk::new(seed, members[*i as usize].key, u64::from(size))).collect();
+        order.iter().map(|i| Walk::new(seed, members[usize::from(*i)].key, size)).collect();
+    let weight = |place: usize| members[usize::from(order[place])].weight;
+    let Some(first) = (!order.is_empty()).then(|| weight(0)) else { return slots };
+    if (1..order.len()).all(|place| weight(place) == first) {
+        // Turn by turn, each round in the order of the keys.
+        for place in (0..order.len()).cycle().take(size as usize) {
+            walks[place].take(&mut slots, order[place]);
+        }
+        return slots;
+    }
     // Turns, the earliest first; ties in the order of the keys.
-    let mut turns: BinaryHeap<Reverse<(u64, usize)>> = order
-        .iter()
-        .enumerate()
-        .map(|(place, i)| Reverse((turn(0, members[*i as usize].weight), place)))
-        .collect();
-    let mut taken = 0;
-    while taken < size {
-        let Some(Reverse((_, place))) = turns.pop() else { break };
-        let member = order[place];
-        let walk = &mut walks[place];
-        let slot = loop {
-            let slot = walk.next_slot();
-            if slots[slot as usize].is_none() {
-                break slot;
-            }
-        };
-        slots[slot as usize] = Some(member);
-        taken += 1;
-        walk.turns += 1;
-        turns.push(Reverse((turn(walk.turns, members[member as usize].weight), place)));
+    let mut turns: BinaryHeap<Reverse<(u64, usize)>> =
+        (0..order.len()).map(|place| Reverse((turn(0, weight(place)), place))).collect();
+    for _ in 0..size {
+        let Some(mut next) = turns.peek_mut() else { break };
+        let Reverse((at, place)) = &mut *next;
+        walks[*place].take(&mut slots, order[*place]);
+        walks[*place].turns += 1;
+        *at = turn(walks[*place].turns, weight(*place));
     }
     slots
 }
 
 /// A ring as [`ring`] gives it, shared.
-pub type SharedRing = Arc<[Option<u32>]>;
+#[derive(Debug, Clone)]
+pub struct SharedRing(Arc<[u16]>);
 
-/// Rings computed before: most changes concern one service, and the others' rings stay as they are.
+impl SharedRing {
+    /// The owner of each slot.
+    pub fn iter(&self) -> impl Iterator<Item = Option<u32>> {
+        self.0.iter().map(|owner| index(*owner))
+    }
+}
+
+/// Rings computed before: of the few services that change again and again, and go back and forth between two states.
 #[derive(Debug, Default)]
 pub struct Cache {
     rings: HashMap<u64, (Inputs, SharedRing)>,
+    /// Slots of all of them.
+    slots: usize,
 }
+
+/// Slots a cache holds at most, of two bytes each. The rings of thousands of services are made anew within half a second,
+/// and would take more memory than all the rest.
+const CACHED_SLOTS: usize = 1 << 20;
 
 /// What a ring depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -112,20 +136,17 @@ impl Cache {
         let inputs = Inputs { seed, size, members };
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(&inputs);
         match self.rings.get(&hash) {
-            Some((known, slots)) if *known == inputs => Arc::clone(slots),
+            Some((known, slots)) if *known == inputs => slots.clone(),
             _ => {
-                let slots: SharedRing = ring(seed, size, &inputs.members).into();
-                self.rings.insert(hash, (inputs, Arc::clone(&slots)));
+                let slots = SharedRing(owners(seed, size, &inputs.members).into());
+                if self.slots + size as usize > CACHED_SLOTS {
+                    self.rings.clear();
+                    self.slots = 0;
+                }
+                self.slots += size as usize;
+                self.rings.insert(hash, (inputs, slots.clone()));
                 slots
             }
-        }
-    }
-
-    /// Forgets the rings that nobody but the cache holds.
-    pub fn forget_unused(&mut self, in_use: usize) {
-        // Twice as many as needed: going back and forth between two states costs nothing.
-        if self.rings.len() > 2 * in_use + 16 {
-            self.rings.clear();
         }
     }
 }
@@ -137,24 +158,33 @@ fn turn(done: u64, weight: u16) -> u64 {
 
 /// A member's walk through its permutation.
 struct Walk {
-    at: u64,
-    skip: u64,
-    size: u64,
+    at: u32,
+    skip: u32,
     /// Slots taken so far.
     turns: u64,
 }
 
 impl Walk {
-    fn new(seed: u64, key: u64, size: u64) -> Self {
+    fn new(seed: u64, key: u64, size: u32) -> Self {
         let first = mix(seed ^ key);
         let second = mix(first ^ 0x6c62_6421);
-        Self { at: first % size, skip: second % (size - 1) + 1, size, turns: 0 }
+        let size = u64::from(size);
+        Self { at: (first % size) as u32, skip: (second % (size - 1) + 1) as u32, turns: 0 }
     }
 
-    fn next_slot(&mut self) -> u64 {
-        let slot = self.at;
-        self.at = (self.at + self.skip) % self.size;
-        slot
+    /// Takes the next free slot; there is one.
+    fn take(&mut self, slots: &mut [u16], member: u16) {
+        let size = slots.len() as u32;
+        loop {
+            let slot = &mut slots[self.at as usize];
+            // Both are less than the size, which is at most 2^17.
+            let next = self.at + self.skip;
+            self.at = if next >= size { next - size } else { next };
+            if *slot == NOBODY {
+                *slot = member;
+                return;
+            }
+        }
     }
 }
 

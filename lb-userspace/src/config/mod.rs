@@ -153,7 +153,7 @@ pub fn parse_on(file_name: &str, text: &str, hostname: &str) -> Result<Config, C
         flows: flows.unwrap_or_default(),
         services,
         vrrp,
-        origins: Origins(notes.finish()?),
+        origins: Origins::new(notes.finish()?),
     })
 }
 

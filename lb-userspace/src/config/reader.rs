@@ -3,9 +3,10 @@
 use super::{
     error::{ConfigError, Lines, Problem, printable},
     schema::Schema,
+    settings::hash_path,
     suggest,
 };
-use std::{cell::RefCell, collections::HashMap, fmt};
+use std::{cell::RefCell, fmt};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -16,7 +17,8 @@ pub(super) struct Notes<'a> {
     file: &'a str,
     lines: Lines<'a>,
     problems: RefCell<Vec<Problem>>,
-    origins: RefCell<HashMap<Vec<String>, usize>>,
+    /// By the hash of the path.
+    origins: RefCell<Vec<(u64, u32)>>,
 }
 
 impl<'a> Notes<'a> {
@@ -51,12 +53,13 @@ impl<'a> Notes<'a> {
     }
 
     /// Notes that the setting at `path` is in the file.
-    pub(super) fn origin(&self, path: Vec<String>, at: usize) {
-        self.origins.borrow_mut().insert(path, self.line(at));
+    pub(super) fn origin<'p>(&self, path: impl Iterator<Item = &'p str>, at: usize) {
+        let line = u32::try_from(self.line(at)).unwrap_or(u32::MAX);
+        self.origins.borrow_mut().push((hash_path(path), line));
     }
 
     /// The lines of the settings that are in the file; or all problems, in the order of the file.
-    pub(super) fn finish(self) -> Result<HashMap<Vec<String>, usize>, ConfigError> {
+    pub(super) fn finish(self) -> Result<Vec<(u64, u32)>, ConfigError> {
         let mut problems = self.problems.into_inner();
         if problems.is_empty() {
             return Ok(self.origins.into_inner());
@@ -391,8 +394,7 @@ impl<'a> Section<'a> {
     pub(super) fn pick<T: Clone>(&self, key: &str, setting: &Setting<T>, default: T) -> T {
         match setting {
             Setting::Is(value, at) => {
-                let path = self.path.iter().map(String::as_str).chain([key]).map(str::to_owned).collect();
-                self.notes.origin(path, *at);
+                self.notes.origin(self.path.iter().map(String::as_str).chain([key]), *at);
                 value.clone()
             }
             Setting::Absent | Setting::Refused => default,

@@ -7,7 +7,13 @@ use crate::model::{
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use std::{collections::HashMap, fmt::Write, path::Path, time::Duration};
+use std::{
+    fmt::Write,
+    hash::{DefaultHasher, Hash, Hasher},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 /// Where a setting's value comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,15 +33,38 @@ pub struct Setting {
     pub origin: Origin,
 }
 
-/// Which settings are in the file, by path, and on which line.
+/// Which settings are in the file, and on which line.
+///
+/// Of the paths only a hash is kept: there may be hundreds of thousands, for all of which together the odds that two
+/// are taken for each other are one in a hundred million, and then a line is told wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Origins(pub(super) HashMap<Vec<String>, usize>);
+pub struct Origins {
+    /// Hash of the path, and line; in the order of the hashes.
+    lines: Box<[(u64, u32)]>,
+}
 
 impl Origins {
+    /// From hashes of paths, as [`hash_path`] makes them, with their lines. Of two with one hash the last counts.
+    pub(super) fn new(mut lines: Vec<(u64, u32)>) -> Self {
+        lines.reverse();
+        lines.sort_by_key(|(hash, _)| *hash);
+        lines.dedup_by_key(|(hash, _)| *hash);
+        Self { lines: lines.into() }
+    }
+
     /// Where a setting comes from, by the parts of its path.
     pub fn of(&self, path: &[String]) -> Origin {
-        self.0.get(path).map_or(Origin::Default, |line| Origin::File { line: *line })
+        let hash = hash_path(path.iter().map(String::as_str));
+        let found = self.lines.binary_search_by_key(&hash, |(hash, _)| *hash);
+        found.map_or(Origin::Default, |at| Origin::File { line: self.lines[at].1 as usize })
     }
+}
+
+/// A hash of the parts of a path.
+pub(super) fn hash_path<'p>(parts: impl Iterator<Item = &'p str>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    parts.for_each(|part| part.hash(&mut hasher));
+    hasher.finish()
 }
 
 /// Path and value, in the order an operator would write them.
@@ -196,18 +225,35 @@ fn service_entries(service: &ServiceSpec) -> Vec<Entry> {
     entries
 }
 
-/// SHA-256 over entries, the first 16 hexadecimal digits. The order of services, backends and
+/// SHA-256 over the entries of services and others, the first 16 hexadecimal digits. The order of services, backends and
 /// addresses in the file does not matter.
-fn digest(mut entries: Vec<Entry>) -> String {
-    for (path, value) in &mut entries {
-        if let (Some("addresses" | "interfaces"), Value::Array(values)) =
-            (path.last().map(String::as_str), value)
-        {
-            values.sort_by_key(Value::to_string);
+///
+/// Of all entries in the order of their paths, as JSON. They are never all in memory: each service has a stretch of
+/// that order to itself, between those others whose paths begin with a lesser or a greater word than `service`.
+fn digest(others: Vec<Entry>, services: &[ServiceSpec]) -> String {
+    let mut hash = Sha256::new_with_prefix("[");
+    let mut first = true;
+    let mut add = |mut entries: Vec<Entry>| {
+        for (path, value) in &mut entries {
+            if let (Some("addresses" | "interfaces"), Value::Array(values)) =
+                (path.last().map(String::as_str), value)
+            {
+                values.sort_by_key(Value::to_string);
+            }
         }
-    }
-    entries.sort_by(|a, b| a.0.cmp(&b.0));
-    let bytes = Sha256::digest(json!(entries).to_string());
+        entries.sort_by(|a, b| a.0.cmp(&b.0));
+        for entry in entries {
+            let comma = if std::mem::take(&mut first) { "" } else { "," };
+            hash.update(format!("{comma}{}", json!(entry)));
+        }
+    };
+    let (before, after) = others.into_iter().partition(|(path, _)| path[0].as_str() < "service");
+    add(before);
+    let mut ordered: Vec<&ServiceSpec> = services.iter().collect();
+    ordered.sort_by(|a, b| a.name.cmp(&b.name));
+    ordered.into_iter().for_each(|service| add(service_entries(service)));
+    add(after);
+    let bytes = hash.chain_update("]").finalize();
     bytes.iter().take(8).fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
@@ -217,7 +263,7 @@ fn digest(mut entries: Vec<Entry>) -> String {
 /// A hash over services only, in force or in a file: equal on nodes that forward alike. The first 16
 /// hexadecimal digits of a SHA-256.
 pub fn services_hash(services: &[ServiceSpec]) -> String {
-    digest(services.iter().flat_map(service_entries).collect())
+    digest(Vec::new(), services)
 }
 
 impl Config {
@@ -273,6 +319,21 @@ impl Config {
         (!digest.is_empty()).then(|| (vec!["firewall".to_owned(), "list_sha256".to_owned()], json!(digest)))
     }
 
+    /// Everything but the services, and without the lines that the settings are on.
+    pub fn without_services(&self) -> Self {
+        Self {
+            file: self.file.clone(),
+            node: self.node.clone(),
+            metrics: self.metrics.clone(),
+            tunnel: self.tunnel.clone(),
+            firewall: Arc::clone(&self.firewall),
+            flows: self.flows.clone(),
+            services: Vec::new(),
+            vrrp: self.vrrp.clone(),
+            origins: Origins::default(),
+        }
+    }
+
     /// Every setting in force, with where it comes from. Optional settings that nobody set are left out.
     pub fn settings(&self) -> Vec<Setting> {
         let services = self.services.iter().flat_map(service_entries);
@@ -290,9 +351,8 @@ impl Config {
     /// A hash over all that is in force, the first 16 hexadecimal digits of a SHA-256; comments,
     /// formatting, order, and whether a value was set or is the default do not matter.
     pub fn hash(&self) -> String {
-        let services = self.services.iter().flat_map(service_entries);
         let node = self.node_entries().into_iter().chain(self.list_entry()).chain(self.vrrp_entries());
-        digest(node.chain(services).collect())
+        digest(node.collect(), &self.services)
     }
 
     /// A hash over the services, equal on both nodes of a pair; see [`services_hash`].

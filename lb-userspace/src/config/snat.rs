@@ -59,10 +59,7 @@ impl SnatSettings {
     /// The pool, if it is there; the places of its settings are noted.
     pub(super) fn build(&self, service: &Section<'_>) -> Option<SnatSpec> {
         let (addresses, at) = self.addresses.get()?;
-        let path = |key: &str| {
-            let path = service.path.iter().map(String::as_str).chain(["snat", key]);
-            path.map(str::to_owned).collect::<Vec<_>>()
-        };
+        let path = |key: &'static str| service.path.iter().map(String::as_str).chain(["snat", key]);
         service.notes.origin(path("addresses"), at);
         if let Some(at) = self.ports.at() {
             service.notes.origin(path("ports"), at);

@@ -1,6 +1,7 @@
 //! The state of the daemon and what changes it.
 
 mod change;
+mod converge;
 mod reload;
 
 use super::{
@@ -21,9 +22,7 @@ use crate::{
         nexthop::{NextHop, Unresolved},
         watch::NextHopHandle,
     },
-    plan::{
-        self, Action, BuildError, Image, NextHopEntry, Tracking, TunnelSettings, WantedBackend, WantedService,
-    },
+    plan::{self, Action, BuildError, Image, NextHopEntry, Tracking, TunnelSettings},
     state::{self, Effective, RuntimeChanges, StateDir},
 };
 use lb_common::abi::{BackendEntry, VipEntry};
@@ -31,8 +30,12 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+/// Next hops that come in at once and are told one by one in the log; of more only how many they are.
+const TOLD_ONE_BY_ONE: usize = 64;
 
 /// What is known of the health of one target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +64,8 @@ pub struct Engine {
     pub(super) pair: super::pair::Pair,
     pub(super) nat: NatState,
     rings: maglev::Cache,
+    /// The maps are not what is asked for: the last attempt failed.
+    behind: bool,
     /// Health as an earlier daemon left it in the maps, until the checks of this one have spoken.
     remembered: BTreeMap<TargetKey, (IpAddr, Health)>,
     pub(super) started: Instant,
@@ -102,6 +107,7 @@ impl Engine {
             pair: super::pair::Pair::default(),
             nat: NatState::default(),
             rings: maglev::Cache::default(),
+            behind: true,
             remembered: remembered(&image),
             started: Instant::now(),
             health_task: parts.health_task,
@@ -129,9 +135,15 @@ impl Engine {
 
     /// Makes the kernel what configuration, changes, health and next hops ask for.
     pub fn converge(&mut self) -> Result<Vec<Action>, EngineError> {
+        let result = self.try_converge();
+        self.behind = result.is_err();
+        result
+    }
+
+    fn try_converge(&mut self) -> Result<Vec<Action>, EngineError> {
         self.choose_ring_sizes()?;
         self.effective = state::apply(&self.config.services, &self.changes);
-        let wanted = self.wanted();
+        let wanted: Vec<_> = self.effective.services.iter().map(|s| self.wanted_service(s)).collect();
         let avoid = self.tracking.reserved();
         let tunnel = self.tunnel();
         self.firewall.refresh(&self.config.firewall, self.changes.lists());
@@ -210,35 +222,6 @@ impl Engine {
         }
     }
 
-    /// The services in force, each backend with its states and its next hop.
-    fn wanted(&self) -> Vec<WantedService> {
-        self.effective
-            .services
-            .iter()
-            .map(|service| WantedService {
-                ring_size: service
-                    .spec
-                    .ring_size
-                    .or_else(|| self.changes.ring_size(&service.spec.name))
-                    .unwrap_or_else(|| maglev::default_size(service.backends.len())),
-                backends: service
-                    .backends
-                    .iter()
-                    .map(|backend| WantedBackend {
-                        spec: backend.spec.clone(),
-                        admin: backend.admin,
-                        health: self.health_of(&service.spec, &backend.spec),
-                        next_hop: self
-                            .hops
-                            .get(&backend.spec.address)
-                            .and_then(|hop| hop.as_ref().ok().copied()),
-                    })
-                    .collect(),
-                spec: service.spec.clone(),
-            })
-            .collect()
-    }
-
     /// The last word of the checks; before the first one, what the maps remember of an earlier daemon's.
     pub(super) fn health_of(&self, service: &ServiceSpec, backend: &BackendSpec) -> Health {
         let address = backend.address;
@@ -254,21 +237,22 @@ impl Engine {
     }
 
     fn set_targets(&mut self) {
-        let mut targets = Vec::new();
+        let mut targets = Vec::with_capacity(self.health.len());
+        let mut health = BTreeMap::new();
         for service in &self.effective.services {
+            // Its backends are checked alike.
+            let spec = Arc::new(service.spec.health.clone());
             for backend in &service.backends {
-                let spec = &service.spec.health;
                 let port = spec.port.or(backend.spec.port).or(service.spec.port.single()).unwrap_or(0);
                 let key =
                     TargetKey { service: service.spec.name.clone(), backend: backend.spec.name.clone() };
                 let address = SocketAddr::new(backend.spec.address, port);
                 let initial = self.health_of(&service.spec, &backend.spec);
-                self.health.insert(key.clone(), Known { address, health: initial });
-                targets.push(Target { key, address, spec: spec.clone(), initial });
+                health.insert(key.clone(), Known { address, health: initial });
+                targets.push(Target { key, address, spec: Arc::clone(&spec), initial });
             }
         }
-        let keys: BTreeSet<&TargetKey> = targets.iter().map(|t| &t.key).collect();
-        self.health.retain(|key, _| keys.contains(key));
+        self.health = health;
         let services: BTreeSet<&str> = self.effective.services.iter().map(|s| s.spec.name.as_str()).collect();
         self.instruments.health.retain(|service| services.contains(service));
         self.health_task.set_targets(targets);
@@ -293,7 +277,7 @@ impl Engine {
     /// Backends went up or down. Many at once, as when a switch fails, are one change of the maps; and a first word
     /// that says "up" is none, since a backend counts as up until it is found down.
     pub fn health_changed(&mut self, events: &[HealthEvent]) {
-        let mut matters = false;
+        let mut matters = BTreeSet::new();
         for event in events {
             let Some(known) = self.health.get_mut(&event.key).filter(|known| known.address == event.address)
             else {
@@ -305,25 +289,29 @@ impl Engine {
             if (previous == Health::Down) == (event.health == Health::Down) {
                 tracing::debug!(%service, %backend, %from, %to, reason, "health known");
             } else {
-                matters = true;
+                matters.insert(service.clone());
                 tracing::info!(%service, %backend, %from, %to, reason, "health changed");
             }
         }
-        if matters {
-            self.converge_or_log("a change of health");
+        if !matters.is_empty() {
+            let result = self.converge_part(&matters);
+            self.log_failure(result, "a change of health");
         }
     }
 
     /// Next hops were found, changed or lost.
     pub fn hops_changed(&mut self, updates: Vec<(IpAddr, Result<NextHop, Unresolved>)>) {
-        if self.note_hops(updates) {
-            self.converge_or_log("a change of next hops");
+        let changed = self.note_hops(updates);
+        if !changed.is_empty() {
+            let result = self.converge_part(&self.services_at(&changed));
+            self.log_failure(result, "a change of next hops");
         }
     }
 
-    /// Takes next hops in without acting on them; true if anything differs.
-    pub fn note_hops(&mut self, updates: Vec<(IpAddr, Result<NextHop, Unresolved>)>) -> bool {
-        let mut changed = false;
+    /// Takes next hops in without acting on them; the addresses whose next hop differs.
+    pub fn note_hops(&mut self, updates: Vec<(IpAddr, Result<NextHop, Unresolved>)>) -> HashSet<IpAddr> {
+        let mut changed = HashSet::new();
+        let (many, mut found) = (updates.len() > TOLD_ONE_BY_ONE, 0);
         for (address, update) in updates {
             let entry = match update {
                 Ok(hop) => Ok(NextHopEntry {
@@ -342,13 +330,20 @@ impl Engine {
             };
             if self.hops.get(&address) != Some(&entry) {
                 match &entry {
+                    Ok(hop) if many => {
+                        found += 1;
+                        tracing::debug!(%address, ifindex = hop.ifindex, "next hop found");
+                    }
                     Ok(hop) => tracing::info!(%address, ifindex = hop.ifindex, "next hop found"),
                     Err(error) if error.is_transient() => tracing::debug!(%address, %error),
                     Err(error) => tracing::warn!(%address, %error, "no next hop"),
                 }
                 self.hops.insert(address, entry);
-                changed = true;
+                changed.insert(address);
             }
+        }
+        if found > 0 {
+            tracing::info!(count = found, "next hops found");
         }
         changed
     }
@@ -370,7 +365,12 @@ impl Engine {
     }
 
     fn converge_or_log(&mut self, why: &str) {
-        if let Err(error) = self.converge() {
+        let result = self.converge();
+        self.log_failure(result, why);
+    }
+
+    fn log_failure(&self, result: Result<Vec<Action>, EngineError>, why: &str) {
+        if let Err(error) = result {
             tracing::error!(%error, "could not carry out {why}; forwarding goes on as before");
         }
     }

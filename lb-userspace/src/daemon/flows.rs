@@ -4,7 +4,7 @@ use super::engine::Engine;
 pub(super) use crate::dataplane::monotonic_ns;
 use crate::{
     dataplane::DataplaneError,
-    plan::{Action, Walk},
+    plan::{Action, Image, Walk},
 };
 use lb_common::abi::ServiceEntry;
 use std::{
@@ -112,11 +112,19 @@ impl Engine {
             tracing::debug!(%action, "slots settle");
         }
         self.kernel.execute(actions)?;
-        let before = self.image.clone();
+        // Rings alone change, and few of them.
+        let rings = |image: &Image| {
+            let ring = |action: &Action| match action {
+                Action::Slots { service, .. } => Some((*service, image.rings.get(service)?.clone())),
+                _ => None,
+            };
+            Image { rings: actions.iter().filter_map(ring).collect(), ..Image::default() }
+        };
+        let before = rings(&self.image);
         for action in actions {
             self.image.apply(action);
         }
-        self.tracking.note_changes(&before, &self.image, Instant::now());
+        self.tracking.note_part(&before, &rings(&self.image), Instant::now());
         Ok(())
     }
 }

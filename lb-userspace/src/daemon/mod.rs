@@ -28,6 +28,7 @@ mod listing;
 mod pair;
 mod run;
 mod sessions;
+mod sizes;
 mod trace;
 mod views;
 

@@ -6,7 +6,7 @@ use super::{
     error::EngineError,
     events::{self, Events},
     held::Resequencer,
-    trace,
+    sizes, trace,
 };
 use crate::{
     config::{self, Config},
@@ -95,11 +95,13 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let mut link_rx = hop_task.link_events();
     let mut ways = hop_task.ways();
     let solicitor = hop_task.solicitor();
+    // The kernel is asked for them while the program is loaded.
+    hop_task.set_destinations(config.services.iter().flat_map(|s| &s.backends).map(|b| b.address).collect());
     let pin_dir = config.node.pin_dir.clone();
     let made = !pin_dir.join(abi_name()).exists();
     let config::FlowsConfig { max_flows: flows, max_half_open: half_open, max_sessions: sessions } =
         config.flows;
-    let capacities = Capacities { flows, half_open, sessions, ..Capacities::default() };
+    let capacities = Capacities { flows, half_open, sessions, ..sizes::needed(&config, &loaded.changes) };
     let kernel = Kernel::open(&pin_dir, capacities).map_err(|error| {
         // Only what this start made: maps that were there before are somebody's.
         if fresh && made {
@@ -150,6 +152,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         tracing::error!(%error, "no VRRP on this node");
     }
     engine.log_ready();
+    sizes::release_memory();
     let mut tend = tokio::time::interval(TEND_INTERVAL);
     tend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut prune = tokio::time::interval(trace::PRUNE);

@@ -1,7 +1,13 @@
 //! The maps: reading them back, and the only place where they are written.
 
-use super::{DataplaneError, batch, flow_tables::FlowTables, lists::Lists, nat::NatMaps};
-use crate::plan::{Action, BackendRecord, Flow, Image, ServiceRecord};
+use super::{
+    DataplaneError, batch,
+    flow_tables::FlowTables,
+    lists::Lists,
+    nat::NatMaps,
+    window::{Windowed, load_slot},
+};
+use crate::plan::{Action, BackendRecord, Flow, Image, Ring, ServiceRecord};
 use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
@@ -107,7 +113,7 @@ pub struct Maps {
     ports: HashMap<MapData, PortKey, u32>,
     port_ranges: LpmTrie<MapData, [u8; 8], u32>,
     pub(super) services: Mapped,
-    ring: Mapped,
+    ring: Windowed,
     pub(super) backends: Mapped,
     service_stats: PerCpuArray<MapData, Stats>,
     backend_stats: PerCpuArray<MapData, Stats>,
@@ -154,6 +160,13 @@ pub(super) fn mapped(ebpf: &mut Ebpf, name: &'static str) -> Result<Mapped, Data
     }
 }
 
+fn windowed(ebpf: &mut Ebpf, name: &'static str) -> Result<Windowed, DataplaneError> {
+    match ebpf.take_map(name) {
+        Some(Map::Array(data)) => Windowed::new(name, data),
+        _ => panic!("the program has no array {name}: abi and program differ"),
+    }
+}
+
 impl Maps {
     /// Takes the maps out of a loaded program.
     pub fn take(ebpf: &mut Ebpf) -> Result<Self, DataplaneError> {
@@ -165,7 +178,7 @@ impl Maps {
             ports: take(ebpf, "PORTS")?,
             port_ranges: take(ebpf, "PORT_RANGES")?,
             services: mapped(ebpf, "SERVICES")?,
-            ring: mapped(ebpf, "RING")?,
+            ring: windowed(ebpf, "RING")?,
             backends: mapped(ebpf, "BACKENDS")?,
             service_stats: take(ebpf, "SERVICE_STATS")?,
             backend_stats: take(ebpf, "BACKEND_STATS")?,
@@ -220,8 +233,8 @@ impl Maps {
             }
             let identity = self.service_names.get(&id, 0).map_err(DataplaneError::map("SERVICE_NAMES"))?;
             image.services.insert(id, ServiceRecord { entry, identity });
-            let words = (0..entry.ring_size).map(|i| self.slot(entry.ring_base + i)).collect();
-            image.rings.insert(id, words);
+            let ring = self.ring.at(entry.ring_base, entry.ring_size)?;
+            image.rings.insert(id, ring.words().iter().map(load_slot).collect());
         }
         for id in 1..self.backends.len {
             let entry: BackendEntry = self.backends.load(id);
@@ -251,10 +264,24 @@ impl Maps {
         &mut self.nat
     }
 
-    /// One word of the ring array.
-    #[must_use]
-    pub fn slot(&self, index: u32) -> Slot {
-        Slot(self.ring.word(index, 0).load(Ordering::Acquire))
+    /// Words of the ring array, from an index on.
+    pub fn slots(&self, base: u32, count: u32) -> Result<Vec<Slot>, DataplaneError> {
+        Ok(self.ring.at(base, count)?.words().iter().map(load_slot).collect())
+    }
+
+    /// Writes words at their places in the ring array, which are in order.
+    fn write_slots(
+        &self,
+        words: impl ExactSizeIterator<Item = (u32, Slot)> + Clone,
+    ) -> Result<(), DataplaneError> {
+        let (Some((first, _)), Some((last, _))) = (words.clone().next(), words.clone().last()) else {
+            return Ok(());
+        };
+        let ring = self.ring.at(first, last + 1 - first)?;
+        for (index, word) in words {
+            ring.words()[(index - first) as usize].store(word.0, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Carries out one action.
@@ -262,10 +289,14 @@ impl Maps {
         match action {
             Action::Backend { id, old, new } => self.set_backend(*id, old.as_ref(), new.as_ref()),
             Action::Slots { words, .. } => {
-                for (index, _, new) in words {
-                    self.ring.word(*index, 0).store(new.0, Ordering::Release);
-                }
-                Ok(())
+                self.write_slots(words.iter().map(|(index, _, new)| (*index, *new)))
+            }
+            Action::Ring { base, new: Some(ring), .. } => {
+                self.write_slots(ring.iter().enumerate().map(|(i, word)| (base + i as u32, *word)))
+            }
+            Action::Ring { base, old, new: None, .. } => {
+                let count = old.as_ref().map_or(0, Ring::len);
+                self.write_slots((0..count).map(|i| (base + i as u32, Slot::default())))
             }
             Action::Schedule { id, new, .. } => {
                 self.tables.set_schedule(*id, new.as_ref());
@@ -427,9 +458,7 @@ impl Maps {
 
     /// Copies what the program counted and what the slots and backends are from smaller maps.
     pub(super) fn copy_from(&mut self, old: &Self) -> Result<(), DataplaneError> {
-        for index in 0..old.ring.len.min(self.ring.len) {
-            self.ring.word(index, 0).store(old.slot(index).0, Ordering::Release);
-        }
+        self.ring.copy_from(&old.ring)?;
         self.tables.copy_active(&old.tables);
         for id in 0..old.backends.len.min(self.backends.len) {
             let entry: BackendEntry = old.backends.load(id);

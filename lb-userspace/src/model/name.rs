@@ -1,7 +1,7 @@
 //! Names of services and backends.
 
 use serde::{Deserialize, Serialize};
-use std::{borrow::Borrow, fmt, str::FromStr};
+use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 
 /// Why a string is no name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,9 +33,11 @@ fn check(name: &str) -> Result<(), NameError> {
 macro_rules! name_type {
     ($(#[$doc:meta])* $type:ident) => {
         $(#[$doc])*
+        ///
+        /// Cloning shares the text.
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $type(String);
+        pub struct $type(Arc<str>);
 
         impl $type {
             /// The name as text.
@@ -46,18 +48,18 @@ macro_rules! name_type {
         impl FromStr for $type {
             type Err = NameError;
             fn from_str(name: &str) -> Result<Self, NameError> {
-                check(name).map(|()| Self(name.to_owned()))
+                check(name).map(|()| Self(name.into()))
             }
         }
         impl TryFrom<String> for $type {
             type Error = NameError;
             fn try_from(name: String) -> Result<Self, NameError> {
-                check(&name).map(|()| Self(name))
+                check(&name).map(|()| Self(name.into()))
             }
         }
         impl From<$type> for String {
             fn from(name: $type) -> String {
-                name.0
+                name.as_str().to_owned()
             }
         }
         impl Borrow<str> for $type {

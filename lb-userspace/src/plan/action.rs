@@ -1,15 +1,11 @@
 //! Changes of the maps and their safe order.
 
 use super::{
-    BackendRecord, Image, NatChange, NatImage, ScheduleRecord, ServiceRecord,
+    BackendRecord, Image, NatChange, NatImage, Ring, ScheduleRecord, ServiceRecord,
     lists::{self, ListAction},
 };
 use lb_common::abi::{CidKey, PortKey, PortRangeKey, Slot, VipEntry};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    net::IpAddr,
-};
+use std::{cmp::Ordering, collections::BTreeMap, fmt, net::IpAddr};
 
 /// One change of the maps, with what was there before, so that it can be taken back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +25,13 @@ pub enum Action {
     Slots {
         service: u32,
         words: Vec<(u32, Slot, Slot)>,
+    },
+    /// The whole ring of a service that is new or gone, at its place in the ring array.
+    Ring {
+        service: u32,
+        base: u32,
+        old: Option<Ring>,
+        new: Option<Ring>,
     },
     Service {
         id: u32,
@@ -71,6 +74,7 @@ impl Action {
             Self::Slots { service, words } => {
                 Self::Slots { service, words: words.into_iter().map(|(i, old, new)| (i, new, old)).collect() }
             }
+            Self::Ring { service, base, old, new } => Self::Ring { service, base, old: new, new: old },
             Self::Service { id, old, new } => Self::Service { id, old: new, new: old },
             Self::Cid { key, old, new } => Self::Cid { key, old: new, new: old },
             Self::Port { key, old, new } => Self::Port { key, old: new, new: old },
@@ -97,6 +101,10 @@ impl fmt::Display for Action {
                 write!(f, "{} schedule of service {id}", verb(old.is_some(), new.is_some()))
             }
             Self::Slots { service, words } => write!(f, "write {} slots of service {service}", words.len()),
+            Self::Ring { service, old, new, .. } => {
+                let words = new.as_ref().or(old.as_ref()).map_or(0, Ring::len);
+                write!(f, "write {words} slots of service {service}")
+            }
             Self::Service { id, old, new } => {
                 write!(f, "{} service {id}", verb(old.is_some(), new.is_some()))
             }
@@ -147,16 +155,20 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Action> {
     }
     for (id, record) in &new.services {
         let base = record.entry.ring_base;
-        let after = new.rings.get(id).map_or(&[][..], Vec::as_slice);
-        // A place that no service held may hold anything: all of it is written.
-        let before = old.rings.get(id);
-        let words: Vec<_> = after
-            .iter()
+        let Some(after) = new.rings.get(id) else { continue };
+        let Some(before) = old.rings.get(id) else {
+            // A place that no service held may hold anything: all of it is written.
+            actions.push(Action::Ring { service: *id, base, old: None, new: Some(after.clone()) });
+            continue;
+        };
+        if before.is_same(after) {
+            continue;
+        }
+        let words: Vec<_> = (base..)
+            .zip(after)
             .enumerate()
-            .map(|(i, word)| {
-                (base + i as u32, before.and_then(|b| b.get(i).copied()).unwrap_or_default(), *word)
-            })
-            .filter(|(_, old, new)| before.is_none() || old != new)
+            .map(|(i, (index, word))| (index, before.get(i).copied().unwrap_or_default(), *word))
+            .filter(|(_, old, new)| old != new)
             .collect();
         if !words.is_empty() {
             actions.push(Action::Slots { service: *id, words });
@@ -177,16 +189,9 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Action> {
     actions.extend(ports_gone.into_iter().map(|(key, old, new)| Action::Port { key, old, new }));
     for (id, old_record, new_record) in services_gone {
         actions.push(Action::Service { id, old: old_record, new: new_record });
-        if let (Some(record), Some(words)) = (old_record, old.rings.get(&id)) {
-            let words: Vec<_> = words
-                .iter()
-                .enumerate()
-                .map(|(i, word)| (record.entry.ring_base + i as u32, *word, Slot::default()))
-                .filter(|(_, old, new)| old != new)
-                .collect();
-            if !words.is_empty() {
-                actions.push(Action::Slots { service: id, words });
-            }
+        if let (Some(record), Some(ring)) = (old_record, old.rings.get(&id)) {
+            let base = record.entry.ring_base;
+            actions.push(Action::Ring { service: id, base, old: Some(ring.clone()), new: None });
         }
     }
     // A service that is no longer scheduled says so in its entry first.
@@ -208,9 +213,24 @@ pub(super) fn split<K: Ord + Copy, V: PartialEq + Copy>(
     old: &BTreeMap<K, V>,
     new: &BTreeMap<K, V>,
 ) -> (Changes<K, V>, Changes<K, V>) {
-    let keys: BTreeSet<K> = old.keys().chain(new.keys()).copied().collect();
-    keys.into_iter()
-        .map(|key| (key, old.get(&key).copied(), new.get(&key).copied()))
-        .filter(|(_, old, new)| old != new)
-        .partition(|(_, _, new)| new.is_some())
+    let (mut set, mut gone) = (Vec::new(), Vec::new());
+    let (mut olds, mut news) = (old.iter().peekable(), new.iter().peekable());
+    loop {
+        // Both are in order: whichever key is less is in one of them only.
+        let order = match (olds.peek(), news.peek()) {
+            (Some((old, _)), Some((new, _))) => old.cmp(new),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return (set, gone),
+        };
+        let before = if order.is_le() { olds.next() } else { None };
+        let after = if order.is_ge() { news.next() } else { None };
+        match (before, after) {
+            (Some((key, old)), None) => gone.push((*key, Some(*old), None)),
+            (old, Some((key, new))) if old.is_none_or(|(_, old)| old != new) => {
+                set.push((*key, old.map(|(_, old)| *old), Some(*new)));
+            }
+            _ => {}
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! From the services wanted and the image that is, to the image that should be.
 
 use super::{
-    BackendRecord, Image, ServiceRecord,
+    BackendRecord, Image, Ring, ServiceRecord,
     image::{identity, name_of},
     lists, nat,
     ports::{Claim, lay_out},
@@ -186,8 +186,7 @@ pub fn build(
         let was = kept.map_or(0, |id| observed.services[&id].entry.flags);
         // Flows that a scheduler has placed live anywhere: without it, the table goes on being asked.
         let placed = was & ServiceEntry::SCHEDULED != 0 && entry.flags & ServiceEntry::SCHEDULED == 0;
-        let slots = slots(service, &ids, before, rings).into_iter();
-        image.rings.insert(id, slots.map(|s| if placed { affinity::track(s) } else { s }).collect());
+        image.rings.insert(id, slots(service, &ids, before, placed, rings));
         let schedule = words.place(kept, service, &ids);
         if let Some(schedule) = schedule.map_err(|needed| BuildError::SchedulesFull { needed })? {
             image.schedules.insert(id, schedule);
@@ -197,7 +196,6 @@ pub fn build(
     for address in nat::pool_addresses(wanted) {
         claims.entry(address).or_default();
     }
-    rings.forget_unused(wanted.len());
     for (vip, (address, claims)) in vip_numbers(&claims, observed).into_iter().zip(&claims) {
         let mut tables = lay_out(vip, claims);
         tables.entry.flags |= tunnel.vip_flags;
@@ -210,13 +208,13 @@ pub fn build(
 }
 
 /// Who has which id now.
-struct KnownIds<'a> {
+pub(super) struct KnownIds<'a> {
     services: BTreeMap<&'a str, u32>,
     backends: BTreeMap<(u32, &'a str), (u32, [u8; 16], u8)>,
 }
 
 impl<'a> KnownIds<'a> {
-    fn of(observed: &'a Image) -> Self {
+    pub(super) fn of(observed: &'a Image) -> Self {
         Self {
             services: observed.services.iter().map(|(id, record)| (name_of(&record.identity), *id)).collect(),
             backends: observed
@@ -233,7 +231,7 @@ impl<'a> KnownIds<'a> {
     /// A service keeps its id while its ring does: base and size are two words of its entry, and a
     /// packet must not see one of each, so another size or seed is another service. So is one whose flows find their
     /// slots in another way.
-    fn service(&self, observed: &Image, wanted: &WantedService) -> Option<u32> {
+    pub(super) fn service(&self, observed: &Image, wanted: &WantedService) -> Option<u32> {
         let id = *self.services.get(wanted.spec.name.as_str())?;
         let entry = &observed.services[&id].entry;
         let source_ip = (entry.flags ^ schedule::flags(wanted.spec.scheduler)) & ServiceEntry::SOURCE_IP;
@@ -242,7 +240,7 @@ impl<'a> KnownIds<'a> {
     }
 
     /// A backend keeps its id while its address stays: another address is another server.
-    fn backend(&self, service: u32, spec: &BackendSpec) -> Option<u32> {
+    pub(super) fn backend(&self, service: u32, spec: &BackendSpec) -> Option<u32> {
         let (id, address, family) = *self.backends.get(&(service, spec.name.as_str()))?;
         ((address, family) == address_bytes(spec.address)).then_some(id)
     }
@@ -343,13 +341,15 @@ fn outer_source(entry: &mut BackendEntry, forward: Forward, hop: &NextHopEntry, 
     }
 }
 
-/// The words of a service's ring: the owners by Maglev, each word changed by the rules of [`affinity`].
+/// The words of a service's ring: the owners by Maglev, each word changed by the rules of [`affinity`]. `placed` says
+/// that flows may live anywhere, whatever the slots say.
 fn slots(
     service: &WantedService,
     ids: &[u32],
-    before: Option<&Vec<Slot>>,
+    before: Option<&Ring>,
+    placed: bool,
     rings: &mut maglev::Cache,
-) -> Vec<Slot> {
+) -> Ring {
     let members: Vec<_> = service
         .backends
         .iter()
@@ -360,16 +360,29 @@ fn slots(
         .collect();
     let alive: HashSet<u32> =
         service.backends.iter().zip(ids).filter(|(b, _)| !b.is_dead()).map(|(_, id)| *id).collect();
-    rings
-        .ring(service.spec.seed, service.ring_size, members)
-        .iter()
-        .enumerate()
-        .map(|(i, owner)| {
-            let owner = owner.map_or(0, |member| ids[member as usize]);
-            let slot = before.and_then(|words| words.get(i)).copied().unwrap_or_default();
-            affinity::change(slot, owner, |id| !alive.contains(&id), true)
-        })
-        .collect()
+    let changed = |slot: Slot, owner: u32| {
+        let slot = affinity::change(slot, owner, |id| !alive.contains(&id), true);
+        if placed { affinity::track(slot) } else { slot }
+    };
+    let owners = rings.ring(service.spec.seed, service.ring_size, members);
+    let owners = owners.iter().map(|owner| owner.map_or(0, |member| ids[member as usize]));
+    // Neighbours are strangers, but the same few words meet the same few owners again and again.
+    let mut known: [Option<(Slot, u32, Slot)>; 64] = [None; 64];
+    let mut words = Vec::with_capacity(service.ring_size as usize);
+    for (i, owner) in owners.enumerate() {
+        let slot = before.and_then(|words| words.get(i)).copied().unwrap_or_default();
+        let place =
+            (slot.0.wrapping_add(u64::from(owner)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize;
+        words.push(match known[place] {
+            Some((from, to, word)) if (from, to) == (slot, owner) => word,
+            _ => {
+                let word = changed(slot, owner);
+                known[place] = Some((slot, owner, word));
+                word
+            }
+        });
+    }
+    words.into()
 }
 
 /// A number for each VIP, kept while it exists.

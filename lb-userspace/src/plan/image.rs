@@ -1,6 +1,6 @@
 //! What the maps hold.
 
-use super::{NatImage, ScheduleRecord};
+use super::{NatImage, Ring, ScheduleRecord};
 use crate::model::Prefixes;
 use ipnet::IpNet;
 use lb_common::abi::{
@@ -24,7 +24,7 @@ pub struct Image {
     /// Backends by the server id in QUIC connection IDs.
     pub cids: BTreeMap<CidKey, u32>,
     /// By service id: the words of its ring.
-    pub rings: BTreeMap<u32, Vec<Slot>>,
+    pub rings: BTreeMap<u32, Ring>,
     /// The deny list with its exceptions. Shared, since it may be long and most changes leave it alone.
     pub denied: Arc<Prefixes>,
     /// The services' allow lists: service id and prefix.
@@ -106,7 +106,10 @@ impl Image {
                 match new {
                     Some(record) => {
                         let size = record.entry.ring_size as usize;
-                        self.rings.entry(*id).or_default().resize(size, Slot::default());
+                        let ring = self.rings.entry(*id).or_default();
+                        if ring.len() != size {
+                            ring.update(|words| words.resize(size, Slot::default()));
+                        }
                     }
                     None => {
                         self.rings.remove(id);
@@ -122,15 +125,17 @@ impl Image {
                 if !known && cleared {
                     return;
                 }
-                let ring = self.rings.entry(*service).or_default();
-                for (index, _, new) in words {
-                    let at = (index - base) as usize;
-                    if ring.len() <= at {
-                        ring.resize(at + 1, Slot::default());
+                self.rings.entry(*service).or_default().update(|ring| {
+                    for (index, _, new) in words {
+                        let at = (index - base) as usize;
+                        if ring.len() <= at {
+                            ring.resize(at + 1, Slot::default());
+                        }
+                        ring[at] = *new;
                     }
-                    ring[at] = *new;
-                }
+                });
             }
+            Action::Ring { service, new, .. } => set(&mut self.rings, *service, new.clone()),
             Action::Port { key, new, .. } => set(&mut self.ports, *key, *new),
             Action::PortRange { key, new, .. } => set(&mut self.port_ranges, *key, *new),
             Action::Cid { key, new, .. } => set(&mut self.cids, *key, *new),

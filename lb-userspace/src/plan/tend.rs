@@ -87,8 +87,18 @@ impl Tracking {
 
     /// Takes note of a change that was carried out before `now`.
     pub fn note_changes(&mut self, before: &Image, after: &Image, now: Instant) {
+        self.note_part(before, after, now);
+        self.moving.retain(|id, _| after.rings.contains_key(id));
+        self.tracked.retain(|id, _| after.rings.contains_key(id));
+    }
+
+    /// As [`Tracking::note_changes`], of images of some services only, the same ones.
+    pub fn note_part(&mut self, before: &Image, after: &Image, now: Instant) {
         for (id, ring) in &after.rings {
             let old = before.rings.get(id);
+            if ring.is_plain() || old.is_some_and(|old| old.is_same(ring)) {
+                continue;
+            }
             for (i, slot) in ring.iter().enumerate() {
                 if old.and_then(|old| old.get(i)) == Some(slot) {
                     continue;
@@ -100,8 +110,6 @@ impl Tracking {
                 }
             }
         }
-        self.moving.retain(|id, _| after.rings.contains_key(id));
-        self.tracked.retain(|id, _| after.rings.contains_key(id));
         let gone = before.backends.keys().filter(|id| !after.backends.contains_key(id));
         self.freed.extend(gone.map(|id| (now, *id)));
         self.resting.retain(|(at, _)| now.saturating_duration_since(*at) <= GRACE);
@@ -148,7 +156,7 @@ impl Tracking {
         self.flows + self.half_open > 0
             || image.services.values().any(|s| is_scheduled(&s.entry))
             || !self.freed.is_empty()
-            || image.rings.values().flatten().any(|slot| !slot.is_plain())
+            || image.rings.values().any(|ring| !ring.is_plain())
     }
 
     /// Moving slots whose home nobody without an entry can live at any more get their owner for a home.
@@ -251,7 +259,8 @@ fn is_scheduled(service: &ServiceEntry) -> bool {
 /// The changes of slots: service, index, word now -> word then.
 fn slot_actions(image: &Image, change: impl Fn(u32, u32, Slot) -> Slot) -> Vec<Action> {
     let mut actions = Vec::new();
-    for (id, ring) in &image.rings {
+    // Nothing is under way where every slot is plain.
+    for (id, ring) in image.rings.iter().filter(|(_, ring)| !ring.is_plain()) {
         let base = image.services[id].entry.ring_base;
         let words: Vec<_> = ring
             .iter()

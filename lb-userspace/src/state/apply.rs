@@ -5,7 +5,11 @@ use crate::model::{
     Admin, BackendName, BackendSpec, MAX_BACKENDS, Misfit, ServerId, ServiceName, ServiceSpec,
     not_for_backend,
 };
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
 /// What is in force.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -98,6 +102,20 @@ impl Effective {
     pub fn service(&self, name: &ServiceName) -> Option<&EffectiveService> {
         self.services.iter().find(|service| service.spec.name == *name)
     }
+
+    /// Puts what [`apply_one`] made of the service at that place of the configuration into the place of what was there.
+    pub fn replace(&mut self, index: usize, service: EffectiveService, stale: Vec<StaleChange>) {
+        let name = &service.spec.name;
+        self.stale.retain(|stale| stale.change.service != *name);
+        if !stale.is_empty() {
+            // In the order of the configuration, as `apply` has them.
+            let before: BTreeSet<&ServiceName> =
+                self.services[..index].iter().map(|service| &service.spec.name).collect();
+            let at = self.stale.partition_point(|stale| before.contains(&stale.change.service));
+            self.stale.splice(at..at, stale);
+        }
+        self.services[index] = service;
+    }
 }
 
 impl EffectiveService {
@@ -111,25 +129,30 @@ impl EffectiveService {
 pub fn apply(services: &[ServiceSpec], changes: &RuntimeChanges) -> Effective {
     let mut effective = Effective::default();
     for file in services {
-        let mut stale = Vec::new();
-        let none = BTreeMap::new();
-        let of_service = changes.services.get(&file.name).unwrap_or(&none);
-        effective.services.push(apply_to(file, of_service, changes.ring_size(&file.name), &mut stale));
-        if let (Some(service), Some(patch)) = (effective.services.last_mut(), changes.limits(&file.name)) {
-            service.spec.guard.limits = patch.over(service.spec.guard.limits);
-        }
+        let (service, mut stale) = apply_one(file, changes);
+        effective.services.push(service);
         effective.stale.append(&mut stale);
     }
-    for (name, backends) in &changes.services {
-        if !services.iter().any(|service| service.name == *name) {
-            for (backend, changes) in backends {
-                let gone = changes.list(name, backend).into_iter();
-                let gone = gone.map(|change| StaleChange { change, reason: StaleReason::ServiceGone });
-                effective.stale.extend(gone);
-            }
+    let names: BTreeSet<&ServiceName> = services.iter().map(|service| &service.name).collect();
+    for (name, backends) in changes.services.iter().filter(|(name, _)| !names.contains(name)) {
+        for (backend, changes) in backends {
+            let gone = changes.list(name, backend).into_iter();
+            let gone = gone.map(|change| StaleChange { change, reason: StaleReason::ServiceGone });
+            effective.stale.extend(gone);
         }
     }
     effective
+}
+
+/// Lays the changes over one service: what is in force of it, and its changes without effect.
+pub fn apply_one(file: &ServiceSpec, changes: &RuntimeChanges) -> (EffectiveService, Vec<StaleChange>) {
+    let (mut stale, none) = (Vec::new(), BTreeMap::new());
+    let of_service = changes.services.get(&file.name).unwrap_or(&none);
+    let mut service = apply_to(file, of_service, changes.ring_size(&file.name), &mut stale);
+    if let Some(patch) = changes.limits(&file.name) {
+        service.spec.guard.limits = patch.over(service.spec.guard.limits);
+    }
+    (service, stale)
 }
 
 fn apply_to(

@@ -3,7 +3,12 @@
 use super::firewall::{ListChanges, shared};
 use crate::model::{Admin, BackendName, LimitPatch, ServiceName, is_ring_size};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    sync::Arc,
+};
 
 /// When a change was made and by whom.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,6 +129,16 @@ impl RuntimeChanges {
         self.list().len() + self.lists.count() + self.limits.len()
     }
 
+    /// The services whose backends or limits differ between the two; `None` if anything else does that services depend on.
+    pub fn differing(&self, other: &Self) -> Option<BTreeSet<ServiceName>> {
+        // The lists are no service's.
+        let Self { services, rings, lists: _, limits } = self;
+        let mut names = BTreeSet::new();
+        differing(services, &other.services, &mut names);
+        differing(limits, &other.limits, &mut names);
+        (*rings == other.rings).then_some(names)
+    }
+
     /// The ring size a service was first given.
     pub fn ring_size(&self, service: &ServiceName) -> Option<u32> {
         self.rings.get(service).copied()
@@ -150,6 +165,17 @@ impl RuntimeChanges {
         let ring = self.rings.iter().find(|(_, size)| !is_ring_size(**size));
         ring.map(|(service, size)| format!("the ring of service '{service}' has {size} slots, not a prime"))
     }
+}
+
+/// Notes the names that one of the maps does not have, or has with another value.
+fn differing<V: PartialEq>(
+    one: &BTreeMap<ServiceName, V>,
+    other: &BTreeMap<ServiceName, V>,
+    names: &mut BTreeSet<ServiceName>,
+) {
+    let new = one.iter().filter(|(name, value)| other.get(*name) != Some(value));
+    let gone = other.keys().filter(|name| !one.contains_key(*name));
+    names.extend(new.map(|(name, _)| name).chain(gone).cloned());
 }
 
 impl fmt::Display for ChangeKind {

@@ -1,7 +1,7 @@
 //! What an operator can do, checked against the configuration. Pure: a refused change leaves no trace.
 
 use super::{
-    apply::{EffectiveService, Obstacle, Origin, apply, obstacle},
+    apply::{EffectiveService, Obstacle, Origin, apply_one, obstacle},
     changes::{BackendChanges, Change, Membership, RuntimeChanges, Stamp, Stamped},
 };
 use crate::model::{
@@ -134,8 +134,7 @@ fn service_of(
     let Some(spec) = file.iter().find(|spec| spec.name == *name) else {
         return Err(ChangeError::unknown_service(file, name));
     };
-    let mut effective = apply(std::slice::from_ref(spec), changes);
-    Ok(effective.services.swap_remove(0))
+    Ok(apply_one(spec, changes).0)
 }
 
 fn unknown(service: &EffectiveService, backend: &BackendName) -> ChangeError {

@@ -12,7 +12,9 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use apply::{Effective, EffectiveBackend, EffectiveService, Origin, StaleChange, StaleReason, apply};
+pub use apply::{
+    Effective, EffectiveBackend, EffectiveService, Origin, StaleChange, StaleReason, apply, apply_one,
+};
 pub use changes::{Change, ChangeKind, RuntimeChanges, Stamp};
 pub use edit::{ChangeError, ChangeErrorKind, NewBackend};
 pub use firewall::ListChanges;

@@ -94,8 +94,13 @@ impl Engine {
             return Ok(ChangeView { message, changes: Vec::new(), planned_only: false });
         }
         self.state_dir.store(&changes)?;
+        let touched = changes.differing(&before);
         self.changes = changes;
-        match self.converge() {
+        let converged = match touched {
+            Some(services) => self.converge_part(&services),
+            None => self.converge(),
+        };
+        match converged {
             Ok(actions) => {
                 tracing::info!(by, "{message}");
                 Ok(ChangeView { message, changes: describe(&actions), planned_only: false })

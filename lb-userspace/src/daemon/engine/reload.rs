@@ -5,6 +5,7 @@ use crate::{
     config::{self, Config},
     control::api::ChangeView,
     daemon::error::EngineError,
+    model::{ServiceName, ServiceSpec},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -62,6 +63,7 @@ impl Engine {
         if let Err(error) = self.configure_pair() {
             tracing::error!(%error, "VRRP goes on as before the reload");
         }
+        crate::daemon::sizes::release_memory();
         let message = match changes.len() {
             0 => format!("{file} read again: nothing changed"),
             n => format!("{file} read again: {n} settings changed"),
@@ -91,10 +93,18 @@ fn restart_needed(running: &Config, new: &Config) -> Result<(), EngineError> {
 
 /// What differs between two configurations, a line each.
 fn setting_changes(old: &Config, new: &Config) -> Vec<String> {
-    let map = |config: &Config| -> BTreeMap<String, String> {
+    // Most services are what they were, and all of them have hundreds of thousands of settings.
+    let by_name = |config: &Config| -> BTreeMap<ServiceName, ServiceSpec> {
+        config.services.iter().map(|service| (service.name.clone(), service.clone())).collect()
+    };
+    let (old_services, new_services) = (by_name(old), by_name(new));
+    let map = |config: &Config, others: &BTreeMap<ServiceName, ServiceSpec>| -> BTreeMap<String, String> {
+        let differs = |service: &&ServiceSpec| others.get(&service.name) != Some(*service);
+        let services = config.services.iter().filter(differs).cloned().collect();
+        let config = Config { services, ..config.without_services() };
         config.settings().into_iter().map(|s| (s.key, s.value.to_string())).collect()
     };
-    let (old, new) = (map(old), map(new));
+    let (old, new) = (map(old, &new_services), map(new, &old_services));
     let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     keys.into_iter()
         .filter_map(|key| match (old.get(key), new.get(key)) {

@@ -58,7 +58,7 @@ pub struct Target {
     pub key: TargetKey,
     /// The backend's address and port; `spec.port` replaces the port for the check.
     pub address: SocketAddr,
-    pub spec: HealthSpec,
+    pub spec: Arc<HealthSpec>,
     /// What is known of it, from before a restart for example; counts only when the target is new or
     /// has another address.
     pub initial: Health,

@@ -30,7 +30,7 @@ pub(super) struct Roster {
 struct Member {
     /// Where it was said to be, without the check's own port.
     address: SocketAddr,
-    spec: HealthSpec,
+    spec: Arc<HealthSpec>,
     state: fsm::State,
     status: TargetStatus,
     /// `None` where there is nothing to check, or nothing that could be sent.
@@ -151,7 +151,7 @@ impl Roster {
         };
         applied.statuses.push((key.clone(), status.clone()));
         let state = fsm::State::new(status.health);
-        let member = Member { address: *address, spec: spec.clone(), state, status, checked };
+        let member = Member { address: *address, spec: Arc::clone(spec), state, status, checked };
         self.by_key.insert(key.clone(), member);
     }
 
@@ -198,7 +198,7 @@ impl Roster {
             }
             Err(failure) => (fsm::Event::Failed, LastResult::Failed(failure)),
         };
-        let (state, transition) = member.state.step(event, Thresholds::from(&member.spec));
+        let (state, transition) = member.state.step(event, Thresholds::from(&*member.spec));
         member.state = state;
         self.schedule.set_interval(id, state.pace(&member.spec));
         self.schedule.finished(id, now);

@@ -1,0 +1,162 @@
+//! The image after a change of a few services, by looking at these alone: what [`build`] would make of all of them.
+//!
+//! A service's ring, schedule and backends depend on the service and on what is observed of it. What services share is
+//! left as it is: their ids, the places of rings, virtual addresses and ports, the addresses that NAT answers for. A change that
+//! touches any of these is not a part's: [`Part::build`] says so, and the caller builds everything.
+
+use super::{
+    Action, BuildError, Image, TunnelSettings, WantedBackend, WantedService,
+    build::{KnownIds, build},
+    diff, install, name_of,
+};
+use crate::{
+    maglev,
+    model::{Prefixes, ServiceName},
+};
+use lb_common::abi::ServiceEntry;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+/// Some services as they are and as they should be.
+#[derive(Debug, Clone)]
+pub struct Part {
+    pub before: Image,
+    pub after: Image,
+}
+
+/// Flags of a service that depend on other services.
+const SHARED_FLAGS: u32 = ServiceEntry::SESSIONS | ServiceEntry::HAIRPIN;
+
+impl Part {
+    /// Builds the services that changed; `touched` are in the order of the configuration. `denied` is the deny list in force.
+    /// `None` if more than these services must be looked at.
+    ///
+    /// Of the touched services addresses, port, protocol and mode must be what they were when `observed` was built.
+    pub fn build(
+        touched: &[WantedService],
+        observed: &Image,
+        denied: &Arc<Prefixes>,
+        tunnel: &TunnelSettings,
+        avoid: &BTreeSet<u32>,
+        rings: &mut maglev::Cache,
+    ) -> Option<Self> {
+        let ids = ids_of(touched.iter().map(|service| &service.spec.name), observed)?;
+        let mut before = extract(observed, &ids.values().copied().collect());
+        let known = KnownIds::of(&before);
+        let mut all_known = true;
+        for service in touched {
+            let id = known.service(&before, service)?;
+            let new = |backend: &&WantedBackend| known.backend(id, &backend.spec).is_none();
+            let added = service.backends.iter().filter(new).count();
+            all_known &= added == 0;
+            if service.spec.forward.rewrites() && !same_listeners(service, id, added, &before) {
+                return None;
+            }
+        }
+        drop(known);
+        let all = |avoid: &BTreeSet<u32>| observed.backends.keys().chain(avoid).copied().collect();
+        let widened = (!all_known).then(|| all(avoid));
+        let avoid = widened.as_ref().unwrap_or(avoid);
+        let mut after = match build(touched, &before, tunnel, avoid, rings) {
+            Ok(after) => after,
+            // The maps must grow, or what is wrong is said of all services.
+            Err(
+                BuildError::RingFull { .. }
+                | BuildError::BackendsFull { .. }
+                | BuildError::SchedulesFull { .. }
+                | BuildError::TooManyServices { .. }
+                | BuildError::TooManyNatPorts { .. }
+                | BuildError::PoolsFull { .. },
+            ) => return None,
+        };
+        for (id, record) in &mut after.services {
+            let was = before.services.get(id).map_or(0, |record| record.entry.flags);
+            record.entry.flags = record.entry.flags & !SHARED_FLAGS | was & SHARED_FLAGS;
+        }
+        after.ports.clear();
+        after.port_ranges.clear();
+        after.nat.clone_from(&before.nat);
+        if Arc::ptr_eq(denied, &before.denied) || *denied == before.denied {
+            after.vips.clear();
+            after.denied = Arc::clone(&before.denied);
+        } else {
+            before.vips.clone_from(&observed.vips);
+            after.vips.clone_from(&observed.vips);
+            install(&mut after, denied);
+        }
+        Some(Self { before, after })
+    }
+
+    /// What must be done.
+    #[must_use]
+    pub fn actions(&self) -> Vec<Action> {
+        diff(&self.before, &self.after)
+    }
+
+    /// True if backends came or went, or have become others.
+    #[must_use]
+    pub fn moves_backends(&self) -> bool {
+        let who = |image: &Image| -> Vec<_> {
+            let backends = image.backends.iter();
+            backends.map(|(id, r)| (*id, r.entry.outer_dst, r.entry.port, r.identity.port)).collect()
+        };
+        who(&self.before) != who(&self.after)
+    }
+}
+
+/// Ids by name; `None` if one has none.
+fn ids_of<'a>(
+    names: impl Iterator<Item = &'a ServiceName>,
+    observed: &Image,
+) -> Option<BTreeMap<&'a str, u32>> {
+    let mut ids: BTreeMap<&str, u32> = names.map(|name| (name.as_str(), u32::MAX)).collect();
+    for (id, record) in &observed.services {
+        if let Some(found) = ids.get_mut(name_of(&record.identity)) {
+            *found = *id;
+        }
+    }
+    ids.values().all(|id| *id != u32::MAX).then_some(ids)
+}
+
+/// What an image says of some services only. Places that the schedules of others take count as at rest.
+fn extract(observed: &Image, ids: &BTreeSet<u32>) -> Image {
+    let mut part = Image::empty(observed.ring_capacity, observed.backend_capacity);
+    part.schedule_capacity = observed.schedule_capacity;
+    part.denied = Arc::clone(&observed.denied);
+    part.resting.clone_from(&observed.resting);
+    for id in ids {
+        part.services.extend(observed.services.get(id).map(|record| (*id, *record)));
+        part.rings.extend(observed.rings.get(id).map(|ring| (*id, ring.clone())));
+        part.limits.extend(observed.limits.get(id).map(|limits| (*id, *limits)));
+    }
+    let of_part = |id: &u32| ids.contains(id);
+    part.backends
+        .extend(observed.backends.iter().filter(|(_, r)| of_part(&r.entry.service)).map(|(i, r)| (*i, *r)));
+    part.allowed.extend(observed.allowed.iter().filter(|(id, _)| of_part(id)).copied());
+    part.cids.extend(observed.cids.iter().filter(|(key, _)| of_part(&key.service)).map(|(k, v)| (*k, *v)));
+    for (id, schedule) in &observed.schedules {
+        if of_part(id) {
+            part.schedules.insert(*id, schedule.clone());
+        } else {
+            part.resting.push((schedule.base, schedule.words.len() as u32));
+        }
+    }
+    part
+}
+
+/// True if a service's backends listen where they did, so that NAT answers for the same addresses and ports.
+fn same_listeners(service: &WantedService, id: u32, added: usize, before: &Image) -> bool {
+    let backends = || before.backends.values().filter(|record| record.entry.service == id);
+    let ports: BTreeMap<&str, u32> = backends().map(|r| (name_of(&r.identity), r.identity.port)).collect();
+    added == 0
+        && ports.len() == service.backends.len()
+        && service.backends.iter().all(|backend| {
+            ports.get(backend.spec.name.as_str()) == Some(&backend.spec.port.unwrap_or(0).into())
+        })
+}
+
+#[cfg(test)]
+#[path = "part_tests.rs"]
+mod tests;
