@@ -1,6 +1,6 @@
 //! The settings in force, one by one: for `config show`, for hashes, and as TOML.
 
-use super::{Config, duration::format_duration, vrrp};
+use super::{Config, duration::format_duration, reader::Place, vrrp};
 use crate::model::{
     Health, HealthCheck, HealthSpec, LimitSpec, MysqlCheck, PortSpec, RedisCheck, Role, ServiceSpec,
     StatusRange, TlsSpec,
@@ -14,8 +14,9 @@ use std::{collections::HashMap, fmt::Write, path::Path, time::Duration};
 pub enum Origin {
     /// Nobody set it.
     Default,
-    /// The configuration, on this line; for a setting taken from `[defaults]` the line there.
-    File { line: usize },
+    /// The configuration, on this line of this one of [`Config::files`]; for a setting taken from `[defaults]` the
+    /// line there.
+    File { file: usize, line: usize },
 }
 
 /// One setting in force.
@@ -27,14 +28,14 @@ pub struct Setting {
     pub origin: Origin,
 }
 
-/// Which settings are in the file, by path, and on which line.
+/// Which settings are in the files, by path, and where.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Origins(pub(super) HashMap<Vec<String>, usize>);
+pub struct Origins(pub(super) HashMap<Vec<String>, Place>);
 
 impl Origins {
     /// Where a setting comes from, by the parts of its path.
     pub fn of(&self, path: &[String]) -> Origin {
-        self.0.get(path).map_or(Origin::Default, |line| Origin::File { line: *line })
+        self.0.get(path).map_or(Origin::Default, |place| Origin::File { file: place.file, line: place.line })
     }
 }
 
