@@ -204,7 +204,9 @@ pub fn config(view: &ConfigView) -> String {
     // Long lists of addresses shall not push every origin to the right.
     let width = lines.iter().map(|line| line.chars().count()).filter(|n| *n <= 60).max().unwrap_or(0);
     for (line, setting) in lines.iter().zip(&view.settings) {
-        let _ = writeln!(text, "{:width$}  # {}", printable(line), printable(&setting.origin));
+        let place = view.places.get(&setting.key).map(|place| format!(" {}", printable(place)));
+        let origin = printable(&setting.origin);
+        let _ = writeln!(text, "{:width$}  # {origin}{}", printable(line), place.unwrap_or_default());
     }
     text
 }
@@ -317,9 +319,11 @@ mod tests {
             origin: "file".to_owned(),
         };
         let settings = vec![setting("a", "x".to_owned()), setting("b", "y".repeat(70))];
-        let view = ConfigView { file: "f".to_owned(), hash: "h".to_owned(), settings };
+        let places = [("b".to_owned(), "d/b.toml:3".to_owned())].into();
+        let view = ConfigView { file: "f".to_owned(), hash: "h".to_owned(), settings, places };
         let long = "y".repeat(70);
-        assert_eq!(config(&view), format!("# f, hash h\na = \"x\"  # file\nb = \"{long}\"  # file\n"));
+        let shown = format!("# f, hash h\na = \"x\"  # file\nb = \"{long}\"  # file d/b.toml:3\n");
+        assert_eq!(config(&view), shown);
     }
 
     #[test]

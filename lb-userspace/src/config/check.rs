@@ -35,14 +35,14 @@ fn check_names(services: &[ServiceDraft<'_>]) -> HashSet<usize> {
     let mut duplicates = HashSet::new();
     for (i, service) in services.iter().enumerate() {
         let Some((name, at)) = service.name.get() else { continue };
-        let line = service.section.notes.line(at);
         if let Some(first) = lines.get(name) {
+            let first = service.section.notes.place(*first, at);
             let why = Refusal::expected("a name that no other service has")
-                .but(format!("the service on line {first} has it"));
+                .but(format!("the service on {first} has it"));
             service.section.refuse(at, "name", format!("name = \"{name}\""), why);
             duplicates.insert(i);
         } else {
-            lines.insert(name, line);
+            lines.insert(name, at);
         }
     }
     duplicates
@@ -141,9 +141,9 @@ fn check_overlaps(services: &[ServiceDraft<'_>], copies: &HashSet<usize>) {
             };
             let found = format!("addresses has \"{address}\" with {protocol} {}", ports(*port));
             let why = Refusal::expected(format!(
-                "no overlap with {} (line {}), which has {theirs} {} there",
+                "no overlap with {} ({}), which has {theirs} {} there",
                 first.place,
-                first.notes.line(first.at),
+                first.notes.place(first.at, at),
                 ports(other)
             ))
             .but("change address, port or protocol of one of them");

@@ -45,10 +45,10 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     for service in &config.services {
         for (key, result, expected) in named(service) {
             let Err((path, why)) = result else { continue };
-            let line = line_of(&config.origins, service, key);
-            if said.insert((key, line)) {
-                problems.push(Problem {
-                    file: config.file.clone(),
+            let (file, line) = place_of(&config.origins, service, key);
+            if said.insert((key, file, line)) {
+                let problem = Problem {
+                    file: config.files[file].clone(),
                     line,
                     column: usize::from(line > 0),
                     key: format!("service.{}.health.{key}", service.name),
@@ -56,11 +56,13 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
                     found: format!("{key} = \"{path}\" {why}"),
                     expected: Some(expected.to_owned()),
                     advice: None,
-                });
+                };
+                problems.push((file, problem));
             }
         }
     }
-    problems.sort_by_key(|problem| problem.line);
+    problems.sort_by_key(|(file, problem)| (*file, problem.line));
+    let problems: Vec<_> = problems.into_iter().map(|(_, problem)| problem).collect();
     if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
 }
 
@@ -88,11 +90,12 @@ fn named(service: &ServiceSpec) -> Vec<Named> {
     named
 }
 
-fn line_of(origins: &Origins, service: &ServiceSpec, key: &str) -> usize {
+/// Number of the file, and the line.
+fn place_of(origins: &Origins, service: &ServiceSpec, key: &str) -> (usize, usize) {
     let path = ["service", service.name.as_str(), "health", key].map(str::to_owned);
     match origins.of(&path) {
-        Origin::File { line } => line,
-        Origin::Default => 0,
+        Origin::File { file, line } => (file, line),
+        Origin::Default => (0, 0),
     }
 }
 

@@ -124,7 +124,7 @@ fn too_long(
 ) {
     let found = format!("timeout = \"{}\"", format_duration(timeout));
     let place = match interval_at {
-        Some(at) => format!("line {}", section.notes.line(at)),
+        Some(interval) => section.notes.place(interval, at),
         None => "the default".to_owned(),
     };
     let expected = format!("at most the interval, \"{}\" ({place})", format_duration(interval));
@@ -289,12 +289,10 @@ fn check_times(section: &Section<'_>, own: &HealthSettings, defaults: &HealthSet
         && timeout > interval
     {
         let found = format!("interval = \"{}\"", format_duration(*interval));
-        let line = section.notes.line(set);
-        let why = Refusal::expected(format!(
-            "at least the timeout, \"{}\" (line {line})",
-            format_duration(*timeout)
-        ))
-        .but("set a timeout here too");
+        let place = section.notes.place(set, at);
+        let why =
+            Refusal::expected(format!("at least the timeout, \"{}\" ({place})", format_duration(*timeout)))
+                .but("set a timeout here too");
         section.refuse(at, "interval", found, why);
     }
 }

@@ -12,6 +12,7 @@ mod error;
 mod files;
 mod firewall;
 mod health;
+mod include;
 mod node;
 mod quic;
 mod reader;
@@ -28,6 +29,7 @@ pub use duration::{format_duration, parse_duration};
 pub use error::{ConfigError, Problem};
 pub use files::{read_certificates, read_password};
 pub use firewall::{FirewallConfig, prefixes_digest};
+pub use include::SourceFile;
 pub use node::{FlowsConfig, MetricsConfig, NodeConfig, TunnelConfig, XdpMode};
 pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};
 pub use settings::{Origin, Origins, Setting, services_hash};
@@ -36,24 +38,23 @@ use crate::model::{ServiceSpec, VrrpSpec};
 use error::printable;
 use reader::{Notes, Refusal, Section};
 use service::ServiceSettings;
-use std::{fs::File, io::Read, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 use toml::de::DeTable;
-
-/// Largest configuration file, in bytes: some twenty times that of 4,096 services.
-const MAX_FILE: u64 = 64 << 20;
 
 /// A configuration in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Where it was read from.
+    /// Where it was read from: the main file.
     pub file: String,
+    /// Every file it was read from, the main one first.
+    pub files: Vec<String>,
     pub node: NodeConfig,
     pub metrics: MetricsConfig,
     pub tunnel: TunnelConfig,
     /// Shared, since its lists may be long and most changes leave them alone.
     pub firewall: Arc<FirewallConfig>,
     pub flows: FlowsConfig,
-    /// In the order of the file; names are unique and no two services overlap.
+    /// In the order of the files; names are unique and no two services overlap.
     pub services: Vec<ServiceSpec>,
     /// In the order of the file; names are unique.
     pub vrrp: Vec<VrrpSpec>,
@@ -61,62 +62,60 @@ pub struct Config {
     pub origins: Origins,
 }
 
-/// Reads and checks a configuration file.
+/// Reads and checks a configuration file and those it includes.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    let name = path.to_string_lossy();
-    let fail = |found: String, expected: &str, advice: &str| {
-        Notes::new(&name, "").fail(None, found, Refusal::expected(expected).but(advice))
-    };
-    let cannot_read = |error: std::io::Error| {
-        let advice = "check the path and its permissions";
-        fail(format!("cannot be read ({error})"), "a configuration file", advice)
-    };
-    let mut file = File::open(path).map_err(cannot_read)?;
-    if file.metadata().map_err(cannot_read)?.is_dir() {
-        return Err(fail("is a directory".to_owned(), "a configuration file", "name the file in it"));
-    }
-    let mut bytes = Vec::new();
-    // Devices and pipes say nothing of their size.
-    file.by_ref().take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(cannot_read)?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(fail("is too large".to_owned(), "at most 64 MiB", "check that it is the right file"));
-    }
-    match String::from_utf8(bytes) {
-        Ok(text) => {
-            let mut config = parse(&name, &text)?;
-            firewall::read_files(Arc::make_mut(&mut config.firewall))?;
-            files::check(&config)?;
-            Ok(config)
-        }
-        Err(error) => {
-            let at = error.utf8_error().valid_up_to();
-            let byte = error.as_bytes()[at];
-            // What precedes is text, so that the position can be told.
-            let before = String::from_utf8_lossy(&error.as_bytes()[..at]).into_owned();
-            let why = Refusal::expected("text in UTF-8").but("save the file in that encoding");
-            Err(Notes::new(&name, &before).fail(Some(at), format!("byte 0x{byte:02x}"), why))
-        }
-    }
+    let mut config = parse_files(&include::read_all(path)?, &hostname())?;
+    firewall::read_files(Arc::make_mut(&mut config.firewall))?;
+    files::check(&config)?;
+    Ok(config)
+}
+
+fn hostname() -> String {
+    let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    hostname.unwrap_or_else(|| "localhost".to_owned())
 }
 
 /// Reads and checks the text of a configuration; the node's default name is the host's.
 pub fn parse(file_name: &str, text: &str) -> Result<Config, ConfigError> {
-    let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    parse_on(file_name, text, hostname.as_deref().unwrap_or("localhost"))
+    parse_on(file_name, text, &hostname())
 }
 
-/// Reads and checks the text of a configuration for a host of that name. Pure.
+/// Reads and checks the text of a configuration for a host of that name. Pure: what it includes is not read.
 pub fn parse_on(file_name: &str, text: &str, hostname: &str) -> Result<Config, ConfigError> {
-    let notes = Notes::new(file_name, text);
-    let document = match DeTable::parse(text) {
-        Ok(document) => document.into_inner(),
-        Err(error) => return Err(syntax(notes, text, &error)),
-    };
-    let root = Section::open(&notes, &document, 0, "", Vec::new(), &schema::ROOT);
-    let node = match root.table("node") {
+    parse_files(&[SourceFile { name: file_name.to_owned(), text: text.to_owned() }], hostname)
+}
+
+/// Reads and checks the texts of a configuration, the main file first, for a host of that name. Pure.
+///
+/// # Panics
+/// If there is no file.
+pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, ConfigError> {
+    let notes = Notes::of(files.iter().map(|file| (file.name.as_str(), file.text.as_str())));
+    let mut documents = Vec::with_capacity(files.len());
+    let mut unreadable = Vec::new();
+    for file in files {
+        match DeTable::parse(&file.text) {
+            Ok(document) => documents.push(document.into_inner()),
+            Err(error) => {
+                let own = Notes::new(&file.name, &file.text);
+                unreadable.extend(syntax(own, &file.text, &error).problems);
+            }
+        }
+    }
+    if !unreadable.is_empty() {
+        return Err(ConfigError { problems: unreadable });
+    }
+    let roots = documents.iter().enumerate().map(|(i, document)| {
+        let schema = if i == 0 { &schema::ROOT } else { &schema::INCLUDED };
+        Section::open(&notes, document, notes.base(i), "", Vec::new(), schema)
+    });
+    let roots: Vec<_> = roots.collect();
+    include::read(&roots[0]);
+    let single = |key| include::single(&roots, key);
+    let node = match single("node") {
         Some((table, at)) => node::read_node(&notes, table, at, hostname),
         None => {
-            if root.position("node").is_none() && !root.hinted("node") {
+            if roots.iter().all(|root| root.position("node").is_none() && !root.hinted("node")) {
                 let why = Refusal::expected("[node] with interfaces = [...]")
                     .but("name the interfaces that packets come in on");
                 notes.problem(None, "node".to_owned(), "", "section [node] is missing".to_owned(), why);
@@ -125,27 +124,28 @@ pub fn parse_on(file_name: &str, text: &str, hostname: &str) -> Result<Config, C
             node::read_node(&Notes::new("", ""), &DeTable::new(), 0, hostname)
         }
     };
-    let metrics = root.table("metrics").map(|(table, at)| node::read_metrics(&notes, table, at));
-    let tunnel = root.table("tunnel").map(|(table, at)| node::read_tunnel(&notes, table, at));
-    let firewall = root.table("firewall").map(|(table, at)| firewall::read_firewall(&notes, table, at));
-    let flows = root.table("flows").map(|(table, at)| node::read_flows(&notes, table, at));
-    let defaults = root.table("defaults");
-    let defaults = defaults.map(|(table, at)| ServiceSettings::read_defaults(&notes, table, at));
+    let metrics = single("metrics").map(|(table, at)| node::read_metrics(&notes, table, at));
+    let tunnel = single("tunnel").map(|(table, at)| node::read_tunnel(&notes, table, at));
+    let firewall = single("firewall").map(|(table, at)| firewall::read_firewall(&notes, table, at));
+    let flows = single("flows").map(|(table, at)| node::read_flows(&notes, table, at));
+    let defaults = single("defaults").map(|(table, at)| ServiceSettings::read_defaults(&notes, table, at));
     let defaults = defaults.unwrap_or(ServiceSettings::ABSENT);
-    let drafts = root.tables("service").unwrap_or_default().into_iter().zip(1..);
-    let drafts: Vec<_> = drafts
+    let each = |key: &'static str| {
+        roots.iter().flat_map(move |root| root.tables(key).unwrap_or_default().into_iter().zip(1..))
+    };
+    let drafts: Vec<_> = each("service")
         .map(|((table, at), number)| service::read_service(&notes, table, at, number, &defaults))
         .collect();
     check::check(&drafts);
     snat::check(&drafts);
-    let routers = root.tables("vrrp").unwrap_or_default().into_iter().zip(1..);
     let routers: Vec<_> =
-        routers.map(|((table, at), number)| vrrp::read(&notes, table, at, number)).collect();
+        each("vrrp").map(|((table, at), number)| vrrp::read(&notes, table, at, number)).collect();
     vrrp::check(&routers);
     let vrrp = routers.into_iter().filter_map(vrrp::VrrpDraft::build).collect();
     let services = drafts.into_iter().filter_map(|draft| draft.build(&defaults)).collect();
     Ok(Config {
-        file: file_name.to_owned(),
+        file: files[0].name.clone(),
+        files: files.iter().map(|file| file.name.clone()).collect(),
         node,
         metrics: metrics.unwrap_or_default(),
         tunnel: tunnel.unwrap_or_default(),

@@ -12,60 +12,116 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-/// Where problems and the lines of settings are noted.
+/// Where problems and the lines of settings are noted. Byte offsets count through all files, each of which begins one
+/// byte behind the one before.
 pub(super) struct Notes<'a> {
-    file: &'a str,
-    lines: Lines<'a>,
-    problems: RefCell<Vec<Problem>>,
+    files: Vec<NotedFile<'a>>,
+    problems: RefCell<Vec<(Option<usize>, Problem)>>,
     /// By the hash of the path.
-    origins: RefCell<Vec<(u64, u32)>>,
+    origins: RefCell<Vec<(u64, Place)>>,
+}
+
+struct NotedFile<'a> {
+    name: &'a str,
+    base: usize,
+    lines: Lines<'a>,
+}
+
+/// Where a setting stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Number of the file, from 0.
+    pub(super) file: u32,
+    /// From 1.
+    pub(super) line: u32,
 }
 
 impl<'a> Notes<'a> {
     pub(super) fn new(file: &'a str, text: &'a str) -> Self {
-        let (problems, origins) = Default::default();
-        Self { file, lines: Lines::new(text), problems, origins }
+        Self::of([(file, text)])
     }
 
-    /// The line of a byte offset.
+    /// Of several files, by name and text; at least one.
+    pub(super) fn of(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let mut base = 0;
+        let noted = |(name, text): (&'a str, &'a str)| {
+            let file = NotedFile { name, base, lines: Lines::new(text) };
+            base += text.len() + 1;
+            file
+        };
+        let (problems, origins) = Default::default();
+        Self { files: files.into_iter().map(noted).collect(), problems, origins }
+    }
+
+    /// Where a file begins.
+    pub(super) fn base(&self, file: usize) -> usize {
+        self.files[file].base
+    }
+
+    /// Number of the file that a byte offset lies in.
+    fn file_of(&self, at: usize) -> usize {
+        self.files.partition_point(|file| file.base <= at) - 1
+    }
+
+    /// The line of a byte offset, in its file.
     pub(super) fn line(&self, at: usize) -> usize {
-        self.lines.line_of(at)
+        let file = &self.files[self.file_of(at)];
+        file.lines.line_of(at - file.base)
+    }
+
+    /// The line of a byte offset in words, for a reader of what stands at `from`: `line 7`, or `line 7 of b.toml`.
+    pub(super) fn place(&self, at: usize, from: usize) -> String {
+        let (file, line) = (self.file_of(at), self.line(at));
+        if file == self.file_of(from) {
+            format!("line {line}")
+        } else {
+            format!("line {line} of {}", printable(self.files[file].name))
+        }
     }
 
     /// True if `at` lies in the header of a section that may occur only once, `[...]`.
     pub(super) fn in_single_header(&self, at: usize) -> bool {
-        let line = self.lines.line(self.line(at)).trim_start();
+        let file = &self.files[self.file_of(at)];
+        let line = file.lines.line(self.line(at)).trim_start();
         line.starts_with('[') && !line.starts_with("[[")
     }
 
     /// Notes a problem.
     pub(super) fn problem(&self, at: Option<usize>, key: String, place: &str, found: String, why: Refusal) {
-        let (line, column) = at.map_or((0, 0), |at| self.lines.position(at));
+        let file = &self.files[at.map_or(0, |at| self.file_of(at))];
+        let (line, column) = at.map_or((0, 0), |at| file.lines.position(at - file.base));
         let Refusal { expected, advice, wrong_type: _ } = why;
-        let (file, place) = (self.file.to_owned(), place.to_owned());
-        self.problems.borrow_mut().push(Problem { file, line, column, key, place, found, expected, advice });
+        let (file, place) = (file.name.to_owned(), place.to_owned());
+        let problem = Problem { file, line, column, key, place, found, expected, advice };
+        self.problems.borrow_mut().push((at, problem));
+    }
+
+    /// True if a problem of a key is noted.
+    pub(super) fn has_problem(&self, key: &str) -> bool {
+        self.problems.borrow().iter().any(|(_, problem)| problem.key == key)
     }
 
     /// The problem that leaves nothing else to read.
     pub(super) fn fail(self, at: Option<usize>, found: String, why: Refusal) -> ConfigError {
         self.problem(at, String::new(), "", found, why);
-        ConfigError { problems: self.problems.into_inner() }
+        ConfigError { problems: self.problems.into_inner().into_iter().map(|(_, problem)| problem).collect() }
     }
 
     /// Notes that the setting at `path` is in the file.
     pub(super) fn origin<'p>(&self, path: impl Iterator<Item = &'p str>, at: usize) {
-        let line = u32::try_from(self.line(at)).unwrap_or(u32::MAX);
-        self.origins.borrow_mut().push((hash_path(path), line));
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let place = Place { file: number(self.file_of(at)), line: number(self.line(at)) };
+        self.origins.borrow_mut().push((hash_path(path), place));
     }
 
-    /// The lines of the settings that are in the file; or all problems, in the order of the file.
-    pub(super) fn finish(self) -> Result<Vec<(u64, u32)>, ConfigError> {
+    /// Where the settings stand that are in the files; or all problems, in the order of the files.
+    pub(super) fn finish(self) -> Result<Vec<(u64, Place)>, ConfigError> {
         let mut problems = self.problems.into_inner();
         if problems.is_empty() {
             return Ok(self.origins.into_inner());
         }
-        problems.sort_by_key(|p| (p.line, p.column));
-        Err(ConfigError { problems })
+        problems.sort_by_key(|(at, _)| *at);
+        Err(ConfigError { problems: problems.into_iter().map(|(_, problem)| problem).collect() })
     }
 }
 
@@ -147,6 +203,8 @@ pub(super) struct Section<'a> {
     table: &'a DeTable<'a>,
     /// Byte offset of its header.
     pub(super) at: usize,
+    /// Where its file begins, which the table's own offsets do not count.
+    base: usize,
     /// In words, for messages.
     pub(super) place: String,
     /// Its dotted path, in parts.
@@ -165,7 +223,8 @@ impl<'a> Section<'a> {
         path: Vec<String>,
         schema: &'static Schema,
     ) -> Self {
-        let mut section = Self { notes, table, at, place: place.into(), path, hinted: Vec::new() };
+        let (base, place) = (notes.base(notes.file_of(at)), place.into());
+        let mut section = Self { notes, table, at, base, place, path, hinted: Vec::new() };
         for (key, value) in table.iter() {
             if !schema.keys.contains(&key.get_ref().as_ref()) {
                 let hint = section.unknown_key(key, value.get_ref(), schema);
@@ -206,7 +265,7 @@ impl<'a> Section<'a> {
         } else {
             (unknown, Refusal::expected(format!("one of {}", schema.keys.join(", "))), None)
         };
-        self.notes.problem(Some(key.span().start), self.key(&shown), &self.place, found, why);
+        self.notes.problem(Some(self.base + key.span().start), self.key(&shown), &self.place, found, why);
         hint
     }
 
@@ -243,7 +302,7 @@ impl<'a> Section<'a> {
         if why.wrong_type {
             found = format!("{found} ({})", type_name(value.get_ref()));
         }
-        self.refuse(value.span().start, key, found, why);
+        self.refuse(self.base + value.span().start, key, found, why);
     }
 
     /// Reads a key.
@@ -254,7 +313,7 @@ impl<'a> Section<'a> {
     ) -> Setting<T> {
         let Some(value) = self.table.get(key) else { return Setting::Absent };
         match parse(value.get_ref()) {
-            Ok(parsed) => Setting::Is(parsed, value.span().start),
+            Ok(parsed) => Setting::Is(parsed, self.base + value.span().start),
             Err(why) => {
                 self.refuse_value(key, value, "=", why);
                 Setting::Refused
@@ -330,7 +389,7 @@ impl<'a> Section<'a> {
         let mut refused = false;
         for element in array.iter() {
             match parse(element.get_ref()) {
-                Ok(value) => parsed.push((value, element.span().start)),
+                Ok(value) => parsed.push((value, self.base + element.span().start)),
                 Err(why) => {
                     refused = true;
                     self.refuse_value(key, element, "has", why);
@@ -343,7 +402,7 @@ impl<'a> Section<'a> {
                 Setting::Refused
             }
             // What could be read is still compared with the rest.
-            (false, _) => Setting::Is(parsed, value.span().start),
+            (false, _) => Setting::Is(parsed, self.base + value.span().start),
             (true, true) => Setting::Refused,
         }
     }
@@ -352,7 +411,7 @@ impl<'a> Section<'a> {
     pub(super) fn table(&self, key: &str) -> Option<(&'a DeTable<'a>, usize)> {
         let value = self.table.get(key)?;
         if let DeValue::Table(table) = value.get_ref() {
-            return Some((table, value.span().start));
+            return Some((table, self.base + value.span().start));
         }
         let mut why = Refusal::expected(format!("a section [{}]", self.header(key)));
         if matches!(value.get_ref(), DeValue::Array(a) if a.iter().all(|v| matches!(v.get_ref(), DeValue::Table(_))))
@@ -360,7 +419,7 @@ impl<'a> Section<'a> {
             why = why.but("write it once, in single brackets");
         }
         let found = format!("{key} is {}", type_name(value.get_ref()));
-        self.refuse(value.span().start, key, found, why);
+        self.refuse(self.base + value.span().start, key, found, why);
         None
     }
 
@@ -374,7 +433,12 @@ impl<'a> Section<'a> {
             if matches!(value.get_ref(), DeValue::Table(_)) {
                 why = why.but(format!("write [[{header}]], in double brackets"));
             }
-            self.refuse(value.span().start, key, format!("{key} is {}", type_name(value.get_ref())), why);
+            self.refuse(
+                self.base + value.span().start,
+                key,
+                format!("{key} is {}", type_name(value.get_ref())),
+                why,
+            );
         };
         let DeValue::Array(array) = value.get_ref() else {
             refuse(value);
@@ -383,7 +447,7 @@ impl<'a> Section<'a> {
         let mut tables = Vec::with_capacity(array.len());
         for element in array.iter() {
             match element.get_ref() {
-                DeValue::Table(table) => tables.push((table, element.span().start)),
+                DeValue::Table(table) => tables.push((table, self.base + element.span().start)),
                 _ => refuse(element),
             }
         }
@@ -420,9 +484,14 @@ impl<'a> Section<'a> {
         matches!(self.table.get(key).map(Spanned::get_ref), Some(DeValue::Array(array)) if array.is_empty())
     }
 
+    /// True if the value of a key is an array.
+    pub(super) fn is_array(&self, key: &str) -> bool {
+        matches!(self.table.get(key).map(Spanned::get_ref), Some(DeValue::Array(_)))
+    }
+
     /// Where a key stands.
     pub(super) fn position(&self, key: &str) -> Option<usize> {
-        self.table.get(key).map(|value| value.span().start)
+        self.table.get(key).map(|value| self.base + value.span().start)
     }
 }
 

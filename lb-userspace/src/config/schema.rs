@@ -26,7 +26,9 @@ impl Schema {
             "[defaults.health]" | "[defaults.snat]" => &[&DEFAULTS],
             "[service.limits]" | "[service.snat]" => &[&SERVICE],
             "[[vrrp]]" => &[&NODE],
-            "the file" => &[&NODE, &METRICS, &TUNNEL, &FLOWS, &SERVICE, &SERVICE_HEALTH, &BACKEND],
+            "the file" | "an included file" => {
+                &[&NODE, &METRICS, &TUNNEL, &FLOWS, &SERVICE, &SERVICE_HEALTH, &BACKEND]
+            }
             _ => &[&NODE, &METRICS, &TUNNEL, &FLOWS],
         };
         near.iter().find(|schema| schema.keys.contains(&key)).copied()
@@ -38,8 +40,18 @@ const NO_DEFAULT: &str = "it has no default: set it in each [[service]]";
 
 pub(super) static ROOT: Schema = Schema {
     header: "the file",
-    keys: &["node", "metrics", "tunnel", "flows", "firewall", "defaults", "service", "vrrp"],
+    keys: &["include", "node", "metrics", "tunnel", "flows", "firewall", "defaults", "service", "vrrp"],
     refused: &[("sync", LATER), ("bgp", LATER)],
+};
+
+pub(super) static INCLUDED: Schema = Schema {
+    header: "an included file",
+    keys: &["node", "metrics", "tunnel", "flows", "firewall", "defaults", "service", "vrrp"],
+    refused: &[
+        ("include", "only the main file includes others: name this one's there"),
+        ("sync", LATER),
+        ("bgp", LATER),
+    ],
 };
 
 pub(super) static NODE: Schema = Schema {

@@ -1,6 +1,6 @@
 //! The settings in force, one by one: for `config show`, for hashes, and as TOML.
 
-use super::{Config, duration::format_duration, vrrp};
+use super::{Config, duration::format_duration, reader::Place, vrrp};
 use crate::model::{
     Health, HealthCheck, HealthSpec, LimitSpec, MysqlCheck, PortSpec, RedisCheck, Role, ServiceSpec,
     StatusRange, TlsSpec,
@@ -20,8 +20,9 @@ use std::{
 pub enum Origin {
     /// Nobody set it.
     Default,
-    /// The configuration, on this line; for a setting taken from `[defaults]` the line there.
-    File { line: usize },
+    /// The configuration, on this line of this one of [`Config::files`]; for a setting taken from `[defaults]` the
+    /// line there.
+    File { file: usize, line: usize },
 }
 
 /// One setting in force.
@@ -33,30 +34,33 @@ pub struct Setting {
     pub origin: Origin,
 }
 
-/// Which settings are in the file, and on which line.
+/// Which settings are in the files, and where.
 ///
 /// Of the paths only a hash is kept: there may be hundreds of thousands, for all of which together the odds that two
 /// are taken for each other are one in a hundred million, and then a line is told wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Origins {
-    /// Hash of the path, and line; in the order of the hashes.
-    lines: Box<[(u64, u32)]>,
+    /// Hash of the path, and place; in the order of the hashes.
+    places: Box<[(u64, Place)]>,
 }
 
 impl Origins {
-    /// From hashes of paths, as [`hash_path`] makes them, with their lines. Of two with one hash the last counts.
-    pub(super) fn new(mut lines: Vec<(u64, u32)>) -> Self {
-        lines.reverse();
-        lines.sort_by_key(|(hash, _)| *hash);
-        lines.dedup_by_key(|(hash, _)| *hash);
-        Self { lines: lines.into() }
+    /// From hashes of paths, as [`hash_path`] makes them, with their places. Of two with one hash the last counts.
+    pub(super) fn new(mut places: Vec<(u64, Place)>) -> Self {
+        places.reverse();
+        places.sort_by_key(|(hash, _)| *hash);
+        places.dedup_by_key(|(hash, _)| *hash);
+        Self { places: places.into() }
     }
 
     /// Where a setting comes from, by the parts of its path.
     pub fn of(&self, path: &[String]) -> Origin {
         let hash = hash_path(path.iter().map(String::as_str));
-        let found = self.lines.binary_search_by_key(&hash, |(hash, _)| *hash);
-        found.map_or(Origin::Default, |at| Origin::File { line: self.lines[at].1 as usize })
+        let found = self.places.binary_search_by_key(&hash, |(hash, _)| *hash).map(|at| self.places[at].1);
+        found.map_or(Origin::Default, |Place { file, line }| Origin::File {
+            file: file as usize,
+            line: line as usize,
+        })
     }
 }
 
@@ -323,6 +327,7 @@ impl Config {
     pub fn without_services(&self) -> Self {
         Self {
             file: self.file.clone(),
+            files: self.files.clone(),
             node: self.node.clone(),
             metrics: self.metrics.clone(),
             tunnel: self.tunnel.clone(),

@@ -245,9 +245,9 @@ fn check_pool_ports(
             };
             let found = format!("snat.addresses has \"{address}\" with ports {lo}-{hi}");
             let why = Refusal::expected(format!(
-                "no overlap with {} (line {}), which has {} {claimed} there",
+                "no overlap with {} ({}), which has {} {claimed} there",
                 other.section.place,
-                other.section.notes.line(other.section.at),
+                other.section.notes.place(other.section.at, at),
                 protocol(service),
             ))
             .but("take another address, or set ports in [service.snat]");

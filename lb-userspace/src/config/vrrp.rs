@@ -134,22 +134,22 @@ pub(super) fn check(drafts: &[VrrpDraft<'_>]) {
     for draft in drafts {
         let section = &draft.section;
         if let Some((name, at)) = draft.name.get() {
-            let line = section.notes.line(at);
             if let Some(first) = names.get(name) {
+                let first = section.notes.place(*first, at);
                 let why = Refusal::expected("a name that no other [[vrrp]] has")
-                    .but(format!("the one on line {first} has it"));
+                    .but(format!("the one on {first} has it"));
                 section.refuse(at, "name", format!("name = \"{name}\""), why);
                 // Probably a copy: the rest is no mistake of its own.
                 continue;
             }
-            names.insert(name.clone(), line);
+            names.insert(name.clone(), at);
         }
         draft.check_version();
         draft.check_peers();
         for (net, at) in draft.addresses.value().into_iter().flatten() {
-            let line = section.notes.line(*at);
-            if let Some(first) = addresses.insert(net.addr(), line) {
-                let why = Refusal::expected("each address in one place").but(format!("line {first} has it"));
+            if let Some(first) = addresses.insert(net.addr(), *at) {
+                let first = section.notes.place(first, *at);
+                let why = Refusal::expected("each address in one place").but(format!("{first} has it"));
                 section.refuse(*at, "addresses", format!("addresses has \"{net}\""), why);
             }
         }
@@ -164,10 +164,10 @@ pub(super) fn check(drafts: &[VrrpDraft<'_>]) {
                 .into_iter()
                 .flatten()
                 .any(|(net, _)| Family::of(net.addr()) == family);
-            let line = section.notes.line(at);
-            if has && let Some(first) = routers.insert((interface.clone(), *router_id, family), line) {
+            if has && let Some(first) = routers.insert((interface.clone(), *router_id, family), at) {
+                let first = section.notes.place(first, at);
                 let why = Refusal::expected("a router id that is free on its interface")
-                    .but(format!("line {first} has it for the same kind of addresses"));
+                    .but(format!("{first} has it for the same kind of addresses"));
                 section.refuse(at, "router_id", format!("router_id = {router_id}"), why);
                 break;
             }

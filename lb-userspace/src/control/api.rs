@@ -2,7 +2,7 @@
 
 use crate::model::{Admin, Forward, Health, Protocol, Scheduler};
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 /// `lbctl status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -229,6 +229,9 @@ pub struct ConfigView {
     pub file: String,
     pub hash: String,
     pub settings: Vec<SettingView>,
+    /// File and line of each setting whose origin is `file`, by key, as `/etc/lbd/conf.d/www.toml:7`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub places: BTreeMap<String, String>,
 }
 
 /// The body of every error answer.

@@ -18,7 +18,7 @@ use lb_common::{
     abi::{ServiceEntry, SlotState},
     core::DropReason,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 impl Engine {
     pub(super) fn status(&mut self) -> Result<StatusView, CommandError> {
@@ -227,9 +227,15 @@ impl Engine {
     pub(super) fn config_view(&self) -> ConfigView {
         let mut effective = self.config.clone();
         effective.services = self.effective.services.iter().map(|s| s.spec.clone()).collect();
+        let mut places = BTreeMap::new();
         let mut settings: Vec<SettingView> = effective
             .settings()
             .into_iter()
+            .inspect(|setting| {
+                if let ConfigOrigin::File { file, line } = setting.origin {
+                    places.insert(setting.key.clone(), format!("{}:{line}", self.config.files[file]));
+                }
+            })
             .map(|setting| SettingView {
                 origin: match setting.origin {
                     ConfigOrigin::Default => "default".to_owned(),
@@ -268,7 +274,11 @@ impl Engine {
                 });
             }
         }
-        ConfigView { file: self.config_file.display().to_string(), hash: self.config_hash(), settings }
+        for setting in settings.iter().filter(|setting| setting.origin != "file") {
+            places.remove(&setting.key);
+        }
+        let file = self.config_file.display().to_string();
+        ConfigView { file, hash: self.config_hash(), settings, places }
     }
 
     /// Every address in the image, for `explain`.

@@ -499,6 +499,7 @@ fn config() -> ConfigView {
             row("service.www.addresses", json!(["192.0.2.10", "2001:db8::10"]), "file"),
             row("service.www.backend.web3.admin", json!("draining"), "runtime"),
         ],
+        places: [("node.name".to_owned(), "/etc/lbd/lbd.toml:2".to_owned())].into(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tests of the configuration: what is accepted and what it means.
 
 mod broken;
+mod include;
 mod property;
 
 use super::*;
@@ -186,11 +187,11 @@ fn settings_say_where_they_come_from() {
          addresses = ['192.0.2.1']\nport = 80\n[[service.backend]]\nname = 'w.1'\naddress = '10.0.0.1'\nweight = 7\n",
     );
     assert_eq!(origin(&config, "node.name"), Origin::Default);
-    assert_eq!(origin(&config, "node.interfaces"), Origin::File { line: 2 });
-    assert_eq!(origin(&config, "service.www.health.rise"), Origin::File { line: 4 });
+    assert_eq!(origin(&config, "node.interfaces"), Origin::File { file: 0, line: 2 });
+    assert_eq!(origin(&config, "service.www.health.rise"), Origin::File { file: 0, line: 4 });
     assert_eq!(origin(&config, "service.www.health.fall"), Origin::Default);
-    assert_eq!(origin(&config, "service.www.port"), Origin::File { line: 8 });
-    assert_eq!(origin(&config, "service.www.backend.w.1.weight"), Origin::File { line: 12 });
+    assert_eq!(origin(&config, "service.www.port"), Origin::File { file: 0, line: 8 });
+    assert_eq!(origin(&config, "service.www.backend.w.1.weight"), Origin::File { file: 0, line: 12 });
     assert_eq!(value(&config, "service.www.backend.w.1.weight"), 7);
     assert_eq!(value(&config, "service.www.idle_timeout"), "5m");
     assert_eq!(value(&config, "service.www.health.timeout"), "500ms");

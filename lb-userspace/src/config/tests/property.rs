@@ -426,6 +426,7 @@ fn config() -> impl Strategy<Value = Config> {
             flows,
             services,
             vrrp,
+            files: vec![String::new()],
             origins: Origins::default(),
         },
     )
