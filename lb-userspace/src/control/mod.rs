@@ -13,6 +13,7 @@ pub mod pair;
 pub mod request;
 pub mod server;
 pub mod socket;
+pub mod timing;
 mod stream;
 
 /// Where the daemon listens unless told otherwise.

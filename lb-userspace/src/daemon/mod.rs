@@ -26,10 +26,12 @@ mod headers;
 mod held;
 mod listing;
 mod pair;
+mod pulse;
 mod run;
 mod sessions;
 mod trace;
 mod views;
+mod walk;
 
 pub use engine::Engine;
 pub use error::{EngineError, StartError};
