@@ -13,8 +13,8 @@ pub mod pair;
 pub mod request;
 pub mod server;
 pub mod socket;
-pub mod timing;
 mod stream;
+pub mod timing;
 
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/lbd/lbd.sock";

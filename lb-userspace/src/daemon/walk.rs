@@ -129,7 +129,8 @@ impl Engine {
         if walks.index.made == Some(walks.converged) {
             return;
         }
-        let services = image.services.iter().map(|(id, r)| (plan::name_of(&r.identity).to_owned(), *id)).collect();
+        let services =
+            image.services.iter().map(|(id, r)| (plan::name_of(&r.identity).to_owned(), *id)).collect();
         let mut backends: Vec<(u32, u32)> =
             image.backends.iter().map(|(id, record)| (record.entry.service, *id)).collect();
         backends.sort_unstable();

@@ -12,7 +12,7 @@ use crate::{
 use prometheus_client::{
     collector::Collector,
     encoding::{
-        DescriptorEncoder, EncodeGaugeValue, EncodeMetric, MetricEncoder, NoLabelSet,
+        DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric, MetricEncoder, NoLabelSet,
         text::encode as encode_text,
     },
     registry::Registry,
@@ -234,7 +234,11 @@ pub(super) fn gauge<V: EncodeGaugeValue>(
     encoder.encode_descriptor(what.family_name(), what.help, None, what.kind)?.encode_gauge(value)
 }
 
-pub(super) fn counter(encoder: &mut DescriptorEncoder<'_>, what: &Family<0>, value: u64) -> fmt::Result {
+pub(super) fn counter<V: EncodeCounterValue>(
+    encoder: &mut DescriptorEncoder<'_>,
+    what: &Family<0>,
+    value: V,
+) -> fmt::Result {
     let mut to = encoder.encode_descriptor(what.family_name(), what.help, None, what.kind)?;
     to.encode_counter::<NoLabelSet, _, u64>(&value, None)
 }

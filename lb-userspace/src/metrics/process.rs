@@ -47,7 +47,8 @@ mod tests {
     #[test]
     fn the_numbers_are_of_this_process() {
         let before = read().unwrap();
-        let files: Vec<std::fs::File> = (0..20).map(|_| std::fs::File::open("/proc/self/stat").unwrap()).collect();
+        let files: Vec<std::fs::File> =
+            (0..20).map(|_| std::fs::File::open("/proc/self/stat").unwrap()).collect();
         let filled = std::hint::black_box(vec![1_u8; 64 << 20]);
         let begun = Instant::now();
         let mut work = 0_u64;

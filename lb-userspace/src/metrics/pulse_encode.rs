@@ -72,12 +72,8 @@ static HOPS: Family<1> = Family::new(
     ["state"],
     "Next hops of backends that were found, changed included, or lost.",
 );
-static LINKS: Family<0> = Family::new(
-    Counter,
-    "lbd_link_changes_total",
-    [],
-    "Times that interfaces came, went or changed.",
-);
+static LINKS: Family<0> =
+    Family::new(Counter, "lbd_link_changes_total", [], "Times that interfaces came, went or changed.");
 static CHANGES: Family<1> = Family::new(
     Counter,
     "lbd_runtime_changes_total",
@@ -109,12 +105,8 @@ static OPEN_FDS: Family<0> =
     Family::new(Gauge, "process_open_fds", [], "File descriptors that the daemon has open.");
 static MAX_FDS: Family<0> =
     Family::new(Gauge, "process_max_fds", [], "File descriptors that the daemon may have open.");
-static START: Family<0> = Family::new(
-    Gauge,
-    "process_start_time_seconds",
-    [],
-    "Start of the daemon, in seconds since 1970 began.",
-);
+static START: Family<0> =
+    Family::new(Gauge, "process_start_time_seconds", [], "Start of the daemon, in seconds since 1970 began.");
 
 pub(super) fn encode(
     snapshot: &Snapshot,
@@ -133,7 +125,8 @@ pub(super) fn encode(
     let times = [&LATE, &PROBES_LATE, &CONVERGE].into_iter().zip(pulse.times());
     let plans = [&ACTIONS, &SLOTS].into_iter().zip(pulse.plans());
     for (what, histogram) in times.chain(plans) {
-        family(encoder, what, [([], histogram)], |histogram, to| histogram.encode(to))?;
+        // Not as a family, which would write an empty list of labels.
+        histogram.encode(encoder.encode_descriptor(what.family_name(), what.help, None, what.kind)?)?;
     }
     let [failures, links] = pulse.counts();
     counter(encoder, &CONVERGE_FAILURES, failures)?;
@@ -154,9 +147,7 @@ pub(super) fn encode(
 
 fn process(snapshot: &Snapshot, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let Some(process) = &snapshot.process else { return Ok(()) };
-    family(encoder, &CPU, [([], process.cpu_seconds)], |value, mut to| {
-        to.encode_counter::<prometheus_client::encoding::NoLabelSet, _, u64>(&value, None)
-    })?;
+    counter(encoder, &CPU, process.cpu_seconds)?;
     gauge(encoder, &RESIDENT, &process.resident_bytes)?;
     gauge(encoder, &VIRTUAL, &process.virtual_bytes)?;
     gauge(encoder, &OPEN_FDS, &process.open_files)?;
