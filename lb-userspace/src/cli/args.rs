@@ -3,6 +3,7 @@
 use super::firewall::{LIMIT_EXAMPLES, LIST_EXAMPLES, LimitCommand, ListCommand};
 use super::pair::{PAIR_EXAMPLES, PairCommand};
 use super::parse::{self, Target};
+use super::top::{TOP_EXAMPLES, TopOptions};
 use crate::control::DEFAULT_SOCKET;
 use crate::model::{BackendName, Protocol, ServiceName};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -80,6 +81,9 @@ pub enum Command {
         #[command(subcommand)]
         command: ServiceCommand,
     },
+    /// Services, backends, the pair and drops, kept up to date in the terminal
+    #[command(after_help = TOP_EXAMPLES)]
+    Top(TopOptions),
     /// Adds, removes, drains and weighs backends
     #[command(after_help = BACKEND_EXAMPLES)]
     Backend {

@@ -10,6 +10,7 @@ pub mod pair;
 pub mod parse;
 mod render;
 mod table;
+pub mod top;
 
 use crate::control::api::ChangeView;
 use crate::control::client::{Client, ClientError};
@@ -104,6 +105,7 @@ fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
             print(output, &wait(client.service(name))?, render::service)
         }
         Command::Backend { command } => print(output, &wait(backend(&client, command))?, render::change),
+        Command::Top(options) => top::run(&client, *options, output),
         Command::Trace(_) => unreachable!("it prints as it goes"),
         Command::Flows { service, backend, limit } => {
             let name = |name: &dyn ToString| name.to_string();

@@ -20,6 +20,9 @@ pub struct StatusView {
     pub config_file: String,
     /// SHA-256 over the configuration in force, runtime changes included, 16 hex digits.
     pub config_hash: String,
+    /// SHA-256 over the services alone: equal on both nodes of a pair that is configured alike.
+    #[serde(default)]
+    pub services_hash: String,
     /// Runtime changes in force.
     pub runtime_changes: usize,
     pub interfaces: Vec<InterfaceView>,
@@ -44,6 +47,19 @@ pub struct StatusView {
     pub refused_flows: u64,
     #[serde(default)]
     pub nat: NatTotals,
+    /// Tables that hold something for each flow.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<TableView>,
+}
+
+/// Use and room of a table, in entries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableView {
+    /// `flows_ipv4`, `flows_ipv6`, `half_open_ipv4`, `half_open_ipv6` or `nat_sessions`.
+    pub name: String,
+    /// As of at most some seconds ago.
+    pub entries: u64,
+    pub capacity: u64,
 }
 
 /// Prefixes in force.

@@ -14,6 +14,7 @@ pub mod request;
 pub mod server;
 pub mod socket;
 mod stream;
+pub mod timing;
 
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/lbd/lbd.sock";

@@ -71,7 +71,8 @@ pub struct Engine {
     pub(super) started: Instant,
     pub(super) health_task: HealthHandle,
     pub(super) hop_task: NextHopHandle,
-    instruments: Instruments,
+    pub(super) instruments: Instruments,
+    pub(super) walks: super::walk::Walks,
 }
 
 /// What the engine is made of.
@@ -113,6 +114,7 @@ impl Engine {
             health_task: parts.health_task,
             hop_task: parts.hop_task,
             instruments: parts.instruments,
+            walks: super::walk::Walks::default(),
             image,
         };
         // Next hops go on as they are until the kernel says otherwise.
@@ -133,14 +135,14 @@ impl Engine {
         self.hop_task.settled(patience).await
     }
 
-    /// Makes the kernel what configuration, changes, health and next hops ask for.
-    pub fn converge(&mut self) -> Result<Vec<Action>, EngineError> {
-        let result = self.try_converge();
+    /// See [`Engine::converge`], which takes the time.
+    pub(super) fn carry_out(&mut self) -> Result<Vec<Action>, EngineError> {
+        let result = self.try_carry_out();
         self.behind = result.is_err();
         result
     }
 
-    fn try_converge(&mut self) -> Result<Vec<Action>, EngineError> {
+    fn try_carry_out(&mut self) -> Result<Vec<Action>, EngineError> {
         self.choose_ring_sizes()?;
         self.effective = state::apply(&self.config.services, &self.changes);
         let wanted: Vec<_> = self.effective.services.iter().map(|s| self.wanted_service(s)).collect();
@@ -255,6 +257,7 @@ impl Engine {
         self.health = health;
         let services: BTreeSet<&str> = self.effective.services.iter().map(|s| s.spec.name.as_str()).collect();
         self.instruments.health.retain(|service| services.contains(service));
+        self.instruments.pulse.retain(|service| services.contains(service));
         self.health_task.set_targets(targets);
     }
 
@@ -286,6 +289,9 @@ impl Engine {
             let previous = std::mem::replace(&mut known.health, event.health);
             let (service, backend) = (&event.key.service, &event.key.backend);
             let (from, to, reason) = (previous, event.health, &event.reason);
+            if from != to {
+                self.instruments.pulse.health_changed(service.as_str(), to);
+            }
             if (previous == Health::Down) == (event.health == Health::Down) {
                 tracing::debug!(%service, %backend, %from, %to, reason, "health known");
             } else {
@@ -338,6 +344,7 @@ impl Engine {
                     Err(error) if error.is_transient() => tracing::debug!(%address, %error),
                     Err(error) => tracing::warn!(%address, %error, "no next hop"),
                 }
+                self.instruments.pulse.hop_changed(entry.is_ok());
                 self.hops.insert(address, entry);
                 changed.insert(address);
             }
@@ -350,6 +357,7 @@ impl Engine {
 
     /// Links came or went.
     pub fn links_changed(&mut self) {
+        self.instruments.pulse.links_changed();
         let index = |name: &str| nix::net::if_::if_nametoindex(name).ok();
         // One that is gone must not keep the program from another that has come back.
         let (there, gone): (Vec<_>, Vec<_>) =

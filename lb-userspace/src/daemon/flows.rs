@@ -39,6 +39,7 @@ impl Engine {
     fn read_flows(&self) -> Result<Walk, DataplaneError> {
         let half_open = self.kernel.maps().half_open()?;
         let flows = self.kernel.maps().flows()?;
+        self.note_tables(&half_open, &flows);
         Ok(self.tracking.walk(&self.image, half_open, flows, monotonic_ns()))
     }
 

@@ -26,11 +26,13 @@ mod headers;
 mod held;
 mod listing;
 mod pair;
+mod pulse;
 mod run;
 mod sessions;
 mod sizes;
 mod trace;
 mod views;
+mod walk;
 
 pub use engine::Engine;
 pub use error::{EngineError, StartError};

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     config::{self, Config},
     control::{
+        self,
         api::ChangeView,
         command::{Command, CommandError},
         server,
@@ -83,7 +84,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let _lock = lock(&config.node.pin_dir)?;
     let fresh = !config.node.pin_dir.join("links").exists();
 
-    let instruments = Instruments::default();
+    let instruments = Instruments { requests: control::timing::requests(), ..Instruments::default() };
     let state_dir = StateDir::open(&config.node.state_dir).map_err(EngineError::from)?;
     let loaded = state_dir.load(SystemTime::now()).map_err(EngineError::from)?;
     if let Some(warning) = loaded.outcome.warning() {
@@ -175,7 +176,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                     }));
                     break;
                 }
-                Some(command) => engine.answer(command),
+                Some(command) => engine.timed(command.name(), |engine| engine.answer(command)),
                 None => {
                     engine.end_traces();
                     break;
@@ -186,31 +187,33 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                 while let Ok(event) = health_rx.try_recv() {
                     events.push(event);
                 }
-                engine.health_changed(&events);
+                engine.timed("health", |engine| engine.health_changed(&events));
             },
             news = hop_rx.recv() => if let Some(news) = news {
-                engine.hops_changed(news);
+                engine.timed("next_hops", |engine| engine.hops_changed(news));
             },
             events = link_rx.recv() => if events.is_some() {
-                engine.links_changed();
+                engine.timed("links", Engine::links_changed);
             },
             records = events.next() => {
                 for (ifindex, address) in events::neighbours(&records) {
                     tracing::debug!(%address, ifindex, "a packet waits for this neighbour");
                     solicitor.solicit(ifindex, address);
                 }
-                engine.take_events(&records);
+                engine.timed("events", |engine| engine.take_events(&records));
             }
             _ = prune.tick(), if engine.tracers.any() => engine.prune_tracers(),
             Ok(()) = ways.changed() => engine.kernel.maps().nat().routes_changed(),
+            () = std::future::ready(()), if engine.is_walking() => engine.timed("services", Engine::walk),
             held = resequencer.next() => resequencer.work(held, &mut engine.kernel),
-            _ = tend.tick() => {
+            due = tend.tick() => {
+                engine.instruments.pulse.late(due.elapsed());
                 resequencer.announce();
-                engine.tend_flows(std::time::Instant::now());
+                engine.timed("flows", |engine| engine.tend_flows(std::time::Instant::now()));
             }
             _ = hangup.recv() => {
                 // The outcome is logged and counted.
-                let _ = engine.reload(false, "SIGHUP");
+                let _ = engine.timed("reload", |engine| engine.reload(false, "SIGHUP"));
             }
             _ = terminate.recv() => {
                 engine.end_traces();
@@ -271,6 +274,10 @@ impl ProbeObserver for Observer {
     fn observed(&self, key: &TargetKey, kind: &'static str, duration: Duration, ok: bool) {
         self.0.health.observe(key.service.as_str(), kind, duration, ok);
     }
+
+    fn begun(&self, late: Duration) {
+        self.0.pulse.probe_late(late);
+    }
 }
 
 impl Engine {
@@ -326,7 +333,7 @@ impl Engine {
         }
         match command {
             Command::Status(reply) => send(reply, self.status()),
-            Command::Services(reply) => send(reply, self.services()),
+            Command::Services(reply) => self.begin_walk(reply),
             Command::Drops(reply) => send(reply, self.drops()),
             Command::Config(reply) => send(reply, Ok::<_, CommandError>(self.config_view())),
             Command::BackendAdd { service, name, address, port, weight, by, reply } => {

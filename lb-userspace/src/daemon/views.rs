@@ -23,6 +23,7 @@ use std::collections::{BTreeMap, HashMap};
 impl Engine {
     pub(super) fn status(&mut self) -> Result<StatusView, CommandError> {
         let failed = |error: crate::dataplane::DataplaneError| CommandError::Failed(error.to_string());
+        let (config_hash, services_hash) = self.hashes();
         let interfaces = self
             .config
             .node
@@ -55,7 +56,9 @@ impl Engine {
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             pid: std::process::id(),
             config_file: self.config_file.display().to_string(),
-            config_hash: self.config_hash(),
+            config_hash,
+            services_hash,
+            tables: self.tables(),
             runtime_changes: self.changes.count(),
             interfaces,
             services: self.effective.services.len(),
@@ -75,33 +78,14 @@ impl Engine {
     }
 
     /// Hash over what is in force, runtime changes included.
-    fn config_hash(&self) -> String {
+    pub(super) fn config_hash(&self) -> String {
         let mut config = self.config.clone();
         config.services = self.effective.services.iter().map(|s| s.spec.clone()).collect();
         config.firewall = self.firewall.hashed(&config.firewall, self.changes.lists());
         config.hash()
     }
 
-    pub(super) fn services(&self) -> Result<Vec<ServiceView>, CommandError> {
-        let reasons = self.health_task.reasons();
-        let mut ids: HashMap<u32, HashMap<&str, u32>> = HashMap::new();
-        for (id, record) in &self.image.backends {
-            ids.entry(record.entry.service).or_default().insert(plan::name_of(&record.identity), *id);
-        }
-        let services: HashMap<&str, u32> =
-            self.image.services.iter().map(|(id, record)| (plan::name_of(&record.identity), *id)).collect();
-        let none = HashMap::new();
-        self.effective
-            .services
-            .iter()
-            .map(|service| {
-                let id = services.get(service.spec.name.as_str()).copied();
-                self.service(service, id, id.and_then(|id| ids.get(&id)).unwrap_or(&none), &reasons)
-            })
-            .collect()
-    }
-
-    fn service(
+    pub(super) fn service(
         &self,
         service: &EffectiveService,
         id: Option<u32>,

@@ -12,7 +12,7 @@ use crate::{
 use prometheus_client::{
     collector::Collector,
     encoding::{
-        DescriptorEncoder, EncodeGaugeValue, EncodeMetric, MetricEncoder, NoLabelSet,
+        DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric, MetricEncoder, NoLabelSet,
         text::encode as encode_text,
     },
     registry::Registry,
@@ -90,7 +90,8 @@ impl Collector for Scrape {
         self.health(&mut encoder)?;
         let drops = self.snapshot.drops.iter().map(|row| ([row.reason.as_str()], row.packets));
         counters(&mut encoder, &families::DROPS, drops)?;
-        super::pair::encode(&self.snapshot, &mut encoder)
+        super::pair::encode(&self.snapshot, &mut encoder)?;
+        super::pulse_encode::encode(&self.snapshot, &self.instruments, &mut encoder)
     }
 }
 
@@ -196,7 +197,7 @@ impl Scrape {
 }
 
 /// Writes one family: its metadata, then a row per set of label values.
-fn family<'a, const N: usize, T>(
+pub(super) fn family<'a, const N: usize, T>(
     encoder: &mut DescriptorEncoder<'_>,
     family: &Family<N>,
     rows: impl IntoIterator<Item = ([&'a str; N], T)>,
@@ -225,7 +226,7 @@ pub(super) fn gauges<'a, const N: usize, V: EncodeGaugeValue>(
     family(encoder, what, rows, |value, mut to| to.encode_gauge(&value))
 }
 
-fn gauge<V: EncodeGaugeValue>(
+pub(super) fn gauge<V: EncodeGaugeValue>(
     encoder: &mut DescriptorEncoder<'_>,
     what: &Family<0>,
     value: &V,
@@ -233,12 +234,16 @@ fn gauge<V: EncodeGaugeValue>(
     encoder.encode_descriptor(what.family_name(), what.help, None, what.kind)?.encode_gauge(value)
 }
 
-fn counter(encoder: &mut DescriptorEncoder<'_>, what: &Family<0>, value: u64) -> fmt::Result {
+pub(super) fn counter<V: EncodeCounterValue>(
+    encoder: &mut DescriptorEncoder<'_>,
+    what: &Family<0>,
+    value: V,
+) -> fmt::Result {
     let mut to = encoder.encode_descriptor(what.family_name(), what.help, None, what.kind)?;
     to.encode_counter::<NoLabelSet, _, u64>(&value, None)
 }
 
-fn info<const N: usize>(
+pub(super) fn info<const N: usize>(
     encoder: &mut DescriptorEncoder<'_>,
     what: &Family<N>,
     values: [&String; N],

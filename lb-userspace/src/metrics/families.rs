@@ -15,7 +15,7 @@ pub(super) struct Family<const N: usize> {
 }
 
 impl<const N: usize> Family<N> {
-    const fn new(
+    pub(super) const fn new(
         kind: MetricType,
         name: &'static str,
         labels: [&'static str; N],

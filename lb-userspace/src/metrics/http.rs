@@ -18,7 +18,7 @@ use axum::{
     extract::State,
     http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::map_response,
-    response::{Html, IntoResponse, Response},
+    response::{IntoResponse, Response},
     routing::get,
 };
 use hyper::server::conn::http1;
@@ -159,8 +159,12 @@ struct App<S> {
 fn router<S: Source>(source: S, instruments: Instruments, limits: &Limits) -> Router {
     let app =
         App { source, instruments, limits: limits.clone(), scrapes: Semaphore::new(limits.scrapes.max(1)) };
-    Router::new()
-        .route("/", get(async || Html(dashboard::HTML)))
+    let file = |router: Router<_>, (path, kind, text): (&'static str, &'static str, &'static str)| {
+        router.route(path, get(async move || ([(header::CONTENT_TYPE, kind)], text)))
+    };
+    dashboard::FILES
+        .into_iter()
+        .fold(Router::new(), file)
         .route("/metrics", get(metrics::<S>))
         .route("/healthz", get(healthz::<S>))
         .route("/api/snapshot.json", get(snapshot_json::<S>))

@@ -135,6 +135,11 @@ async fn the_page_and_its_data_are_served() {
     let page = server.get("/").await;
     assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
     assert_eq!(page.body, include_str!("dashboard.html"));
+    for (path, kind, text) in super::dashboard::FILES {
+        let file = server.get(path).await;
+        assert_eq!((file.status, file.header("content-type")), (200, Some(kind)), "{path}");
+        assert_eq!(file.body, text, "{path}");
+    }
     let data = server.get("/api/snapshot.json").await;
     assert_eq!((data.status, data.header("content-type")), (200, Some("application/json")));
     assert_eq!(data.body, serde_json::to_string(&sample::snapshot()).unwrap());
@@ -146,7 +151,7 @@ async fn the_page_and_its_data_are_served() {
 async fn nothing_but_reading_is_offered_and_every_answer_is_guarded() {
     let server = Server::start(Limits::default()).await;
     let mut answers = Vec::new();
-    for path in ["/", "/metrics", "/healthz", "/api/snapshot.json"] {
+    for path in ["/", "/dashboard.css", "/dashboard.js", "/metrics", "/healthz", "/api/snapshot.json"] {
         answers.push(server.get(path).await);
         for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
             let answer = server.request(method, path, "Content-Length: 0\r\n").await;
@@ -162,7 +167,8 @@ async fn nothing_but_reading_is_offered_and_every_answer_is_guarded() {
     answers.push(server.get("/metrics").await);
     for answer in answers {
         let policy = answer.header("content-security-policy").unwrap_or_else(|| panic!("{answer:?}"));
-        assert!(policy.starts_with("default-src 'none';") && policy.contains("frame-ancestors 'none'"));
+        assert!(policy.starts_with("default-src 'none';") && !policy.contains("unsafe"));
+        assert!(policy.contains("frame-ancestors 'none'"));
         assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
         assert_eq!(answer.header("cache-control"), Some("no-store"));
         assert_eq!(answer.header("access-control-allow-origin"), None);

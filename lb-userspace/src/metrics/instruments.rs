@@ -17,6 +17,9 @@ const BUCKETS: [f64; 14] =
 /// Handles to everything the daemon's tasks report; clones share the numbers.
 #[derive(Debug, Clone, Default)]
 pub struct Instruments {
+    pub pulse: Arc<super::pulse::LoopMetrics>,
+    /// Durations of requests to the control API.
+    pub requests: Arc<super::pulse::Durations>,
     pub health: Arc<HealthMetrics>,
     pub reloads: Arc<ReloadMetrics>,
 }

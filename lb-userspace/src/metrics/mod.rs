@@ -12,12 +12,17 @@ mod http;
 mod instruments;
 mod listen;
 mod pair;
+mod process;
+mod pulse;
+mod pulse_encode;
 mod source;
 
 pub use encode::{Format, encode};
 pub use http::{Limits, serve, serve_with_limits};
 pub use instruments::{HealthMetrics, Instruments, ReloadMetrics};
 pub use listen::{BindError, Holder, bind};
+pub use process::ProcessView;
+pub use pulse::{Durations, LoopMetrics, TableEntries};
 pub use source::{Snapshot, SnapshotError, Source};
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! A snapshot for tests, with every state and with names that need an escape.
 
-use super::{Instruments, Snapshot};
+use super::{Instruments, ProcessView, Snapshot};
 use crate::{
     control::api::{
         BackendView, DropView, FirewallView, InterfaceView, NatTotals, NatView, ServiceView, SlotsView,
-        StatusView,
+        StatusView, TableView,
     },
     control::pair::{PairView, RefusedView},
     model::{Admin, Forward, Health, Protocol, Scheduler},
@@ -63,8 +63,8 @@ fn pair(name: &str, state: &str) -> PairView {
         effective_priority: 90,
         addresses: vec!["192.0.2.10/24".to_owned()],
         peers: Vec::new(),
-        master: None,
-        master_priority: None,
+        master: Some("10.2.0.3".parse().unwrap()),
+        master_priority: Some(100),
         since: 1.5,
         reason: "no master was heard".to_owned(),
         faults: vec!["tracked interface eth1 is down".to_owned()],
@@ -90,6 +90,14 @@ pub(super) fn snapshot() -> Snapshot {
     web2.health_reason = Some("connection refused".to_owned());
     web2.packets = u64::MAX;
     Snapshot {
+        process: Some(ProcessView {
+            cpu_seconds: 1.25,
+            resident_bytes: 23_000_000,
+            virtual_bytes: 400_000_000,
+            open_files: 61,
+            max_files: 1024,
+            started: 1_750_000_000.5,
+        }),
         pair: vec![pair("public", "master"), pair("inner\"side", "fault")],
         pair_refused: vec![
             RefusedView { reason: "ttl".to_owned(), packets: 3 },
@@ -105,6 +113,7 @@ pub(super) fn snapshot() -> Snapshot {
             pid: 4711,
             config_file: "C:\\lbd\n\"quoted\".toml".to_owned(),
             config_hash: "00112233aabbccdd".to_owned(),
+            services_hash: "8899aabb44556677".to_owned(),
             runtime_changes: 2,
             interfaces: vec![
                 interface("eth0", 2, "native", None),
@@ -117,8 +126,9 @@ pub(super) fn snapshot() -> Snapshot {
             firewall: FirewallView { denied: 3, allowed: 1 },
             half_open_flows: 17,
             refused_flows: 5,
-            warnings: Vec::new(),
+            warnings: vec!["forwarding is off on eth1".to_owned()],
             nat: NatTotals { made: 1000, exhausted: 7, full: 1 },
+            tables: vec![TableView { name: "flows_ipv4".to_owned(), entries: 42, capacity: 131_072 }],
         },
         services: vec![
             service("www", vec![backend("web1", Admin::Enabled, Health::Up), web2]),
@@ -138,6 +148,19 @@ pub(super) fn instruments() -> Instruments {
     health.observe("www", "http", Duration::from_millis(3), true);
     health.observe("www", "http", Duration::from_secs(60), false);
     health.observe("gone", "tcp", Duration::from_millis(1), true);
+    let pulse = &instruments.pulse;
+    pulse.work.observe("health", Duration::from_micros(700));
+    pulse.late(Duration::from_millis(3));
+    pulse.probe_late(Duration::from_micros(50));
+    pulse.converged(Duration::from_millis(2), Some(&[]));
+    pulse.converged(Duration::from_millis(900), None);
+    pulse.health_changed("www", Health::Down);
+    pulse.health_changed("www", Health::Down);
+    pulse.health_changed("gone", Health::Up);
+    pulse.hop_changed(true);
+    pulse.links_changed();
+    pulse.asked(true);
+    instruments.requests.observe("GET /v1/status", Duration::from_micros(300));
     instruments.reloads.record(true);
     instruments.reloads.record(true);
     instruments.reloads.record(false);

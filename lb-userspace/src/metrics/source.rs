@@ -17,6 +17,8 @@ pub struct Snapshot {
     pub drops: Vec<DropView>,
     pub pair: Vec<PairView>,
     pub pair_refused: Vec<RefusedView>,
+    /// Absent where /proc cannot be read.
+    pub process: Option<super::ProcessView>,
 }
 
 /// Why there is no snapshot.
@@ -46,6 +48,7 @@ impl Source for Commands {
             drops: ask(self, Command::Drops).await?,
             pair: ask(self, |reply| Command::Pair(PairCommand::List(reply))).await?,
             pair_refused: ask(self, |reply| Command::Pair(PairCommand::Refused(reply))).await?,
+            process: super::process::read().ok(),
         })
     }
 }
@@ -106,7 +109,9 @@ mod tests {
                 }
             }
         });
-        assert_eq!(commands.snapshot().await, Ok(expected));
+        let found = commands.snapshot().await.unwrap();
+        assert!(found.process.is_some());
+        assert_eq!(Snapshot { process: expected.process, ..found }, expected);
         drop(commands);
         daemon.await.unwrap();
     }

@@ -385,6 +385,7 @@ fn status(services: &[ServiceView]) -> StatusView {
         pid: 4242,
         config_file: "/etc/lbd/lbd.toml".to_owned(),
         config_hash: "fedcba9876543210".to_owned(),
+        services_hash: "0123456789abcdef".to_owned(),
         runtime_changes: 1,
         interfaces: vec![
             interface("eth0", 2, "native", None),
@@ -402,6 +403,7 @@ fn status(services: &[ServiceView]) -> StatusView {
                 .to_owned(),
         ],
         nat: NatTotals::default(),
+        tables: vec![TableView { name: "flows_ipv4".to_owned(), entries: 17, capacity: 131_072 }],
     }
 }
 

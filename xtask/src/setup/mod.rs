@@ -34,6 +34,9 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "redis-server", package: "redis-server" },
     Tool { program: "iperf3", package: "iperf3" },
     Tool { program: "keepalived", package: "keepalived" },
+    Tool { program: "tmux", package: "tmux" },
+    Tool { program: "prometheus", package: "prometheus" },
+    Tool { program: "chromium-headless-shell", package: "chromium-headless-shell" },
 ];
 
 const VM_TOOLS: &[Tool] = &[

@@ -87,6 +87,17 @@ impl Engine {
         by: &str,
         edit: impl FnOnce(&mut RuntimeChanges, &Config, Stamp) -> Result<bool, EngineError>,
     ) -> Result<ChangeView, EngineError> {
+        let result = self.try_change(message, by, edit);
+        self.instruments.pulse.asked(result.is_ok());
+        result
+    }
+
+    fn try_change(
+        &mut self,
+        message: String,
+        by: &str,
+        edit: impl FnOnce(&mut RuntimeChanges, &Config, Stamp) -> Result<bool, EngineError>,
+    ) -> Result<ChangeView, EngineError> {
         let before = self.changes.clone();
         let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let mut changes = before.clone();

@@ -24,11 +24,13 @@ impl Engine {
         names: &BTreeSet<ServiceName>,
     ) -> Result<Vec<Action>, EngineError> {
         let small = names.len() * SMALL <= self.config.services.len().max(SMALL);
-        if !self.behind
-            && small
-            && let Some(actions) = self.try_part(names)?
-        {
-            return Ok(actions);
+        if !self.behind && small {
+            let begun = Instant::now();
+            let part = self.try_part(names).transpose();
+            if let Some(result) = part {
+                self.converged(begun.elapsed(), result.as_deref().ok());
+                return result;
+            }
         }
         self.converge()
     }

@@ -137,6 +137,9 @@ pub trait ProbeObserver: Send + Sync {
     /// Called by the task's loop, so it must be quick. Not called for a target that was removed
     /// meanwhile, nor for a check that could not be run.
     fn observed(&self, key: &TargetKey, kind: &'static str, duration: Duration, ok: bool);
+
+    /// A check began, so much after the time it was due.
+    fn begun(&self, _late: Duration) {}
 }
 
 /// Observes nothing.
@@ -287,9 +290,10 @@ impl Shell {
                 self.ended(ended);
             }
             let now = Instant::now();
-            while self.checks.len() < self.max_running
-                && let Some(job) = self.roster.start(now)
-            {
+            while self.checks.len() < self.max_running {
+                let due = self.roster.next_due();
+                let Some(job) = self.roster.start(now) else { break };
+                self.observer.begun(due.map_or(Duration::ZERO, |due| now.saturating_duration_since(due)));
                 self.start(job);
             }
             while !self.outbox.is_empty()

@@ -1,0 +1,173 @@
+//! All services with their counters, for a scrape or a list: read a part at a time, so that thousands of them do not
+//! keep packets' neighbours, health and changes waiting.
+
+use super::engine::Engine;
+use crate::{
+    control::{
+        api::ServiceView,
+        command::{CommandError, Reply},
+    },
+    health::TargetKey,
+    plan,
+    state::EffectiveService,
+};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+/// One part takes at least one service and then not longer than this.
+const PART: Duration = Duration::from_millis(1);
+
+/// Those that wait for their list, and what finds ids quickly.
+#[derive(Debug, Default)]
+pub(super) struct Walks {
+    waiting: VecDeque<Walk>,
+    index: Index,
+    hashes: Option<Hashes>,
+    /// Changes of the maps so far.
+    pub converged: u64,
+}
+
+#[derive(Debug)]
+struct Walk {
+    reply: Reply<Vec<ServiceView>>,
+    rows: Vec<ServiceView>,
+}
+
+/// Ids of the image, by name; made anew after the image was.
+#[derive(Debug, Default)]
+struct Index {
+    made: Option<u64>,
+    services: HashMap<String, u32>,
+    /// Service and backend, sorted.
+    backends: Vec<(u32, u32)>,
+}
+
+/// Hashing all settings takes a while where there are many.
+#[derive(Debug)]
+struct Hashes {
+    made: u64,
+    config: String,
+    services: String,
+}
+
+impl Engine {
+    /// Lists all services; few of them at once, many over several turns of the loop.
+    pub(super) fn begin_walk(&mut self, reply: Reply<Vec<ServiceView>>) {
+        self.walks.waiting.push_back(Walk { reply, rows: Vec::new() });
+        self.walk();
+    }
+
+    pub(super) fn is_walking(&self) -> bool {
+        !self.walks.waiting.is_empty()
+    }
+
+    /// The next part of the oldest list.
+    pub(super) fn walk(&mut self) {
+        let Some(mut walk) = self.walks.waiting.pop_front() else { return };
+        if walk.reply.is_closed() {
+            return;
+        }
+        match self.more(&mut walk.rows) {
+            Ok(true) => drop(walk.reply.send(Ok(walk.rows))),
+            Ok(false) => self.walks.waiting.push_front(walk),
+            Err(error) => drop(walk.reply.send(Err(error))),
+        }
+    }
+
+    /// Adds rows; true if these are all.
+    fn more(&mut self, rows: &mut Vec<ServiceView>) -> Result<bool, CommandError> {
+        self.index();
+        let begun = Instant::now();
+        let services = &self.effective.services;
+        let mut at = match rows.last() {
+            None => 0,
+            Some(last) => match services.iter().position(|s| s.spec.name.as_str() == last.name) {
+                Some(at) => at + 1,
+                // The configuration is another one by now.
+                None => {
+                    rows.clear();
+                    0
+                }
+            },
+        };
+        while let Some(service) = services.get(at) {
+            rows.push(self.row(service)?);
+            at += 1;
+            if begun.elapsed() >= PART {
+                break;
+            }
+        }
+        Ok(at >= services.len())
+    }
+
+    /// The index must be of the present image.
+    fn row(&self, service: &EffectiveService) -> Result<ServiceView, CommandError> {
+        let index = &self.walks.index;
+        let id = index.services.get(service.spec.name.as_str()).copied();
+        let backends = id.map_or(&[][..], |id| index.backends_of(id));
+        let named = backends.iter().filter_map(|(_, backend)| {
+            Some((plan::name_of(&self.image.backends.get(backend)?.identity), *backend))
+        });
+        let ids: HashMap<&str, u32> = named.collect();
+        let reasons = service
+            .backends
+            .iter()
+            .filter_map(|backend| {
+                let key =
+                    TargetKey { service: service.spec.name.clone(), backend: backend.spec.name.clone() };
+                let reason = self.health_task.status(&key)?.reason();
+                Some((key, reason))
+            })
+            .collect();
+        self.service(service, id, &ids, &reasons)
+    }
+
+    fn index(&mut self) {
+        let (image, walks) = (&self.image, &mut self.walks);
+        if walks.index.made == Some(walks.converged) {
+            return;
+        }
+        let services =
+            image.services.iter().map(|(id, r)| (plan::name_of(&r.identity).to_owned(), *id)).collect();
+        let mut backends: Vec<(u32, u32)> =
+            image.backends.iter().map(|(id, record)| (record.entry.service, *id)).collect();
+        backends.sort_unstable();
+        walks.index = Index { made: Some(walks.converged), services, backends };
+    }
+
+    /// Hashes over what is in force, runtime changes included: of everything, and of the services alone.
+    pub(super) fn hashes(&mut self) -> (String, String) {
+        let made = self.walks.converged;
+        if self.walks.hashes.as_ref().is_none_or(|known| known.made != made) {
+            let specs: Vec<_> = self.effective.services.iter().map(|s| s.spec.clone()).collect();
+            let services = crate::config::services_hash(&specs);
+            self.walks.hashes = Some(Hashes { made, config: self.config_hash(), services });
+        }
+        self.walks.hashes.as_ref().map_or_else(Default::default, |h| (h.config.clone(), h.services.clone()))
+    }
+}
+
+impl Index {
+    fn backends_of(&self, service: u32) -> &[(u32, u32)] {
+        let from = self.backends.partition_point(|(of, _)| *of < service);
+        let to = from + self.backends[from..].partition_point(|(of, _)| *of == service);
+        &self.backends[from..to]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_backends_of_a_service_are_found_in_the_sorted_list() {
+        let index = Index { backends: vec![(1, 4), (1, 9), (3, 2), (7, 1)], ..Index::default() };
+        assert_eq!(index.backends_of(1), [(1, 4), (1, 9)]);
+        assert_eq!(index.backends_of(3), [(3, 2)]);
+        assert_eq!(index.backends_of(7), [(7, 1)]);
+        assert_eq!(index.backends_of(2), []);
+        assert_eq!(index.backends_of(8), []);
+    }
+}
