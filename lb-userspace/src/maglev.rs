@@ -16,13 +16,21 @@ use std::{
     sync::Arc,
 };
 
-/// One member: a key that is the same on every node, and its weight; weight 0 takes no slot.
+/// One member: a key that is the same on every node, and its share; share 0 takes no slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Member {
     /// Identifies the member: see [`key`].
     pub key: u64,
-    /// Relative share of the slots.
-    pub weight: u16,
+    /// Relative share of the slots, in 65,536ths of a weight of 1. Whole weights make the very ring that they always made.
+    pub share: u32,
+}
+
+impl Member {
+    /// A member with a whole weight.
+    #[must_use]
+    pub fn new(key: u64, weight: u16) -> Self {
+        Self { key, share: u32::from(weight) << 16 }
+    }
 }
 
 /// Primes to choose a ring's size from, each about twice the one before (the largest is Maglev's own).
@@ -60,7 +68,7 @@ pub fn key(address: std::net::IpAddr, port: u16) -> u64 {
 pub fn ring(seed: u64, size: u32, members: &[Member]) -> Vec<Option<u32>> {
     assert!(size >= 2, "a ring has at least two slots");
     let mut slots = vec![None; size as usize];
-    let mut order: Vec<u32> = (0..members.len() as u32).filter(|i| members[*i as usize].weight > 0).collect();
+    let mut order: Vec<u32> = (0..members.len() as u32).filter(|i| members[*i as usize].share > 0).collect();
     order.sort_by_key(|i| members[*i as usize].key);
     let mut walks: Vec<Walk> =
         order.iter().map(|i| Walk::new(seed, members[*i as usize].key, u64::from(size))).collect();
@@ -68,7 +76,7 @@ pub fn ring(seed: u64, size: u32, members: &[Member]) -> Vec<Option<u32>> {
     let mut turns: BinaryHeap<Reverse<(u64, usize)>> = order
         .iter()
         .enumerate()
-        .map(|(place, i)| Reverse((turn(0, members[*i as usize].weight), place)))
+        .map(|(place, i)| Reverse((turn(0, members[*i as usize].share), place)))
         .collect();
     let mut taken = 0;
     while taken < size {
@@ -84,7 +92,7 @@ pub fn ring(seed: u64, size: u32, members: &[Member]) -> Vec<Option<u32>> {
         slots[slot as usize] = Some(member);
         taken += 1;
         walk.turns += 1;
-        turns.push(Reverse((turn(walk.turns, members[member as usize].weight), place)));
+        turns.push(Reverse((turn(walk.turns, members[member as usize].share), place)));
     }
     slots
 }
@@ -130,9 +138,10 @@ impl Cache {
     }
 }
 
-/// Time of turn number `done` (from 0) of a member, in units of 2^-24 of a round of weight 1.
-fn turn(done: u64, weight: u16) -> u64 {
-    ((done + 1) << 24) / u64::from(weight)
+/// Time of turn number `done` (from 0) of a member, in units of 2^-24 of a round of weight 1. At most 65,537 turns
+/// shifted by 40 fit.
+fn turn(done: u64, share: u32) -> u64 {
+    ((done + 1) << 40) / u64::from(share)
 }
 
 /// A member's walk through its permutation.
@@ -165,10 +174,7 @@ mod tests {
 
     fn members(n: u32, weight: impl Fn(u32) -> u16) -> Vec<Member> {
         (0..n)
-            .map(|i| Member {
-                key: key(std::net::Ipv4Addr::from_bits(0x0a00_000b + i).into(), 0),
-                weight: weight(i),
-            })
+            .map(|i| Member::new(key(std::net::Ipv4Addr::from_bits(0x0a00_000b + i).into(), 0), weight(i)))
             .collect()
     }
 
@@ -208,7 +214,7 @@ mod tests {
             let before = ring(seed, 65_537, &all);
             for removed in 0..10u32 {
                 let mut left = all.clone();
-                left[removed as usize].weight = 0;
+                left[removed as usize].share = 0;
                 let after = ring(seed, 65_537, &left);
                 let moved = before.iter().zip(&after).filter(|(b, a)| **b != Some(removed) && b != a).count();
                 let rest = before.iter().filter(|b| **b != Some(removed)).count();

@@ -7,11 +7,13 @@ use super::{
     entries::{address_of, hop_of},
     error::EngineError,
     flows::Rounds,
+    gradual::unix_ms,
     sessions::NatState,
     trace::Tracers,
 };
 use crate::{
     config::{self, Config},
+    control::gradual::ChangeOptions,
     dataplane::{Attached, Capacities, Kernel, XdpMode},
     health::{HealthEvent, HealthHandle, Target, TargetKey},
     maglev,
@@ -24,6 +26,7 @@ use crate::{
     plan::{
         self, Action, BuildError, Image, NextHopEntry, Tracking, TunnelSettings, WantedBackend, WantedService,
     },
+    ramp,
     state::{self, Effective, RuntimeChanges, StateDir},
 };
 use lb_common::abi::{BackendEntry, VipEntry};
@@ -45,7 +48,7 @@ pub(super) struct Known {
 pub struct Engine {
     pub(super) config_file: PathBuf,
     pub(super) config: Config,
-    state_dir: StateDir,
+    pub(super) state_dir: StateDir,
     pub(super) changes: RuntimeChanges,
     pub(super) effective: Effective,
     pub(super) kernel: Kernel,
@@ -60,7 +63,11 @@ pub struct Engine {
     pub(super) tracers: Tracers,
     pub(super) pair: super::pair::Pair,
     pub(super) nat: NatState,
-    rings: maglev::Cache,
+    /// How the change under way is asked for.
+    pub(super) asked: ChangeOptions,
+    /// Who takes new flows, for slow starts.
+    pub(super) watch: ramp::Watch,
+    pub(super) rings: maglev::Cache,
     /// Health as an earlier daemon left it in the maps, until the checks of this one have spoken.
     remembered: BTreeMap<TargetKey, (IpAddr, Health)>,
     pub(super) started: Instant,
@@ -101,6 +108,8 @@ impl Engine {
             tracers: Tracers::default(),
             pair: super::pair::Pair::default(),
             nat: NatState::default(),
+            asked: ChangeOptions::default(),
+            watch: ramp::Watch::default(),
             rings: maglev::Cache::default(),
             remembered: remembered(&image),
             started: Instant::now(),
@@ -131,6 +140,7 @@ impl Engine {
     pub fn converge(&mut self) -> Result<Vec<Action>, EngineError> {
         self.choose_ring_sizes()?;
         self.effective = state::apply(&self.config.services, &self.changes);
+        self.keep_ramps();
         let wanted = self.wanted();
         let avoid = self.tracking.reserved();
         let tunnel = self.tunnel();
@@ -183,6 +193,14 @@ impl Engine {
 
     /// A service's ring keeps the size it was first made with: another one would rehash every flow.
     fn choose_ring_sizes(&mut self) -> Result<(), EngineError> {
+        if self.pick_ring_sizes() {
+            self.state_dir.store(&self.changes)?;
+        }
+        Ok(())
+    }
+
+    /// True if any was chosen.
+    pub(super) fn pick_ring_sizes(&mut self) -> bool {
         let mut chosen = false;
         for service in &self.config.services {
             let backends = service.backends.len();
@@ -192,13 +210,10 @@ impl Engine {
                 chosen |= self.changes.set_ring_size(&service.name, size);
             }
         }
-        if chosen {
-            self.state_dir.store(&self.changes)?;
-        }
-        Ok(())
+        chosen
     }
 
-    fn tunnel(&self) -> TunnelSettings {
+    pub(super) fn tunnel(&self) -> TunnelSettings {
         let (node, tunnel) = (&self.config.node, &self.config.tunnel);
         let flag = |on: bool, flag: u32| if on { flag } else { 0 };
         TunnelSettings {
@@ -211,7 +226,8 @@ impl Engine {
     }
 
     /// The services in force, each backend with its states and its next hop.
-    fn wanted(&self) -> Vec<WantedService> {
+    pub(super) fn wanted(&self) -> Vec<WantedService> {
+        let now_ms = unix_ms();
         self.effective
             .services
             .iter()
@@ -232,6 +248,10 @@ impl Engine {
                             .hops
                             .get(&backend.spec.address)
                             .and_then(|hop| hop.as_ref().ok().copied()),
+                        ramp: self
+                            .changes
+                            .ramp(&service.spec.name, &backend.spec.name)
+                            .and_then(|ramp| ramp.progress(now_ms)),
                     })
                     .collect(),
                 spec: service.spec.clone(),
@@ -369,7 +389,7 @@ impl Engine {
         self.track_pair();
     }
 
-    fn converge_or_log(&mut self, why: &str) {
+    pub(super) fn converge_or_log(&mut self, why: &str) {
         if let Err(error) = self.converge() {
             tracing::error!(%error, "could not carry out {why}; forwarding goes on as before");
         }

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     affinity, maglev,
     model::{Admin, BackendSpec, Forward, Health, ServiceSpec},
+    ramp::{self, Progress},
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 #[cfg(doc)]
@@ -40,6 +41,8 @@ pub struct WantedBackend {
     pub health: Health,
     /// How it is reached; `None` until its route and neighbour were found once.
     pub next_hop: Option<NextHopEntry>,
+    /// Its share on the way to its weight; `None` once it is there.
+    pub ramp: Option<Progress>,
 }
 
 impl WantedBackend {
@@ -48,8 +51,14 @@ impl WantedBackend {
     pub fn takes_new(&self) -> bool {
         self.admin == Admin::Enabled
             && self.health != Health::Down
-            && self.spec.weight > 0
+            && self.share() > 0
             && self.next_hop.is_some()
+    }
+
+    /// Its effective weight, in 65,536ths of a weight of 1.
+    #[must_use]
+    pub fn share(&self) -> u32 {
+        self.ramp.map_or(u32::from(self.spec.weight) << 16, |ramp| ramp.share(self.spec.weight))
     }
 
     /// Takes no packets at all.
@@ -197,7 +206,8 @@ pub fn build(
     for address in nat::pool_addresses(wanted) {
         claims.entry(address).or_default();
     }
-    rings.forget_unused(wanted.len());
+    let ramping = wanted.iter().flat_map(|s| &s.backends).filter(|b| b.ramp.is_some()).count();
+    rings.forget_unused(wanted.len() + ramping);
     for (vip, (address, claims)) in vip_numbers(&claims, observed).into_iter().zip(&claims) {
         let mut tables = lay_out(vip, claims);
         tables.entry.flags |= tunnel.vip_flags;
@@ -353,15 +363,15 @@ fn slots(
     let members: Vec<_> = service
         .backends
         .iter()
-        .map(|b| maglev::Member {
+        .map(|b| ramp::Member {
             key: maglev::key(b.spec.address, b.spec.port.unwrap_or(0)),
             weight: if b.takes_new() { b.spec.weight } else { 0 },
+            ramp: b.ramp.filter(|_| b.takes_new()),
         })
         .collect();
     let alive: HashSet<u32> =
         service.backends.iter().zip(ids).filter(|(b, _)| !b.is_dead()).map(|(_, id)| *id).collect();
-    rings
-        .ring(service.spec.seed, service.ring_size, members)
+    ramp::owners(service.spec.seed, service.ring_size, &members, rings)
         .iter()
         .enumerate()
         .map(|(i, owner)| {

@@ -1,6 +1,9 @@
 //! The changes themselves and their form on disk.
 
-use super::firewall::{ListChanges, shared};
+use super::{
+    firewall::{ListChanges, shared},
+    gradual::Gradual,
+};
 use crate::model::{Admin, BackendName, LimitPatch, ServiceName, is_ring_size};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
@@ -26,6 +29,8 @@ pub struct RuntimeChanges {
     pub(super) lists: Arc<ListChanges>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) limits: BTreeMap<ServiceName, Stamped<LimitPatch>>,
+    #[serde(default, skip_serializing_if = "Gradual::is_empty")]
+    pub(super) gradual: Gradual,
 }
 
 /// What was changed of one backend; at least one of the three.

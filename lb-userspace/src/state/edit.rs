@@ -3,6 +3,7 @@
 use super::{
     apply::{EffectiveService, Obstacle, Origin, apply, obstacle},
     changes::{BackendChanges, Change, Membership, RuntimeChanges, Stamp, Stamped},
+    gradual::Gradual,
 };
 use crate::model::{
     Admin, BackendName, DEFAULT_WEIGHT, Forward, LimitError, Misfit, PortSpec, ServerId, ServiceName,
@@ -261,6 +262,7 @@ impl RuntimeChanges {
         self.services.clear();
         self.lists = std::sync::Arc::default();
         self.limits.clear();
+        self.gradual = Gradual::default();
         dropped
     }
 
