@@ -96,7 +96,8 @@ pub struct Member {
 
 /// The owner of each slot, as an index into `members`; see the module. A member with weight 0 and without a ramp takes none.
 ///
-/// Nobody's share is withheld for nobody's sake: a slot that would have no owner yet has the one it will have.
+/// Nobody's share is withheld for nobody's sake: a slot that would have no owner yet has the one it will have, and one that would have none
+/// any more keeps the one it had to the end.
 pub fn owners(seed: u64, size: u32, members: &[Member], rings: &mut maglev::Cache) -> maglev::SharedRing {
     let rounded = |done: u32, levels: usize| {
         if levels <= LEVELS {
@@ -119,10 +120,11 @@ pub fn owners(seed: u64, size: u32, members: &[Member], rings: &mut maglev::Cach
         let members: Vec<_> =
             members.iter().map(|m| maglev::Member { key: m.key, share: share(m) }).collect();
         let somebody = members.iter().any(|m| m.share > 0);
-        (somebody || passed == levels.len()).then(|| rings.ring(seed, size, members))
+        somebody.then(|| rings.ring(seed, size, members))
     };
+    let nobody = || std::iter::repeat_n(None, size as usize).collect();
     if levels.is_empty() {
-        return ring(0).unwrap_or_default();
+        return ring(0).unwrap_or_else(nobody);
     }
     let mut by_passed: Vec<Option<maglev::SharedRing>> = (0..=levels.len()).map(&mut ring).collect();
     for passed in (0..levels.len()).rev() {
@@ -130,7 +132,13 @@ pub fn owners(seed: u64, size: u32, members: &[Member], rings: &mut maglev::Cach
             by_passed[passed] = by_passed[passed + 1].clone();
         }
     }
-    let by_passed: Vec<_> = by_passed.into_iter().flatten().collect();
+    // And as long as the last one is on its way out, it has what it had.
+    for passed in 1..by_passed.len() {
+        if by_passed[passed].is_none() {
+            by_passed[passed] = by_passed[passed - 1].clone();
+        }
+    }
+    let by_passed: Vec<_> = by_passed.into_iter().map(|ring| ring.unwrap_or_else(nobody)).collect();
     (0..size)
         .map(|slot| {
             let threshold = (mix(seed ^ mix(u64::from(slot))) % u64::from(WHOLE)) as u32;

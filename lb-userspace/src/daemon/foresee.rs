@@ -6,10 +6,15 @@ use crate::{
     config::Config,
     control::gradual::{BackendPlan, PlanView, ServicePlan},
     dataplane::DataplaneError,
-    plan::{self, BuildError, Image, ServiceImpact, WantedService},
+    plan::{self, BuildError, Image, NextHopEntry, ServiceImpact, WantedService},
     state::{self, RuntimeChanges},
 };
-use std::{borrow::Cow, collections::BTreeMap, mem};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    net::IpAddr,
+};
 
 /// The maps after a change, and once every share has reached its weight.
 struct Prospect {
@@ -65,6 +70,7 @@ impl Engine {
         let (effective, watch) = (self.effective.clone(), self.watch.clone());
         self.pick_ring_sizes();
         self.effective = state::apply(&self.config.services, &self.changes);
+        let assumed = self.assume_hops();
         self.advance_ramps();
         let mut wanted = self.wanted();
         let mut firewall = InForce::default();
@@ -76,10 +82,22 @@ impl Engine {
         });
         self.changes = changes;
         (self.effective, self.watch) = (effective, watch);
+        self.hops.retain(|address, _| !assumed.contains(address));
         if let Some(config) = config {
             self.config = config;
         }
         result
+    }
+
+    /// Backends that are new are assumed to be reachable: a moment later it is known, and they take flows.
+    fn assume_hops(&mut self) -> BTreeSet<IpAddr> {
+        const SOMEWHERE: NextHopEntry =
+            NextHopEntry { ifindex: 1, dst_mac: [0; 6], src_mac: [0; 6], vlan: 0, mtu: 1500, source: None };
+        let backends = self.effective.services.iter().flat_map(|s| &s.backends);
+        let unknown: BTreeSet<IpAddr> =
+            backends.map(|b| b.spec.address).filter(|address| !self.hops.contains_key(address)).collect();
+        self.hops.extend(unknown.iter().map(|address| (*address, Ok(SOMEWHERE))));
+        unknown
     }
 
     /// The image of what is wanted; maps that would have to grow have grown in it.
