@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod model;
 pub mod net;
 pub mod plan;
+pub mod ramp;
 pub mod resequence;
 pub mod state;
 pub mod telemetry;

@@ -16,13 +16,21 @@ use std::{
     sync::Arc,
 };
 
-/// One member: a key that is the same on every node, and its weight; weight 0 takes no slot.
+/// One member: a key that is the same on every node, and its share; share 0 takes no slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Member {
     /// Identifies the member: see [`key`].
     pub key: u64,
-    /// Relative share of the slots.
-    pub weight: u16,
+    /// Relative share of the slots, in 65,536ths of a weight of 1. Whole weights make the very ring that they always made.
+    pub share: u32,
+}
+
+impl Member {
+    /// A member with a whole weight.
+    #[must_use]
+    pub fn new(key: u64, weight: u16) -> Self {
+        Self { key, share: u32::from(weight) << 16 }
+    }
 }
 
 /// Primes to choose a ring's size from, each about twice the one before (the largest is Maglev's own).
@@ -73,13 +81,13 @@ fn owners(seed: u64, size: u32, members: &[Member]) -> Box<[u16]> {
     assert!(members.len() < usize::from(NOBODY), "{} members of a ring", members.len());
     let mut slots = vec![NOBODY; size as usize].into_boxed_slice();
     let mut order: Vec<u16> =
-        (0..members.len() as u16).filter(|i| members[usize::from(*i)].weight > 0).collect();
+        (0..members.len() as u16).filter(|i| members[usize::from(*i)].share > 0).collect();
     order.sort_by_key(|i| members[usize::from(*i)].key);
     let mut walks: Vec<Walk> =
         order.iter().map(|i| Walk::new(seed, members[usize::from(*i)].key, size)).collect();
-    let weight = |place: usize| members[usize::from(order[place])].weight;
-    let Some(first) = (!order.is_empty()).then(|| weight(0)) else { return slots };
-    if (1..order.len()).all(|place| weight(place) == first) {
+    let share = |place: usize| members[usize::from(order[place])].share;
+    let Some(first) = (!order.is_empty()).then(|| share(0)) else { return slots };
+    if (1..order.len()).all(|place| share(place) == first) {
         // Turn by turn, each round in the order of the keys.
         for place in (0..order.len()).cycle().take(size as usize) {
             walks[place].take(&mut slots, order[place]);
@@ -88,13 +96,13 @@ fn owners(seed: u64, size: u32, members: &[Member]) -> Box<[u16]> {
     }
     // Turns, the earliest first; ties in the order of the keys.
     let mut turns: BinaryHeap<Reverse<(u64, usize)>> =
-        (0..order.len()).map(|place| Reverse((turn(0, weight(place)), place))).collect();
+        (0..order.len()).map(|place| Reverse((turn(0, share(place)), place))).collect();
     for _ in 0..size {
         let Some(mut next) = turns.peek_mut() else { break };
         let Reverse((at, place)) = &mut *next;
         walks[*place].take(&mut slots, order[*place]);
         walks[*place].turns += 1;
-        *at = turn(walks[*place].turns, weight(*place));
+        *at = turn(walks[*place].turns, share(*place));
     }
     slots
 }
@@ -104,9 +112,28 @@ fn owners(seed: u64, size: u32, members: &[Member]) -> Box<[u16]> {
 pub struct SharedRing(Arc<[u16]>);
 
 impl SharedRing {
+    /// The ring of a service that nobody takes new flows of.
+    #[must_use]
+    pub fn nobody(size: u32) -> Self {
+        std::iter::repeat_n(None, size as usize).collect()
+    }
+
+    /// The owner of a slot.
+    #[must_use]
+    pub fn owner(&self, slot: u32) -> Option<u32> {
+        index(self.0[slot as usize])
+    }
+
     /// The owner of each slot.
     pub fn iter(&self) -> impl Iterator<Item = Option<u32>> {
         self.0.iter().map(|owner| index(*owner))
+    }
+}
+
+impl FromIterator<Option<u32>> for SharedRing {
+    fn from_iter<T: IntoIterator<Item = Option<u32>>>(owners: T) -> Self {
+        let word = |owner: Option<u32>| owner.map_or(NOBODY, |member| member as u16);
+        Self(owners.into_iter().map(word).collect())
     }
 }
 
@@ -151,9 +178,10 @@ impl Cache {
     }
 }
 
-/// Time of turn number `done` (from 0) of a member, in units of 2^-24 of a round of weight 1.
-fn turn(done: u64, weight: u16) -> u64 {
-    ((done + 1) << 24) / u64::from(weight)
+/// Time of turn number `done` (from 0) of a member, in units of 2^-24 of a round of weight 1. At most 65,537 turns
+/// shifted by 40 fit.
+fn turn(done: u64, share: u32) -> u64 {
+    ((done + 1) << 40) / u64::from(share)
 }
 
 /// A member's walk through its permutation.
@@ -195,10 +223,7 @@ mod tests {
 
     fn members(n: u32, weight: impl Fn(u32) -> u16) -> Vec<Member> {
         (0..n)
-            .map(|i| Member {
-                key: key(std::net::Ipv4Addr::from_bits(0x0a00_000b + i).into(), 0),
-                weight: weight(i),
-            })
+            .map(|i| Member::new(key(std::net::Ipv4Addr::from_bits(0x0a00_000b + i).into(), 0), weight(i)))
             .collect()
     }
 
@@ -238,7 +263,7 @@ mod tests {
             let before = ring(seed, 65_537, &all);
             for removed in 0..10u32 {
                 let mut left = all.clone();
-                left[removed as usize].weight = 0;
+                left[removed as usize].share = 0;
                 let after = ring(seed, 65_537, &left);
                 let moved = before.iter().zip(&after).filter(|(b, a)| **b != Some(removed) && b != a).count();
                 let rest = before.iter().filter(|b| **b != Some(removed)).count();

@@ -6,8 +6,8 @@ use lb_common::abi::{FlowEntry, Slot};
 use lb_userspace::{
     maglev,
     model::{
-        Admin, BackendSpec, Forward, GuardSpec, Health, HealthSpec, PortSpec, Protocol, QuicSpec, Scheduler,
-        ServiceSpec,
+        Admin, BackendSpec, Forward, GradualSpec, GuardSpec, Health, HealthSpec, PortSpec, Protocol,
+        QuicSpec, Scheduler, ServiceSpec,
     },
     plan::{self, Action, Image, NextHopEntry, Tracking, Walk, WantedBackend, WantedService},
 };
@@ -53,6 +53,7 @@ pub fn backend(n: u8) -> WantedBackend {
         admin: Admin::Enabled,
         health: Health::Up,
         next_hop: hop(n),
+        ramp: None,
     }
 }
 
@@ -93,6 +94,7 @@ pub fn service(
             snat: None,
             health: HealthSpec::default(),
             guard: GuardSpec::default(),
+            gradual: GradualSpec::default(),
             quic: (protocol == Protocol::Quic).then(|| QuicSpec {
                 server_id_length: 2,
                 config_id: CONFIG_ID,

@@ -1,6 +1,7 @@
 //! The command line of `lbctl`. The doc comments are its help.
 
 use super::firewall::{LIMIT_EXAMPLES, LIST_EXAMPLES, LimitCommand, ListCommand};
+use super::gradual::{Careful, DrainOptions, parse_time};
 use super::pair::{PAIR_EXAMPLES, PairCommand};
 use super::parse::{self, Target};
 use super::top::{TOP_EXAMPLES, TopOptions};
@@ -10,6 +11,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Where lbd and the decapsulation program pin their maps unless told otherwise.
 pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/lbd";
@@ -176,9 +178,8 @@ at most are written, what is lost is said.")]
         after_help = "Changes made by lbctl stay in force over those of the file; `lbctl reset` drops them."
     )]
     Reload {
-        /// Only say what would change
-        #[arg(long)]
-        plan: bool,
+        #[command(flatten)]
+        careful: Careful,
     },
     /// The configuration in force
     Config {
@@ -186,7 +187,10 @@ at most are written, what is lost is said.")]
         command: ConfigCommand,
     },
     /// Drops every change made by lbctl: the configuration file alone counts again
-    Reset,
+    Reset {
+        #[command(flatten)]
+        careful: Careful,
+    },
     /// Removes the load balancer from the kernel and ends the daemon: forwarding stops
     Detach {
         /// Yes, forwarding shall stop
@@ -283,6 +287,10 @@ Examples:
   lbctl backend add www web7 '[2001:db8::15]:8443'     on another port, where the forward mode can change it
   lbctl backend weight www web4 25
   lbctl backend drain www web4      before a removal: present connections go on, no new ones come
+  lbctl backend drain www web4 --wait --timeout 10m     and says how many are left, until none is
+  lbctl backend drain www web4 --wait --deadline 5m     and ends those that are left after 5 minutes
+  lbctl backend weight www web4 50 --over 10m           slot by slot
+  lbctl backend disable www web4 --plan                 what would move, what would end
   lbctl backend remove www web4     ends the connections that are left
   lbctl backend disable www web1    no packets at all
   lbctl backend enable www web1
@@ -306,6 +314,8 @@ pub enum BackendCommand {
         /// Its share of new connections relative to the other backends, 0 to 65535; 0 takes none
         #[arg(long, value_name = "N", value_parser = parse::weight)]
         weight: Option<u16>,
+        #[command(flatten)]
+        careful: Careful,
     },
     /// Removes a backend; connections on it end (drain it first to keep them)
     #[command(after_help = BACKEND_EXAMPLES)]
@@ -316,17 +326,12 @@ pub enum BackendCommand {
         /// Name of the backend, as in `lbctl service show`
         #[arg(value_name = "NAME", value_parser = parse::backend)]
         name: BackendName,
+        #[command(flatten)]
+        careful: Careful,
     },
     /// Gives a backend no new connections; present ones go on
     #[command(after_help = BACKEND_EXAMPLES)]
-    Drain {
-        /// Name of the service, as in `lbctl service list`
-        #[arg(value_name = "SERVICE", value_parser = parse::service)]
-        service: ServiceName,
-        /// Name of the backend, as in `lbctl service show`
-        #[arg(value_name = "NAME", value_parser = parse::backend)]
-        name: BackendName,
-    },
+    Drain(DrainOptions),
     /// Ends a drain or a disable
     #[command(after_help = BACKEND_EXAMPLES)]
     Enable {
@@ -336,6 +341,8 @@ pub enum BackendCommand {
         /// Name of the backend, as in `lbctl service show`
         #[arg(value_name = "NAME", value_parser = parse::backend)]
         name: BackendName,
+        #[command(flatten)]
+        careful: Careful,
     },
     /// Gives a backend no packets at all; connections on it end
     #[command(after_help = BACKEND_EXAMPLES)]
@@ -346,6 +353,8 @@ pub enum BackendCommand {
         /// Name of the backend, as in `lbctl service show`
         #[arg(value_name = "NAME", value_parser = parse::backend)]
         name: BackendName,
+        #[command(flatten)]
+        careful: Careful,
     },
     /// Sets a backend's share of new connections
     #[command(after_help = BACKEND_EXAMPLES)]
@@ -359,6 +368,11 @@ pub enum BackendCommand {
         /// Relative to the other backends of the service, 0 to 65535; 0 takes none
         #[arg(value_name = "N", value_parser = parse::weight, allow_negative_numbers = true)]
         weight: u16,
+        /// Its share gets there slot by slot in this time, like 10m; at once without it
+        #[arg(long, value_name = "TIME", value_parser = parse_time)]
+        over: Option<Duration>,
+        #[command(flatten)]
+        careful: Careful,
     },
 }
 

@@ -1,6 +1,7 @@
 //! `lbctl deny`, `lbctl allow` and `lbctl limit`.
 
 use super::{
+    gradual::Careful,
     parse,
     table::{
         Align::{Left, Right},
@@ -29,11 +30,15 @@ pub enum ListCommand {
     Add {
         #[command(flatten)]
         prefixes: PrefixArgs,
+        #[command(flatten)]
+        careful: Careful,
     },
     /// Removes prefixes from the list, those of the configuration file too
     Remove {
         #[command(flatten)]
         prefixes: PrefixArgs,
+        #[command(flatten)]
+        careful: Careful,
     },
     /// The prefixes in force, and where they come from
     List,
@@ -67,12 +72,16 @@ pub enum LimitCommand {
         /// limit) or burst (like 500ms)
         #[arg(value_name = "KEY=VALUE", required = true, value_parser = limit)]
         limits: Vec<(String, u32)>,
+        #[command(flatten)]
+        careful: Careful,
     },
     /// Forgets what was set at run time: the configuration's limits count again
     Clear {
         /// Name of the service, as in `lbctl service list`
         #[arg(value_name = "SERVICE", value_parser = parse::service)]
         service: ServiceName,
+        #[command(flatten)]
+        careful: Careful,
     },
 }
 
@@ -155,14 +164,14 @@ impl PrefixArgs {
 /// Sets or clears limits.
 pub async fn change_limits(client: &Client, command: &LimitCommand) -> Result<ChangeView, ClientError> {
     match command {
-        LimitCommand::Set { service, limits } => {
+        LimitCommand::Set { service, limits, .. } => {
             let mut patch = LimitPatch::default();
             for (key, value) in limits {
                 patch.set(key, *value);
             }
             client.set_limits(service, &patch).await
         }
-        LimitCommand::Clear { service } => client.clear_limits(service).await,
+        LimitCommand::Clear { service, .. } => client.clear_limits(service).await,
         LimitCommand::Show { .. } => unreachable!("shown by the caller"),
     }
 }

@@ -5,6 +5,7 @@
 pub mod args;
 pub mod decap;
 pub mod firewall;
+pub mod gradual;
 mod observe;
 pub mod pair;
 pub mod parse;
@@ -15,7 +16,7 @@ pub mod top;
 use crate::control::api::ChangeView;
 use crate::control::client::{Client, ClientError};
 use crate::control::observe::{AskFlows, AskTrace};
-use crate::control::request::{NewBackend, same_family};
+use crate::control::request::{NewBackend, SetWeight, same_family};
 use crate::model::{Admin, ServiceName, Verdict};
 use args::{BackendCommand, Cli, Command, ConfigCommand, Output, ServiceCommand};
 use clap::{CommandFactory, Parser};
@@ -38,6 +39,8 @@ enum Failure {
     Prefixes(#[from] firewall::FileError),
     #[error("no service '{0}'; see `lbctl service list`")]
     NoService(ServiceName),
+    #[error("{0}")]
+    Drain(gradual::Unfinished),
     #[error("{0:#}")]
     Decap(anyhow::Error),
     #[error("cannot start: {0}")]
@@ -51,7 +54,7 @@ impl Failure {
         let usage = match self {
             Self::Client(e) => e.is_usage(),
             Self::Usage(_) | Self::Prefixes(_) => true,
-            Self::NoService(_) | Self::Decap(_) | Self::Runtime(_) | Self::Json(_) => false,
+            Self::NoService(_) | Self::Drain(_) | Self::Decap(_) | Self::Runtime(_) | Self::Json(_) => false,
         };
         if usage { 2 } else { 1 }
     }
@@ -75,6 +78,9 @@ pub fn run(
     };
     let executed = match &cli.command {
         Command::Trace(options) => trace(&cli, options, out).map(|()| String::new()),
+        Command::Backend { command: BackendCommand::Drain(options) } if options.waits() => {
+            gradual::drain(&cli, options, out).map(|()| String::new())
+        }
         _ => execute(&cli, decap),
     };
     let (status, trouble) = match executed {
@@ -94,7 +100,7 @@ pub fn run(
 
 /// The text for stdout.
 fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
-    let client = Client::new(cli.socket());
+    let client = Client::new(cli.socket()).asking(gradual::options(&cli.command));
     let output = cli.output;
     match &cli.command {
         Command::Status => print(output, &wait(client.status())?, render::status),
@@ -141,11 +147,11 @@ fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
         Command::Pair { command: Some(command) } => {
             print(output, &wait(pair::change(&client, command))?, render::change)
         }
-        Command::Reload { plan } => print(output, &wait(client.reload(*plan))?, render::change),
+        Command::Reload { careful } => print(output, &wait(client.reload(careful.plan))?, render::change),
         Command::Config { command: ConfigCommand::Show } => {
             print(output, &wait(client.config())?, render::config)
         }
-        Command::Reset => print(output, &wait(client.reset())?, render::change),
+        Command::Reset { .. } => print(output, &wait(client.reset())?, render::change),
         Command::Detach { yes: true } => print(output, &wait(client.detach())?, render::change),
         Command::Detach { yes: false } => Err(Failure::Usage(
             "detach removes the load balancer's programs and maps from the kernel and ends lbd: forwarding \
@@ -167,8 +173,8 @@ fn list(client: &Client, output: Output, list: Verdict, command: &ListCommand) -
             let views = wait(client.prefixes(list))?;
             return print(output, &views, |views| firewall::render_prefixes(list, views));
         }
-        ListCommand::Add { prefixes } => (true, prefixes.read()?),
-        ListCommand::Remove { prefixes } => (false, prefixes.read()?),
+        ListCommand::Add { prefixes, .. } => (true, prefixes.read()?),
+        ListCommand::Remove { prefixes, .. } => (false, prefixes.read()?),
     };
     print(output, &wait(client.change_prefixes(list, add, prefixes))?, render::change)
 }
@@ -213,19 +219,22 @@ fn wait<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, Fa
 
 async fn backend(client: &Client, command: &BackendCommand) -> Result<ChangeView, ClientError> {
     match command {
-        BackendCommand::Add { service, name, target, weight } => {
+        BackendCommand::Add { service, name, target, weight, .. } => {
             let Target { address, port } = *target;
             let new = NewBackend { name: name.clone(), address, port, weight: *weight };
             client.backend_add(service, &new).await
         }
-        BackendCommand::Remove { service, name } => client.backend_remove(service, name).await,
-        BackendCommand::Drain { service, name } => client.backend_admin(service, name, Admin::Draining).await,
-        BackendCommand::Enable { service, name } => client.backend_admin(service, name, Admin::Enabled).await,
-        BackendCommand::Disable { service, name } => {
+        BackendCommand::Remove { service, name, .. } => client.backend_remove(service, name).await,
+        BackendCommand::Drain(options) => options.begin(client).await,
+        BackendCommand::Enable { service, name, .. } => {
+            client.backend_admin(service, name, Admin::Enabled).await
+        }
+        BackendCommand::Disable { service, name, .. } => {
             client.backend_admin(service, name, Admin::Disabled).await
         }
-        BackendCommand::Weight { service, name, weight } => {
-            client.backend_weight(service, name, *weight).await
+        BackendCommand::Weight { service, name, weight, over, .. } => {
+            let over_seconds = over.map(|over| over.as_secs());
+            client.set_weight(service, name, &SetWeight { weight: *weight, over_seconds }).await
         }
     }
 }

@@ -142,6 +142,7 @@ pub fn service(view: &ServiceView) -> String {
             ("ADMIN", Left),
             ("HEALTH", Left),
             ("SLOTS", Right),
+            ("FLOWS", Right),
             ("PACKETS", Right),
             ("BYTES", Right),
             ("NOTE", Left),
@@ -151,10 +152,11 @@ pub fn service(view: &ServiceView) -> String {
                 b.name.clone(),
                 b.address.to_string(),
                 b.port.map_or_else(|| "-".to_owned(), |port| port.to_string()),
-                b.weight.to_string(),
+                super::gradual::weight(b),
                 b.admin.to_string(),
                 b.health.to_string(),
                 b.slots.to_string(),
+                (b.gradual.tracked_flows + b.gradual.sessions).to_string(),
                 b.packets.to_string(),
                 b.bytes.to_string(),
                 note(b),
@@ -178,6 +180,7 @@ fn note(backend: &BackendView) -> String {
     if !backend.reachable {
         notes.push("unreachable: no next hop".to_owned());
     }
+    notes.extend(super::gradual::notes(&backend.gradual));
     if backend.origin != "file" {
         notes.push(format!("set at {}", backend.origin));
     }
@@ -215,6 +218,9 @@ pub fn change(view: &ChangeView) -> String {
     let mut text = format!("{}\n", printable(&view.message));
     for change in &view.changes {
         let _ = writeln!(text, "  {}", printable(change));
+    }
+    if let Some(plan) = &view.plan {
+        text += &super::gradual::plan(plan);
     }
     if view.planned_only {
         let _ = writeln!(text, "nothing was touched: this was only the plan");

@@ -11,6 +11,7 @@ mod duration;
 mod error;
 mod files;
 mod firewall;
+mod gradual;
 mod health;
 mod include;
 mod node;

@@ -3,6 +3,7 @@
 use super::{
     address,
     firewall::{self, LimitSettings},
+    gradual::GradualSettings,
     health::{self, Checked, HealthSettings, duration},
     quic::{self, QuicDraft},
     reader::{Notes, Refusal, Section, Setting, integer, text, wrong_type},
@@ -57,6 +58,7 @@ pub(super) struct ServiceSettings {
     allow: Setting<BTreeSet<IpNet>>,
     /// Of the defaults only: a service's own are read together with them.
     limits: LimitSettings,
+    gradual: GradualSettings,
     pub(super) health: HealthSettings,
     snat: SnatSettings,
 }
@@ -76,6 +78,7 @@ impl ServiceSettings {
         gue_port: Setting::Absent,
         allow: Setting::Absent,
         limits: LimitSettings::ABSENT,
+        gradual: GradualSettings::ABSENT,
         health: HealthSettings::ABSENT,
         snat: SnatSettings::ABSENT,
     };
@@ -112,6 +115,7 @@ impl ServiceSettings {
             gue_port: section.integer("gue_port", 1, 65_535),
             allow: firewall::read_allow(section),
             limits: LimitSettings::ABSENT,
+            gradual: GradualSettings::read(section),
             health: HealthSettings::ABSENT,
             snat: SnatSettings::ABSENT,
         }
@@ -354,6 +358,7 @@ impl ServiceDraft<'_> {
                 allow: section.pick("allow", own.allow.or(&defaults.allow), BTreeSet::new()),
                 limits: self.limits,
             },
+            gradual: own.gradual.build(section, &defaults.gradual),
             quic: self.quic.build(protocol, &self.backends),
             backends,
             name,

@@ -1,6 +1,6 @@
 //! The settings in force, one by one: for `config show`, for hashes, and as TOML.
 
-use super::{Config, duration::format_duration, reader::Place, vrrp};
+use super::{Config, duration::format_duration, gradual, reader::Place, vrrp};
 use crate::model::{
     Health, HealthCheck, HealthSpec, LimitSpec, MysqlCheck, PortSpec, RedisCheck, Role, ServiceSpec,
     StatusRange, TlsSpec,
@@ -191,6 +191,9 @@ fn service_entries(service: &ServiceSpec) -> Vec<Entry> {
     push(&[], "seed", json!(service.seed));
     push(&[], "idle_timeout", json!(format_duration(service.idle_timeout)));
     push(&[], "gue_port", json!(service.gue_port));
+    for (key, value) in gradual::entries(&service.gradual) {
+        push(&[], key, value);
+    }
     if !service.guard.allow.is_empty() {
         push(&[], "allow", json!(service.guard.allow));
     }

@@ -174,6 +174,8 @@ pub struct BackendView {
     pub origin: String,
     pub packets: u64,
     pub bytes: u64,
+    #[serde(flatten)]
+    pub gradual: super::gradual::GradualView,
 }
 
 /// One row of `drops`.
@@ -219,7 +221,7 @@ pub struct ExplainView {
 }
 
 /// Answer to a change: what it did.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ChangeView {
     /// One line for a person, e.g. "backend web4 added to www".
     pub message: String,
@@ -227,6 +229,9 @@ pub struct ChangeView {
     pub changes: Vec<String>,
     /// True if nothing was touched because only the plan was asked for.
     pub planned_only: bool,
+    /// With `plan`: what would become of slots and flows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<super::gradual::PlanView>,
 }
 
 /// One setting of `config show`.

@@ -1,6 +1,7 @@
 //! The client of the control API. One connection per request.
 
 use super::api::*;
+use super::gradual::ChangeOptions;
 use super::observe::{AskFlows, AskTrace, FlowsView, TraceLine};
 use super::request;
 use crate::model::{Admin, BackendName, Protocol, ServiceName};
@@ -71,18 +72,30 @@ pub struct Client {
     path: PathBuf,
     connect_time: Duration,
     answer_time: Duration,
+    options: ChangeOptions,
 }
 
 impl Client {
     /// A client of the daemon that listens on `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), connect_time: CONNECT_TIME, answer_time: ANSWER_TIME }
+        Self {
+            path: path.into(),
+            connect_time: CONNECT_TIME,
+            answer_time: ANSWER_TIME,
+            options: ChangeOptions::default(),
+        }
     }
 
     /// With other times for connecting and for one whole answer.
     #[must_use]
     pub fn with_times(self, connect_time: Duration, answer_time: Duration) -> Self {
         Self { connect_time, answer_time, ..self }
+    }
+
+    /// One that asks for changes in this way.
+    #[must_use]
+    pub fn asking(self, options: ChangeOptions) -> Self {
+        Self { options, ..self }
     }
 
     /// The socket's file.
@@ -217,8 +230,7 @@ impl Client {
         name: &BackendName,
         admin: Admin,
     ) -> Result<ChangeView> {
-        let path = format!("/v1/services/{service}/backends/{name}/admin");
-        self.send(Method::PUT, &path, &request::SetAdmin { admin }).await
+        self.set_admin(service, name, &request::SetAdmin { admin, end_after_seconds: None }).await
     }
 
     pub async fn backend_weight(
@@ -227,8 +239,7 @@ impl Client {
         name: &BackendName,
         weight: u16,
     ) -> Result<ChangeView> {
-        let path = format!("/v1/services/{service}/backends/{name}/weight");
-        self.send(Method::PUT, &path, &request::SetWeight { weight }).await
+        self.set_weight(service, name, &request::SetWeight { weight, over_seconds: None }).await
     }
 
     /// With `plan`, only what would change.
@@ -260,7 +271,8 @@ impl Client {
 
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T> {
         let stream = self.connect().await?;
-        let exchange = timeout(self.answer_time, self.exchange(stream, method, path, body));
+        let asked = if method == Method::GET { path.to_owned() } else { self.options.on(path) };
+        let exchange = timeout(self.answer_time, self.exchange(stream, method, &asked, body));
         let (status, body) = exchange.await.map_err(|_| ClientError::Timeout {
             what: "answer",
             path: self.path.clone(),

@@ -1,9 +1,10 @@
 //! What the server asks of the daemon: one message per request, with a way back.
 
 use super::observe::{AskFlows, AskTrace, FlowsView, TraceLine};
-use super::{api::*, firewall::FirewallCommand, pair::PairCommand};
+use super::{api::*, firewall::FirewallCommand, gradual::GradualCommand, pair::PairCommand};
 use crate::model::{BackendName, ServiceName};
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 /// Answer to a command.
@@ -66,6 +67,8 @@ pub enum Command {
         service: ServiceName,
         name: BackendName,
         admin: crate::model::Admin,
+        /// Of a drain: when what is left is ended.
+        end_after: Option<Duration>,
         /// Who asks, e.g. "uid 0 (root)".
         by: String,
         reply: Reply<ChangeView>,
@@ -74,6 +77,8 @@ pub enum Command {
         service: ServiceName,
         name: BackendName,
         weight: u16,
+        /// How long it takes to get there.
+        over: Option<Duration>,
         /// Who asks, e.g. "uid 0 (root)".
         by: String,
         reply: Reply<ChangeView>,
@@ -98,6 +103,8 @@ pub enum Command {
     },
     /// About lists and limits.
     Firewall(FirewallCommand),
+    /// About drains, and how a change is asked for.
+    Gradual(GradualCommand),
     /// About the pair.
     Pair(PairCommand),
     Flows {

@@ -4,7 +4,8 @@ use super::{
     api::ChangeView,
     client::{Client, ClientError},
     command::{Command, Reply},
-    extract::{Body, Caller, OfService},
+    extract::{Asked, Body, Caller, OfService},
+    gradual::ChangeOptions,
     request::{Example, Nothing},
     server::{Answered, State},
 };
@@ -95,12 +96,13 @@ pub(super) fn routes() -> Router<State> {
     let change = |list: Verdict, add: bool| {
         post(
             async move |Shared(state): Shared<State>,
+                        Asked(options): Asked<ChangeOptions>,
                         Caller(by): Caller,
                         Body(Prefixes { prefixes }): Body<Prefixes>|
                         -> Answered<ChangeView> {
                 let command =
                     |reply| Command::Firewall(FirewallCommand::Change { list, add, prefixes, by, reply });
-                state.ask(command).await
+                state.change(options, command).await
             },
         )
     };
@@ -123,19 +125,25 @@ async fn limits(Shared(state): Shared<State>) -> Answered<Vec<LimitsView>> {
 async fn set_limits(
     Shared(state): Shared<State>,
     OfService(service): OfService,
+    Asked(options): Asked<ChangeOptions>,
     Caller(by): Caller,
     Body(patch): Body<LimitPatch>,
 ) -> Answered<ChangeView> {
-    state.ask(|reply| Command::Firewall(FirewallCommand::SetLimits { service, patch, by, reply })).await
+    state
+        .change(options, |reply| Command::Firewall(FirewallCommand::SetLimits { service, patch, by, reply }))
+        .await
 }
 
 async fn clear_limits(
     Shared(state): Shared<State>,
     OfService(service): OfService,
+    Asked(options): Asked<ChangeOptions>,
     Caller(by): Caller,
     Body(Nothing {}): Body<Nothing>,
 ) -> Answered<ChangeView> {
-    state.ask(|reply| Command::Firewall(FirewallCommand::ClearLimits { service, by, reply })).await
+    state
+        .change(options, |reply| Command::Firewall(FirewallCommand::ClearLimits { service, by, reply }))
+        .await
 }
 
 impl Client {

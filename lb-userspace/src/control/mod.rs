@@ -8,6 +8,7 @@ pub mod client;
 pub mod command;
 mod extract;
 pub mod firewall;
+pub mod gradual;
 pub mod observe;
 pub mod pair;
 pub mod request;

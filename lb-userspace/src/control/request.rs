@@ -32,6 +32,9 @@ pub struct NewBackend {
 #[serde(deny_unknown_fields)]
 pub struct SetAdmin {
     pub admin: Admin,
+    /// Of a drain: seconds until what is left is ended (the backend is disabled).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_after_seconds: Option<u64>,
 }
 
 /// `PUT /v1/services/{service}/backends/{backend}/weight`.
@@ -39,6 +42,9 @@ pub struct SetAdmin {
 #[serde(deny_unknown_fields)]
 pub struct SetWeight {
     pub weight: u16,
+    /// Seconds in which its share gets there; at once where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over_seconds: Option<u64>,
 }
 
 /// `POST /v1/reload`.

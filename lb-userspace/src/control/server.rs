@@ -7,10 +7,12 @@
 use super::api::*;
 use super::command::{Command, Commands, ExplainPacket, Reply};
 use super::extract::{Asked, Body, Caller, Failure, OfBackend, OfService, Peer};
+use super::gradual::ChangeOptions;
 use super::observe::{AskFlows, AskTrace, FlowsView};
 use super::request::{self, parse_endpoint, parse_flags, parse_protocol, same_family, shorten};
 use super::socket::ControlSocket;
 use super::stream::Lines;
+use crate::model::Admin;
 use axum::body::Body as AnyBody;
 use axum::extract::State as Shared;
 use axum::response::Response;
@@ -181,6 +183,7 @@ fn router(state: State) -> Router {
         .route("/v1/reset", post(reset))
         .route("/v1/detach", post(detach))
         .merge(super::firewall::routes())
+        .merge(super::gradual::routes())
         .merge(super::pair::routes())
         .route_layer(axum::middleware::from_fn(super::timing::observe))
         .fallback(no_such_path)
@@ -272,6 +275,7 @@ async fn trace(Shared(state): Shared<State>, Asked(ask): Asked<AskTrace>) -> Res
 async fn backend_add(
     Shared(state): Shared<State>,
     OfService(service): OfService,
+    Asked(options): Asked<ChangeOptions>,
     Caller(by): Caller,
     Body(new): Body<request::NewBackend>,
 ) -> Answered<ChangeView> {
@@ -284,49 +288,62 @@ async fn backend_add(
             ),
         ));
     }
-    state.ask(|reply| Command::BackendAdd { service, name, address, port, weight, by, reply }).await
+    state
+        .change(options, |reply| Command::BackendAdd { service, name, address, port, weight, by, reply })
+        .await
 }
 
 async fn backend_remove(
     Shared(state): Shared<State>,
     OfBackend(service, name): OfBackend,
+    Asked(options): Asked<ChangeOptions>,
     Caller(by): Caller,
 ) -> Answered<ChangeView> {
-    state.ask(|reply| Command::BackendRemove { service, name, by, reply }).await
+    state.change(options, |reply| Command::BackendRemove { service, name, by, reply }).await
 }
 
 async fn backend_admin(
     Shared(state): Shared<State>,
     OfBackend(service, name): OfBackend,
+    Asked(options): Asked<ChangeOptions>,
     Caller(by): Caller,
-    Body(request::SetAdmin { admin }): Body<request::SetAdmin>,
+    Body(request::SetAdmin { admin, end_after_seconds }): Body<request::SetAdmin>,
 ) -> Answered<ChangeView> {
-    state.ask(|reply| Command::BackendAdmin { service, name, admin, by, reply }).await
+    if end_after_seconds.is_some() && admin != Admin::Draining {
+        let error = format!("end_after_seconds belongs to a drain, and the state asked for is {admin}");
+        return Err(Failure::request(StatusCode::UNPROCESSABLE_ENTITY, error));
+    }
+    let end_after = end_after_seconds.map(Duration::from_secs);
+    state.change(options, |reply| Command::BackendAdmin { service, name, admin, end_after, by, reply }).await
 }
 
 async fn backend_weight(
     Shared(state): Shared<State>,
     OfBackend(service, name): OfBackend,
+    Asked(options): Asked<ChangeOptions>,
     Caller(by): Caller,
-    Body(request::SetWeight { weight }): Body<request::SetWeight>,
+    Body(request::SetWeight { weight, over_seconds }): Body<request::SetWeight>,
 ) -> Answered<ChangeView> {
-    state.ask(|reply| Command::BackendWeight { service, name, weight, by, reply }).await
+    let over = over_seconds.map(Duration::from_secs);
+    state.change(options, |reply| Command::BackendWeight { service, name, weight, over, by, reply }).await
 }
 
 async fn reload(
     Shared(state): Shared<State>,
+    Asked(options): Asked<ChangeOptions>,
     Caller(by): Caller,
     Body(request::Reload { plan }): Body<request::Reload>,
 ) -> Answered<ChangeView> {
-    state.ask(|reply| Command::Reload { plan, by, reply }).await
+    state.change(options, |reply| Command::Reload { plan, by, reply }).await
 }
 
 async fn reset(
     Shared(state): Shared<State>,
+    Asked(options): Asked<ChangeOptions>,
     Caller(by): Caller,
     Body(request::Nothing {}): Body<request::Nothing>,
 ) -> Answered<ChangeView> {
-    state.ask(|reply| Command::Reset { by, reply }).await
+    state.change(options, |reply| Command::Reset { by, reply }).await
 }
 
 async fn detach(

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     config::{self, Config},
+    control::gradual::ChangeOptions,
     dataplane::{Attached, Capacities, Kernel, XdpMode},
     health::{HealthEvent, HealthHandle, Target, TargetKey},
     maglev,
@@ -22,7 +23,8 @@ use crate::{
         nexthop::{NextHop, Unresolved},
         watch::NextHopHandle,
     },
-    plan::{self, Action, BuildError, Image, NextHopEntry, Tracking, TunnelSettings},
+    plan::{self, Action, BuildError, Image, NextHopEntry, Tracking, TunnelSettings, WantedService},
+    ramp,
     state::{self, Effective, RuntimeChanges, StateDir},
 };
 use lb_common::abi::{BackendEntry, VipEntry};
@@ -48,7 +50,7 @@ pub(super) struct Known {
 pub struct Engine {
     pub(super) config_file: PathBuf,
     pub(super) config: Config,
-    state_dir: StateDir,
+    pub(super) state_dir: StateDir,
     pub(super) changes: RuntimeChanges,
     pub(super) effective: Effective,
     pub(super) kernel: Kernel,
@@ -63,9 +65,13 @@ pub struct Engine {
     pub(super) tracers: Tracers,
     pub(super) pair: super::pair::Pair,
     pub(super) nat: NatState,
-    rings: maglev::Cache,
+    pub(super) rings: maglev::Cache,
     /// The maps are not what is asked for: the last attempt failed.
     behind: bool,
+    /// How the change under way is asked for.
+    pub(super) asked: ChangeOptions,
+    /// Who takes new flows, for slow starts.
+    pub(super) watch: ramp::Watch,
     /// Health as an earlier daemon left it in the maps, until the checks of this one have spoken.
     remembered: BTreeMap<TargetKey, (IpAddr, Health)>,
     pub(super) started: Instant,
@@ -107,6 +113,8 @@ impl Engine {
             tracers: Tracers::default(),
             pair: super::pair::Pair::default(),
             nat: NatState::default(),
+            asked: ChangeOptions::default(),
+            watch: ramp::Watch::default(),
             rings: maglev::Cache::default(),
             behind: true,
             remembered: remembered(&image),
@@ -145,7 +153,8 @@ impl Engine {
     fn try_carry_out(&mut self) -> Result<Vec<Action>, EngineError> {
         self.choose_ring_sizes()?;
         self.effective = state::apply(&self.config.services, &self.changes);
-        let wanted: Vec<_> = self.effective.services.iter().map(|s| self.wanted_service(s)).collect();
+        self.keep_ramps();
+        let wanted = self.wanted();
         let avoid = self.tracking.reserved();
         let tunnel = self.tunnel();
         self.firewall.refresh(&self.config.firewall, self.changes.lists());
@@ -197,6 +206,14 @@ impl Engine {
 
     /// A service's ring keeps the size it was first made with: another one would rehash every flow.
     fn choose_ring_sizes(&mut self) -> Result<(), EngineError> {
+        if self.pick_ring_sizes() {
+            self.state_dir.store(&self.changes)?;
+        }
+        Ok(())
+    }
+
+    /// True if any was chosen.
+    pub(super) fn pick_ring_sizes(&mut self) -> bool {
         let mut chosen = false;
         for service in &self.config.services {
             let backends = service.backends.len();
@@ -206,13 +223,10 @@ impl Engine {
                 chosen |= self.changes.set_ring_size(&service.name, size);
             }
         }
-        if chosen {
-            self.state_dir.store(&self.changes)?;
-        }
-        Ok(())
+        chosen
     }
 
-    fn tunnel(&self) -> TunnelSettings {
+    pub(super) fn tunnel(&self) -> TunnelSettings {
         let (node, tunnel) = (&self.config.node, &self.config.tunnel);
         let flag = |on: bool, flag: u32| if on { flag } else { 0 };
         TunnelSettings {
@@ -222,6 +236,11 @@ impl Engine {
             gue_source_ipv4: tunnel.gue_source_ipv4,
             gue_source_ipv6: tunnel.gue_source_ipv6,
         }
+    }
+
+    /// The services in force, each backend with its states and its next hop.
+    pub(super) fn wanted(&self) -> Vec<WantedService> {
+        self.effective.services.iter().map(|service| self.wanted_service(service)).collect()
     }
 
     /// The last word of the checks; before the first one, what the maps remember of an earlier daemon's.
@@ -372,7 +391,7 @@ impl Engine {
         self.track_pair();
     }
 
-    fn converge_or_log(&mut self, why: &str) {
+    pub(super) fn converge_or_log(&mut self, why: &str) {
         let result = self.converge();
         self.log_failure(result, why);
     }

@@ -30,6 +30,11 @@ pub enum EngineError {
     Build(#[from] BuildError),
     #[error("{prefix}: {error}")]
     Prefix { prefix: ipnet::IpNet, error: crate::model::PrefixError },
+    #[error(
+        "{plan}; that is more of service '{service}' than max_disruption = \"{allowed}%\" allows: do it in smaller steps \
+         (weight --over, drain), or say --force"
+    )]
+    Disruption { service: String, plan: String, allowed: u8 },
     #[error("the VRRP threads could not be started: {0}")]
     Vrrp(std::io::Error),
     #[error("{0}")]
@@ -50,7 +55,7 @@ impl From<EngineError> for CommandError {
                 ChangeErrorKind::Invalid => Self::Invalid(text),
                 ChangeErrorKind::Conflict => Self::Conflict(text),
             },
-            EngineError::NeedsRestart { .. } => Self::Conflict(text),
+            EngineError::NeedsRestart { .. } | EngineError::Disruption { .. } => Self::Conflict(text),
             EngineError::State(_)
             | EngineError::Dataplane(_)
             | EngineError::Build(_)

@@ -14,6 +14,8 @@ use std::{
 
 /// Between two walks through the flow table.
 const SCAN_INTERVAL: Duration = Duration::from_secs(5);
+/// The same while somebody waits for the end of a drain: what is forgotten is what it waits for.
+const WATCHED_INTERVAL: Duration = Duration::from_millis(900);
 
 /// When the flow table was looked at, and what it said.
 #[derive(Debug, Default)]
@@ -21,6 +23,10 @@ pub(super) struct Rounds {
     /// Flows that found no room since the maps were made.
     refused: u64,
     scanned: Option<Instant>,
+    /// Somebody watches flows end: until then walks follow each other closely.
+    pub(super) watched_until: Option<Instant>,
+    /// By backend: flows and handshakes at the last walk.
+    pub(super) on: BTreeMap<u32, u64>,
     /// By backend: by how much the count of its open flows was off at the last walk.
     off: BTreeMap<u32, i64>,
 }
@@ -36,7 +42,7 @@ impl Engine {
     }
 
     /// Handshakes first: one that is confirmed meanwhile is met among the flows.
-    fn read_flows(&self) -> Result<Walk, DataplaneError> {
+    pub(super) fn read_flows(&self) -> Result<Walk, DataplaneError> {
         let half_open = self.kernel.maps().half_open()?;
         let flows = self.kernel.maps().flows()?;
         self.note_tables(&half_open, &flows);
@@ -63,7 +69,9 @@ impl Engine {
         }
         let settled = self.tracking.settle(&self.image, now);
         self.change_slots(&settled)?;
-        let due = self.rounds.scanned.is_none_or(|at| now.duration_since(at) >= SCAN_INTERVAL);
+        let watched = self.rounds.watched_until.is_some_and(|until| now < until);
+        let interval = if watched { WATCHED_INTERVAL } else { SCAN_INTERVAL };
+        let due = self.rounds.scanned.is_none_or(|at| now.duration_since(at) >= interval);
         if due && (self.tracking.is_busy(&self.image) || self.has_sessions()) {
             self.scan(now)?;
             self.rounds.scanned = Some(now);
@@ -80,6 +88,7 @@ impl Engine {
         let cleared = self.tracking.clear(&self.image, &walk, now);
         self.change_slots(&cleared)?;
         self.tracking.walked(&walk, now);
+        self.rounds.on = walk.on;
         Ok(())
     }
 

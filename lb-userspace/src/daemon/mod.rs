@@ -22,6 +22,8 @@ mod explain;
 mod explain_nat;
 mod firewall;
 mod flows;
+mod foresee;
+mod gradual;
 mod headers;
 mod held;
 mod listing;

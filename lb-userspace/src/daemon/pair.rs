@@ -109,7 +109,7 @@ impl Engine {
             }
             .map(|()| {
                 tracing::info!(by, "{message}");
-                ChangeView { message, changes: Vec::new(), planned_only: false }
+                ChangeView { message, ..ChangeView::default() }
             })
             .map_err(CommandError::from);
             let _ = reply.send(answer);

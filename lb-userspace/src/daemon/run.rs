@@ -14,6 +14,7 @@ use crate::{
         self,
         api::ChangeView,
         command::{Command, CommandError},
+        gradual::ChangeOptions,
         server,
         socket::ControlSocket,
     },
@@ -171,8 +172,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                     let result = Kernel::detach(&pin_dir).map_err(|e| CommandError::Failed(e.to_string()));
                     let _ = reply.send(result.map(|()| ChangeView {
                         message: "programs, links and maps are removed; lbd ends".to_owned(),
-                        changes: Vec::new(),
-                        planned_only: false,
+                        ..ChangeView::default()
                     }));
                     break;
                 }
@@ -210,10 +210,12 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                 engine.instruments.pulse.late(due.elapsed());
                 resequencer.announce();
                 engine.timed("flows", |engine| engine.tend_flows(std::time::Instant::now()));
+                engine.timed("gradual", Engine::tend_gradual);
             }
             _ = hangup.recv() => {
                 // The outcome is logged and counted.
                 let _ = engine.timed("reload", |engine| engine.reload(false, "SIGHUP"));
+                engine.asked = ChangeOptions::default();
             }
             _ = terminate.recv() => {
                 engine.end_traces();
@@ -324,7 +326,7 @@ impl Engine {
     }
 
     /// Carries out one command and answers it; whoever asked may have gone.
-    fn answer(&mut self, command: Command) {
+    pub(super) fn answer(&mut self, command: Command) {
         fn send<T, E: Into<CommandError>>(
             reply: tokio::sync::oneshot::Sender<Result<T, CommandError>>,
             result: Result<T, E>,
@@ -342,18 +344,22 @@ impl Engine {
             Command::BackendRemove { service, name, by, reply } => {
                 send(reply, self.remove_backend(&service, &name, &by));
             }
-            Command::BackendAdmin { service, name, admin, by, reply } => {
-                send(reply, self.set_admin(&service, &name, admin, &by));
+            Command::BackendAdmin { service, name, admin, end_after, by, reply } => {
+                send(reply, self.set_admin(&service, &name, admin, end_after, &by));
             }
-            Command::BackendWeight { service, name, weight, by, reply } => {
-                send(reply, self.set_weight(&service, &name, weight, &by));
+            Command::BackendWeight { service, name, weight, over, by, reply } => {
+                send(reply, self.set_weight(&service, &name, weight, over, &by));
             }
-            Command::Reload { plan, by, reply } => send(reply, self.reload(plan, &by)),
+            Command::Reload { plan, by, reply } => {
+                send(reply, self.reload(plan, &by));
+                self.asked = ChangeOptions::default();
+            }
             Command::Reset { by, reply } => send(reply, self.reset(&by)),
             Command::Explain { protocol, source, destination, packet, reply } => {
                 send(reply, Ok::<_, CommandError>(self.explain(protocol, source, destination, packet)));
             }
             Command::Firewall(command) => self.answer_firewall(command),
+            Command::Gradual(command) => self.answer_gradual(command),
             Command::Pair(command) => self.answer_pair(command),
             Command::Flows { ask, reply } => self.list_flows(ask, reply),
             Command::Trace { ask, reply } => self.start_trace(ask, reply),

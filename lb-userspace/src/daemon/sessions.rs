@@ -14,6 +14,8 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 pub(super) struct NatState {
     /// By service id.
     pub living: BTreeMap<u32, SessionCounts>,
+    /// By backend.
+    pub on: BTreeMap<u32, u64>,
     /// Sessions that were refused, since the maps were made.
     refused: u64,
     /// Settings of this host that stand in the way, as last logged.
@@ -50,6 +52,7 @@ impl Engine {
         let sweep = plan::sweep(&self.image, sessions.out, sessions.back, clock_ns);
         self.kernel.forget_sessions(&sweep.over)?;
         self.nat.living = sweep.living;
+        self.nat.on = sweep.on;
         let stats = self.kernel.maps().nat().stats()?;
         let refused = stats.exhausted + stats.full;
         if refused > self.nat.refused {

@@ -7,7 +7,7 @@ use crate::{
         BackendView, ConfigView, DropView, InterfaceView, NatTotals, NatView, QuicView, ServiceView,
         SettingView, SlotsView, StatusView,
     },
-    control::command::CommandError,
+    control::{command::CommandError, gradual::GradualView},
     dataplane::abi_name,
     health::TargetKey,
     model::ServiceSpec,
@@ -100,9 +100,13 @@ impl Engine {
         };
         let mut slots = SlotsView::default();
         let mut owned: HashMap<u32, u32> = HashMap::new();
+        let mut leaving: HashMap<u32, u32> = HashMap::new();
         for slot in id.and_then(|id| self.image.rings.get(&id)).into_iter().flatten() {
             slots.total += 1;
             *owned.entry(slot.owner()).or_default() += 1;
+            if slot.home() != slot.owner() {
+                *leaving.entry(slot.home()).or_default() += 1;
+            }
             match slot.state() {
                 SlotState::Plain => slots.plain += 1,
                 SlotState::Moving => slots.moving += 1,
@@ -118,13 +122,10 @@ impl Engine {
                     Some(id) => self.kernel.maps().backend_stats(id).map_err(failed)?,
                     None => lb_common::abi::Stats::default(),
                 };
-                Ok(self.backend(
-                    service,
-                    backend,
-                    id.map_or(0, |id| owned.get(&id).copied().unwrap_or(0)),
-                    stats,
-                    reasons,
-                ))
+                let of = |map: &HashMap<u32, u32>| id.and_then(|id| map.get(&id)).copied().unwrap_or(0);
+                let view = self.backend(service, backend, of(&owned), stats, reasons);
+                let gradual = self.gradual_view(service, backend, id, of(&leaving));
+                Ok(BackendView { gradual, ..view })
             })
             .collect::<Result<_, CommandError>>()?;
         Ok(ServiceView {
@@ -188,6 +189,7 @@ impl Engine {
             origin: if runtime { "runtime" } else { "file" }.to_owned(),
             packets: stats.packets,
             bytes: stats.bytes,
+            gradual: GradualView::default(),
         }
     }
 

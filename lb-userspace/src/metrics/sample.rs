@@ -26,6 +26,7 @@ pub(super) fn backend(name: &str, admin: Admin, health: Health) -> BackendView {
         origin: "file".to_owned(),
         packets: 600,
         bytes: 60_000,
+        gradual: crate::control::gradual::GradualView::default(),
     }
 }
 

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     affinity, maglev,
     model::{Admin, BackendSpec, Forward, Health, ServiceSpec},
+    ramp::{self, Progress},
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 #[cfg(doc)]
@@ -40,6 +41,8 @@ pub struct WantedBackend {
     pub health: Health,
     /// How it is reached; `None` until its route and neighbour were found once.
     pub next_hop: Option<NextHopEntry>,
+    /// Its share on the way to its weight; `None` once it is there.
+    pub ramp: Option<Progress>,
 }
 
 impl WantedBackend {
@@ -48,8 +51,14 @@ impl WantedBackend {
     pub fn takes_new(&self) -> bool {
         self.admin == Admin::Enabled
             && self.health != Health::Down
-            && self.spec.weight > 0
+            && self.share() > 0
             && self.next_hop.is_some()
+    }
+
+    /// Its effective weight, in 65,536ths of a weight of 1.
+    #[must_use]
+    pub fn share(&self) -> u32 {
+        self.ramp.map_or(u32::from(self.spec.weight) << 16, |ramp| ramp.share(self.spec.weight))
     }
 
     /// Takes no packets at all.
@@ -353,9 +362,10 @@ fn slots(
     let members: Vec<_> = service
         .backends
         .iter()
-        .map(|b| maglev::Member {
+        .map(|b| ramp::Member {
             key: maglev::key(b.spec.address, b.spec.port.unwrap_or(0)),
             weight: if b.takes_new() { b.spec.weight } else { 0 },
+            ramp: b.ramp.filter(|_| b.takes_new()),
         })
         .collect();
     let alive: HashSet<u32> =
@@ -364,7 +374,7 @@ fn slots(
         let slot = affinity::change(slot, owner, |id| !alive.contains(&id), true);
         if placed { affinity::track(slot) } else { slot }
     };
-    let owners = rings.ring(service.spec.seed, service.ring_size, members);
+    let owners = ramp::owners(service.spec.seed, service.ring_size, &members, rings);
     let owners = owners.iter().map(|owner| owner.map_or(0, |member| ids[member as usize]));
     // Neighbours are strangers, but the same few words meet the same few owners again and again.
     let mut known: [Option<(Slot, u32, Slot)>; 64] = [None; 64];

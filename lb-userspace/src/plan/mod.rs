@@ -6,6 +6,7 @@
 mod action;
 mod build;
 mod image;
+mod impact;
 mod lists;
 mod marks;
 mod memory;
@@ -20,6 +21,7 @@ mod tend;
 pub use action::{Action, diff};
 pub use build::{BuildError, NextHopEntry, TunnelSettings, WantedBackend, WantedService, build};
 pub use image::{BackendRecord, Image, ServiceRecord, name_of};
+pub use impact::{ServiceImpact, impact};
 pub use lists::{ListAction, install};
 pub(crate) use lists::{added as list_added, removed as list_removed};
 pub use marks::{marks4, marks6, regions4};
@@ -29,7 +31,7 @@ pub use part::Part;
 pub use ring::Ring;
 pub use schedule::{ScheduleRecord, flags as scheduler_flags};
 pub use sessions::{ORPHAN_LIFE, Pair, SessionCounts, Sweep, sweep};
-pub use tend::{CLOSING_LIFE, Flow, GRACE, HALF_OPEN_LIFE, MARGIN, Tracking, Walk};
+pub use tend::{CLOSING_LIFE, Flow, GRACE, HALF_OPEN_LIFE, MARGIN, Naming, Tracking, Walk};
 
 #[cfg(test)]
 mod nat_tests;

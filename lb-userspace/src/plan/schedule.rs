@@ -42,13 +42,17 @@ pub(super) fn words(service: &WantedService, ids: &[u32], words_per_backend: u64
         .iter()
         .zip(&service.backends)
         .filter(|(_, backend)| backend.takes_new())
-        .map(|(id, backend)| (*id, u64::from(backend.spec.weight)))
+        .map(|(id, backend)| (*id, u64::from(backend.share())))
         .collect();
+    // Whole weights stay what they are; on the way between two of them, the largest is as large as can be.
+    let ramping = service.backends.iter().any(|backend| backend.ramp.is_some());
+    let largest = members.iter().map(|(_, share)| *share).max().unwrap_or(1);
+    let weight = |share: u64| if ramping { (share * 65_535 / largest).max(1) } else { share >> 16 };
     match service.spec.scheduler {
         Scheduler::Maglev | Scheduler::SourceIp => Vec::new(),
         Scheduler::RoundRobin => turns(&members, words_per_backend),
         Scheduler::LeastConnections => {
-            members.iter().map(|(id, weight)| weighted(*id, *weight as u32)).collect()
+            members.iter().map(|(id, share)| weighted(*id, weight(*share) as u32)).collect()
         }
     }
 }

@@ -33,6 +33,8 @@ pub struct SessionCounts {
 pub struct Sweep {
     pub over: Vec<Pair>,
     pub living: BTreeMap<u32, SessionCounts>,
+    /// By backend: those that live.
+    pub on: BTreeMap<u32, u64>,
 }
 
 /// Judges every session, read before `clock_ns` of the monotonic clock.
@@ -76,6 +78,7 @@ pub fn sweep(
         if alive && limit.is_some_and(|limit| idle(front.1).min(idle(back.1)) <= limit) {
             let counts = sweep.living.entry(session.service).or_default();
             counts.living += 1;
+            *sweep.on.entry(front.1.backend()).or_default() += 1;
             counts.unanswered += u64::from(unanswered);
         } else {
             sweep.over.push(Pair { out: Some(front), back: Some(back) });

@@ -38,10 +38,8 @@ pub enum Flow {
 pub struct Tracking {
     /// What began before this daemon counts from its start.
     started: Instant,
-    /// By service id: when one of its slots last began to move.
-    moving: BTreeMap<u32, Instant>,
-    /// By service id: when its slots last became tracked.
-    tracked: BTreeMap<u32, Instant>,
+    /// By service id and slot, of those that are not plain: when its word last changed.
+    changed: BTreeMap<u32, BTreeMap<u32, Instant>>,
     /// When a flow last found no room.
     refused: Option<Instant>,
     /// Backend ids that are not given out again until no packet in flight and no tracked flow names them.
@@ -51,6 +49,19 @@ pub struct Tracking {
     /// Living flows and handshakes at the last walk.
     flows: usize,
     half_open: usize,
+}
+
+/// Slots that name a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Naming {
+    /// Whose new flows it takes.
+    pub owned: u32,
+    /// Whose new flows go elsewhere, and whose flows without an entry still come to it.
+    pub leaving: u32,
+    /// Of these, the ones that nobody takes over.
+    pub stuck: u32,
+    /// When the last of the others settles.
+    pub settles: Option<Instant>,
 }
 
 /// What a walk through the flow table found.
@@ -65,6 +76,8 @@ pub struct Walk {
     pub half_open: usize,
     /// By backend of a least-connections service: its open flows.
     pub active: BTreeMap<u32, i64>,
+    /// By backend: flows and handshakes that go on.
+    pub on: BTreeMap<u32, u64>,
     /// Service and slot of those that live elsewhere than at home.
     foreign: BTreeSet<(u32, u32)>,
 }
@@ -75,8 +88,7 @@ impl Tracking {
     pub fn new(started: Instant) -> Self {
         Self {
             started,
-            moving: BTreeMap::new(),
-            tracked: BTreeMap::new(),
+            changed: BTreeMap::new(),
             refused: None,
             freed: Vec::new(),
             resting: Vec::new(),
@@ -88,25 +100,30 @@ impl Tracking {
     /// Takes note of a change that was carried out before `now`.
     pub fn note_changes(&mut self, before: &Image, after: &Image, now: Instant) {
         self.note_part(before, after, now);
-        self.moving.retain(|id, _| after.rings.contains_key(id));
-        self.tracked.retain(|id, _| after.rings.contains_key(id));
+        self.changed.retain(|id, slots| after.rings.contains_key(id) && !slots.is_empty());
     }
 
     /// As [`Tracking::note_changes`], of images of some services only, the same ones.
     pub fn note_part(&mut self, before: &Image, after: &Image, now: Instant) {
         for (id, ring) in &after.rings {
             let old = before.rings.get(id);
-            if ring.is_plain() || old.is_some_and(|old| old.is_same(ring)) {
+            if ring.is_plain() {
+                self.changed.remove(id);
+                continue;
+            }
+            if old.is_some_and(|old| old.is_same(ring)) {
                 continue;
             }
             for (i, slot) in ring.iter().enumerate() {
                 if old.and_then(|old| old.get(i)) == Some(slot) {
                     continue;
                 }
-                match slot.state() {
-                    SlotState::Moving => _ = self.moving.insert(*id, now),
-                    SlotState::Tracked => _ = self.tracked.insert(*id, now),
-                    SlotState::Plain => {}
+                if slot.state() == SlotState::Plain {
+                    if let Some(slots) = self.changed.get_mut(id) {
+                        slots.remove(&(i as u32));
+                    }
+                } else {
+                    self.changed.entry(*id).or_default().insert(i as u32, now);
                 }
             }
         }
@@ -162,12 +179,46 @@ impl Tracking {
     /// Moving slots whose home nobody without an entry can live at any more get their owner for a home.
     #[must_use]
     pub fn settle(&self, image: &Image, now: Instant) -> Vec<Action> {
-        slot_actions(image, |id, _, slot| {
-            let idle = Duration::from_nanos(image.services[&id].entry.idle_ns);
-            let began = self.moving.get(&id).copied().unwrap_or(self.started);
-            let began = self.refused.map_or(began, |refused| began.max(refused));
-            if now.saturating_duration_since(began) > idle { affinity::settle(slot) } else { slot }
+        slot_actions(image, |id, index, slot| {
+            if slot.state() == SlotState::Moving && now > self.settles(image, id, index) {
+                affinity::settle(slot)
+            } else {
+                slot
+            }
         })
+    }
+
+    /// When a moving slot settles, unless it begins to move again or a flow finds no room.
+    fn settles(&self, image: &Image, service: u32, index: u32) -> Instant {
+        let idle = Duration::from_nanos(image.services[&service].entry.idle_ns);
+        let began = self.changed(service, index);
+        self.refused.map_or(began, |refused| began.max(refused)) + idle
+    }
+
+    fn changed(&self, service: u32, index: u32) -> Instant {
+        let slots = self.changed.get(&service);
+        slots.and_then(|slots| slots.get(&index)).copied().unwrap_or(self.started)
+    }
+
+    /// The slots that name a backend, as owner or as home, and when the last of them that moves away from it settles. A slot that nobody
+    /// takes over never does.
+    #[must_use]
+    pub fn naming(&self, image: &Image, backend: u32) -> Naming {
+        let mut naming = Naming::default();
+        let Some(record) = image.backends.get(&backend) else { return naming };
+        let service = record.entry.service;
+        for (i, slot) in image.rings.get(&service).into_iter().flatten().enumerate() {
+            naming.owned += u32::from(slot.owner() == backend);
+            if slot.owner() != backend && slot.home() == backend {
+                naming.leaving += 1;
+                if slot.owner() == 0 {
+                    naming.stuck += 1;
+                } else {
+                    naming.settles = naming.settles.max(Some(self.settles(image, service, i as u32)));
+                }
+            }
+        }
+        naming
     }
 
     /// Judges every handshake and every flow, in the order they were read in, before `clock_ns` of the monotonic clock.
@@ -203,8 +254,7 @@ impl Tracking {
     #[must_use]
     pub fn clear(&self, image: &Image, walk: &Walk, now: Instant) -> Vec<Action> {
         slot_actions(image, |id, index, slot| {
-            let since = self.tracked.get(&id).copied().unwrap_or(self.started);
-            let quiet = now.saturating_duration_since(since) > GRACE;
+            let quiet = now.saturating_duration_since(self.changed(id, index)) > GRACE;
             if quiet && !walk.foreign.contains(&(id, index)) { affinity::clear(slot) } else { slot }
         })
     }
@@ -241,6 +291,7 @@ impl Walk {
         if Duration::from_nanos(entry.idle_ns(clock_ns)) > limit || !is_alive(image, entry) || !asked {
             return false;
         }
+        *self.on.entry(entry.backend()).or_default() += 1;
         if entry.backend() != slot.home() && !is_scheduled(service) {
             self.foreign.insert((place.service, place.slot));
         }

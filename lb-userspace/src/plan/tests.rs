@@ -5,8 +5,8 @@ use super::{image::name_of, *};
 use crate::{
     maglev,
     model::{
-        Admin, BackendSpec, Forward, GuardSpec, Health, HealthSpec, PortSpec, Protocol, Scheduler,
-        ServiceSpec, SnatSpec,
+        Admin, BackendSpec, Forward, GradualSpec, GuardSpec, Health, HealthSpec, PortSpec, Protocol,
+        Scheduler, ServiceSpec, SnatSpec,
     },
 };
 use lb_common::abi::{MAX_SERVICES, ServiceEntry, Slot, SlotState, VipEntry};
@@ -45,6 +45,7 @@ pub(super) fn backend(number: u8, admin: Admin, health: Health, weight: u16, hop
             mtu: 1500,
             source: Some(IpAddr::from([10, 0, 0, 254])),
         }),
+        ramp: None,
     }
 }
 
@@ -85,6 +86,7 @@ pub(super) fn service(
                 }),
                 health: HealthSpec::default(),
                 guard: GuardSpec::default(),
+                gradual: GradualSpec::default(),
                 quic: None,
                 backends: backends.iter().map(|b| b.spec.clone()).collect(),
             },

@@ -1,6 +1,9 @@
 //! The changes themselves and their form on disk.
 
-use super::firewall::{ListChanges, shared};
+use super::{
+    firewall::{ListChanges, shared},
+    gradual::Gradual,
+};
 use crate::model::{Admin, BackendName, LimitPatch, ServiceName, is_ring_size};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -31,6 +34,8 @@ pub struct RuntimeChanges {
     pub(super) lists: Arc<ListChanges>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) limits: BTreeMap<ServiceName, Stamped<LimitPatch>>,
+    #[serde(default, skip_serializing_if = "Gradual::is_empty")]
+    pub(super) gradual: Gradual,
 }
 
 /// What was changed of one backend; at least one of the three.
@@ -132,11 +137,11 @@ impl RuntimeChanges {
     /// The services whose backends or limits differ between the two; `None` if anything else does that services depend on.
     pub fn differing(&self, other: &Self) -> Option<BTreeSet<ServiceName>> {
         // The lists are no service's.
-        let Self { services, rings, lists: _, limits } = self;
+        let Self { services, rings, lists: _, limits, gradual } = self;
         let mut names = BTreeSet::new();
         differing(services, &other.services, &mut names);
         differing(limits, &other.limits, &mut names);
-        (*rings == other.rings).then_some(names)
+        (*rings == other.rings && *gradual == other.gradual).then_some(names)
     }
 
     /// The ring size a service was first given.

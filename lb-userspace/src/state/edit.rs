@@ -3,6 +3,7 @@
 use super::{
     apply::{EffectiveService, Obstacle, Origin, apply_one, obstacle},
     changes::{BackendChanges, Change, Membership, RuntimeChanges, Stamp, Stamped},
+    gradual::Gradual,
 };
 use crate::model::{
     Admin, BackendName, DEFAULT_WEIGHT, Forward, LimitError, Misfit, PortSpec, ServerId, ServiceName,
@@ -260,6 +261,7 @@ impl RuntimeChanges {
         self.services.clear();
         self.lists = std::sync::Arc::default();
         self.limits.clear();
+        self.gradual = Gradual::default();
         dropped
     }
 

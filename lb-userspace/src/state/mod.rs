@@ -8,6 +8,7 @@ mod apply;
 mod changes;
 mod edit;
 mod firewall;
+mod gradual;
 mod store;
 #[cfg(test)]
 mod tests;

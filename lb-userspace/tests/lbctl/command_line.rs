@@ -30,14 +30,14 @@ fn run(socket: &Path, line: &str) -> Ran {
 }
 
 /// Stdout of a command that must work.
-fn ok(socket: &Path, line: &str) -> String {
+pub fn ok(socket: &Path, line: &str) -> String {
     let Ran { status, stdout, stderr } = run(socket, line);
     assert_eq!((status, stderr.as_str()), (0, ""), "{line}: {stdout}");
     stdout
 }
 
 /// Stderr of a command that must fail.
-fn fails(socket: &Path, line: &str, status: i32) -> String {
+pub fn fails(socket: &Path, line: &str, status: i32) -> String {
     let ran = run(socket, line);
     assert_eq!((ran.status, ran.stdout.as_str()), (status, ""), "{line}: {}", ran.stderr);
     assert!(!ran.stderr.is_empty() && !ran.stderr.contains("panicked"), "{line}: {}", ran.stderr);

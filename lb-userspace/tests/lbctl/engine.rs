@@ -177,7 +177,7 @@ async fn engine(
     }
 }
 
-fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<Vec<String>>) {
+pub fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<Vec<String>>) {
     fn answer<T>(reply: Reply<T>, answer: Answer<T>) {
         let _ = reply.send(answer);
     }
@@ -210,6 +210,7 @@ fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<Vec<
                     origin: "runtime".to_owned(),
                     packets: 0,
                     bytes: 0,
+                    gradual: Default::default(),
                 });
                 Ok(changed(format!("backend {name} added to {service}")))
             });
@@ -224,7 +225,7 @@ fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<Vec<
             });
             answer(reply, result);
         }
-        Command::BackendAdmin { service, name, admin, by, reply } => {
+        Command::BackendAdmin { service, name, admin, by, reply, .. } => {
             note(by);
             let result = find(services, service.as_str()).and_then(|found| {
                 backend(found, name.as_str())?.admin = admin;
@@ -232,7 +233,7 @@ fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<Vec<
             });
             answer(reply, result);
         }
-        Command::BackendWeight { service, name, weight, by, reply } => {
+        Command::BackendWeight { service, name, weight, by, reply, .. } => {
             note(by);
             let result = find(services, service.as_str()).and_then(|found| {
                 backend(found, name.as_str())?.weight = weight;
@@ -244,7 +245,7 @@ fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<Vec<
             note(by);
             let changes = vec!["add backend web4 to www".to_owned(), "www: 12 slots move".to_owned()];
             let message = "2 changes".to_owned();
-            answer(reply, Ok(ChangeView { message, changes, planned_only: true }));
+            answer(reply, Ok(ChangeView { message, changes, planned_only: true, plan: None }));
         }
         Command::Reload { plan: false, by, reply } => {
             note(by);
@@ -261,6 +262,7 @@ fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<Vec<
             answer(reply, Ok(changed("removed from eth0 and eth1".to_owned())));
         }
         Command::Firewall(command) => obey_firewall(command, note),
+        Command::Gradual(command) => crate::gradual::obey(command, services, asked_by),
         Command::Pair(command) => obey_pair(command, note),
         Command::Explain { protocol, source, destination, packet: _, reply } => {
             answer(reply, Ok(explain(protocol, source, destination)));
@@ -277,14 +279,14 @@ fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<Vec<
     }
 }
 
-fn find<'a>(services: &'a mut [ServiceView], name: &str) -> Result<&'a mut ServiceView, CommandError> {
+pub fn find<'a>(services: &'a mut [ServiceView], name: &str) -> Result<&'a mut ServiceView, CommandError> {
     services
         .iter_mut()
         .find(|service| service.name == name)
         .ok_or_else(|| CommandError::NotFound(format!("no service '{name}'; there are: www, dns")))
 }
 
-fn backend<'a>(service: &'a mut ServiceView, name: &str) -> Result<&'a mut BackendView, CommandError> {
+pub fn backend<'a>(service: &'a mut ServiceView, name: &str) -> Result<&'a mut BackendView, CommandError> {
     let error = CommandError::NotFound(format!("{} has no backend '{name}'", service.name));
     service.backends.iter_mut().find(|backend| backend.name == name).ok_or(error)
 }
@@ -365,7 +367,7 @@ fn public() -> PairView {
 }
 
 fn changed(message: String) -> ChangeView {
-    ChangeView { message, changes: Vec::new(), planned_only: false }
+    ChangeView { message, ..ChangeView::default() }
 }
 
 fn status(services: &[ServiceView]) -> StatusView {
@@ -422,6 +424,7 @@ fn www() -> ServiceView {
         origin: "file".to_owned(),
         packets: u64::from(n) * 1_000,
         bytes: u64::from(n) * 64_000,
+        gradual: Default::default(),
     };
     let web3 = BackendView {
         admin: Admin::Draining,

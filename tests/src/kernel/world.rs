@@ -9,8 +9,8 @@ use lb_common::{
 use lb_userspace::{
     maglev,
     model::{
-        Admin, BackendSpec, Forward, GuardSpec, Health, HealthSpec, PortSpec, Protocol, QuicSpec, Scheduler,
-        ServiceSpec,
+        Admin, BackendSpec, Forward, GradualSpec, GuardSpec, Health, HealthSpec, PortSpec, Protocol,
+        QuicSpec, Scheduler, ServiceSpec,
     },
     plan::{self, Image, NextHopEntry, ServiceRecord, TunnelSettings, WantedBackend, WantedService},
 };
@@ -87,6 +87,7 @@ fn backend(n: u8, family: u8) -> WantedBackend {
             mtu: MTU,
             source: Some(source),
         }),
+        ramp: None,
     }
 }
 
@@ -113,6 +114,7 @@ fn service(
             snat: None,
             health: HealthSpec::default(),
             guard: GuardSpec::default(),
+            gradual: GradualSpec::default(),
             quic: (protocol == Protocol::Quic).then(|| QuicSpec {
                 server_id_length: 2,
                 config_id: QUIC_CONFIG,
@@ -273,7 +275,7 @@ impl World {
         let members: Vec<_> = service
             .backends
             .iter()
-            .map(|b| maglev::Member { key: maglev::key(b.spec.address, 0), weight: b.spec.weight })
+            .map(|b| maglev::Member::new(maglev::key(b.spec.address, 0), b.spec.weight))
             .collect();
         let ring = maglev::ring(service.spec.seed, service.ring_size, &members);
         let slot = hash::slot(hash, service.ring_size);

@@ -37,6 +37,7 @@ const ROOMS: &[Room] = &[
             "lb_userspace::affinity",
             "lb_userspace::plan",
             "lb_userspace::resequence",
+            "lb_userspace::ramp",
             "lb_userspace::state",
             "lb_userspace::health::fsm",
             "lb_userspace::health::schedule",

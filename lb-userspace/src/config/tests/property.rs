@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::model::{
-    BackendSpec, DnsCheck, ExecCheck, GrpcCheck, GuardSpec, Health, LimitSpec, MAX_BURST_MS, MAX_RATE,
-    MysqlCheck, QuicSpec, RedisCheck, Role, ServerId, SnatSpec, StatusRange, TlsSpec, TrackInterface,
-    UdpCheck, VrrpVersion,
+    BackendSpec, DnsCheck, ExecCheck, GradualSpec, GrpcCheck, GuardSpec, Health, LimitSpec, MAX_BURST_MS,
+    MAX_RATE, MysqlCheck, QuicSpec, RedisCheck, Role, ServerId, SnatSpec, StatusRange, TlsSpec,
+    TrackInterface, UdpCheck, VrrpVersion,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -266,8 +266,9 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
         1..=u16::MAX,
         (4..=15u8, 0..=6u8),
     );
-    (name(), 1..4usize, settings, health(), vec(backend, 0..5), guard()).prop_map(
-        move |(name, addresses, settings, health, backends, mut guard)| {
+    let gradual = (0..=86_400_000u64, option::of(0..100u8));
+    (name(), 1..4usize, settings, health(), vec(backend, 0..5), guard(), gradual).prop_map(
+        move |(name, addresses, settings, health, backends, mut guard, (slow_start, max_disruption))| {
             if settings.1 == Protocol::Udp {
                 guard.limits.connections_per_second = 0;
                 guard.limits.source_connections_per_second = 0;
@@ -329,6 +330,7 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
                 gue_port,
                 health,
                 guard,
+                gradual: GradualSpec { slow_start: Duration::from_millis(slow_start), max_disruption },
                 quic: (protocol == Protocol::Quic).then_some(quic),
                 snat: (forward == Forward::Snat).then(|| SnatSpec {
                     addresses: vec![IpAddr::V4(Ipv4Addr::new(10, 9, index as u8, 1))],

@@ -3,13 +3,13 @@
 use super::Engine;
 use crate::{
     config::Config,
-    control::api::ChangeView,
-    daemon::error::EngineError,
+    control::{api::ChangeView, gradual::PlanView},
+    daemon::{error::EngineError, gradual::unix_ms},
     model::{Admin, BackendName, ServiceName},
     plan::Action,
     state::{self, NewBackend, RuntimeChanges, Stamp},
 };
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 impl Engine {
     /// Adds a backend.
@@ -46,10 +46,14 @@ impl Engine {
         service: &ServiceName,
         name: &BackendName,
         admin: Admin,
+        end_after: Option<Duration>,
         by: &str,
     ) -> Result<ChangeView, EngineError> {
-        self.change(format!("backend {name} of {service} is {admin}"), by, |changes, config, stamp| {
-            Ok(changes.set_admin(&config.services, service, name, admin, stamp)?)
+        let end = end_after.map(|after| unix_ms().saturating_add(after.as_millis() as u64));
+        let message = format!("backend {name} of {service} is {admin}");
+        self.change(message, by, |changes, config, stamp| {
+            let changed = changes.set_admin(&config.services, service, name, admin, stamp)?;
+            Ok(changes.set_drain_end(service, name, end) || changed)
         })
     }
 
@@ -59,15 +63,14 @@ impl Engine {
         service: &ServiceName,
         name: &BackendName,
         weight: u16,
+        over: Option<Duration>,
         by: &str,
     ) -> Result<ChangeView, EngineError> {
-        self.change(
-            format!("backend {name} of {service} has weight {weight}"),
-            by,
-            |changes, config, stamp| {
-                Ok(changes.set_weight(&config.services, service, name, weight, stamp)?)
-            },
-        )
+        let (message, ramp) = self.weight_ramp(service, name, weight, over);
+        self.change(message, by, |changes, config, stamp| {
+            let changed = changes.set_weight(&config.services, service, name, weight, stamp)?;
+            Ok(changes.set_ramp(service, name, ramp) || changed)
+        })
     }
 
     /// Drops every runtime change.
@@ -102,7 +105,11 @@ impl Engine {
         let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let mut changes = before.clone();
         if !edit(&mut changes, &self.config, Stamp { at, by: by.to_owned() })? {
-            return Ok(ChangeView { message, changes: Vec::new(), planned_only: false });
+            let plan = self.asked.plan.then(PlanView::default);
+            return Ok(ChangeView { message, planned_only: self.asked.plan, plan, ..ChangeView::default() });
+        }
+        if let Some(plan) = self.foresee(None, &changes)? {
+            return Ok(ChangeView { message, planned_only: true, plan: Some(plan), ..ChangeView::default() });
         }
         self.state_dir.store(&changes)?;
         let touched = changes.differing(&before);
@@ -114,7 +121,7 @@ impl Engine {
         match converged {
             Ok(actions) => {
                 tracing::info!(by, "{message}");
-                Ok(ChangeView { message, changes: describe(&actions), planned_only: false })
+                Ok(ChangeView { message, changes: describe(&actions), ..ChangeView::default() })
             }
             Err(error) => {
                 self.changes = before;

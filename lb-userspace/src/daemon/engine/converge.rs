@@ -2,7 +2,7 @@
 
 use super::{Engine, destinations};
 use crate::{
-    daemon::error::EngineError,
+    daemon::{error::EngineError, gradual::unix_ms},
     model::ServiceName,
     plan::{Action, Part, WantedBackend, WantedService},
     state::{self, EffectiveService},
@@ -41,7 +41,10 @@ impl Engine {
             .filter(|i| names.contains(&self.config.services[*i].name))
             .collect();
         let same = |i: &usize| {
-            self.effective.services.get(*i).is_some_and(|s| s.spec.name == self.config.services[*i].name)
+            let config = &self.config.services[*i];
+            // Who starts slowly is found by a look at all services.
+            config.gradual.slow_start.is_zero()
+                && self.effective.services.get(*i).is_some_and(|s| s.spec.name == config.name)
         };
         if places.len() != names.len() || !places.iter().all(same) {
             return Ok(None);
@@ -91,6 +94,7 @@ impl Engine {
 
     /// A service in force, each backend with its states and its next hop.
     pub(super) fn wanted_service(&self, service: &EffectiveService) -> WantedService {
+        let now_ms = unix_ms();
         let size = service.spec.ring_size.or_else(|| self.changes.ring_size(&service.spec.name));
         WantedService {
             ring_size: size.unwrap_or_else(|| crate::maglev::default_size(service.backends.len())),
@@ -102,6 +106,10 @@ impl Engine {
                     admin: backend.admin,
                     health: self.health_of(&service.spec, &backend.spec),
                     next_hop: self.hops.get(&backend.spec.address).and_then(|hop| hop.as_ref().ok().copied()),
+                    ramp: self
+                        .changes
+                        .ramp(&service.spec.name, &backend.spec.name)
+                        .and_then(|ramp| ramp.progress(now_ms)),
                 })
                 .collect(),
             spec: service.spec.clone(),

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 impl Engine {
     /// Reads the configuration file again. A bad one is refused and the running one stays.
     pub fn reload(&mut self, plan_only: bool, by: &str) -> Result<ChangeView, EngineError> {
+        let plan_only = plan_only || self.asked.plan;
+        self.asked.plan = plan_only;
         let result = self.try_reload(plan_only);
         if !plan_only {
             self.instruments.reloads.record(result.is_ok());
@@ -28,12 +30,14 @@ impl Engine {
         restart_needed(&self.config, &new)?;
         let changes = setting_changes(&self.config, &new);
         let file = self.config_file.display().to_string();
+        let kept = self.changes.clone();
+        let plan = self.foresee(Some(&new), &kept)?;
         if plan_only {
             let message = match changes.len() {
                 0 => format!("{file}: nothing would change"),
                 n => format!("{file}: {n} settings would change"),
             };
-            return Ok(ChangeView { message, changes, planned_only: true });
+            return Ok(ChangeView { message, changes, planned_only: true, plan });
         }
         let interfaces = (&new.node.interfaces, new.node.xdp_mode)
             != (&self.config.node.interfaces, self.config.node.xdp_mode);
@@ -68,7 +72,7 @@ impl Engine {
             0 => format!("{file} read again: nothing changed"),
             n => format!("{file} read again: {n} settings changed"),
         };
-        Ok(ChangeView { message, changes, planned_only: false })
+        Ok(ChangeView { message, changes, ..ChangeView::default() })
     }
 }
 

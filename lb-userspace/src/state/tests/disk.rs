@@ -142,7 +142,7 @@ fn what_cannot_be_understood_is_moved_aside() {
         (b"{}", "not a valid state file (missing field `version` at line 1 column 2)"),
         (b"\xff", "not a valid state file (expected value at line 1 column 1)"),
         (b"{\"version\":2,\"x\":[]}", "a state file of version 2, this program reads version 1"),
-        (b"{\"version\":1,\"x\":1}", "not a valid state file (unknown field `x`, expected one of `services`, `rings`, `lists`, `limits`)"),
+        (b"{\"version\":1,\"x\":1}", "not a valid state file (unknown field `x`, expected one of `services`, `rings`, `lists`, `limits`, `gradual`)"),
         (
             b"{\"version\":1,\"rings\":{\"www\":4}}",
             "not a valid state file (the ring of service 'www' has 4 slots, not a prime)",
