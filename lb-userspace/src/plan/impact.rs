@@ -1,7 +1,7 @@
 //! What a change does to the slots, by service and backend. Pure.
 
 use super::{Image, Ring, name_of};
-use lb_common::abi::{BackendEntry, ServiceEntry};
+use lb_common::abi::{BackendEntry, ServiceEntry, Slot};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a change does to one service.
