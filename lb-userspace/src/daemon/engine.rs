@@ -30,7 +30,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -66,6 +66,8 @@ pub struct Engine {
     rings: maglev::Cache,
     /// The maps are not what is asked for: the last attempt failed.
     behind: bool,
+    /// Of what is in force, once somebody has asked for it.
+    pub(super) hash: OnceLock<String>,
     /// Health as an earlier daemon left it in the maps, until the checks of this one have spoken.
     remembered: BTreeMap<TargetKey, (IpAddr, Health)>,
     pub(super) started: Instant,
@@ -108,6 +110,7 @@ impl Engine {
             nat: NatState::default(),
             rings: maglev::Cache::default(),
             behind: true,
+            hash: OnceLock::new(),
             remembered: remembered(&image),
             started: Instant::now(),
             health_task: parts.health_task,
@@ -135,6 +138,7 @@ impl Engine {
 
     /// Makes the kernel what configuration, changes, health and next hops ask for.
     pub fn converge(&mut self) -> Result<Vec<Action>, EngineError> {
+        self.hash.take();
         let result = self.try_converge();
         self.behind = result.is_err();
         result
