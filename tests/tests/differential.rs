@@ -187,7 +187,7 @@ fn disturbed(image: &Image, phase: usize, rng: &mut Rng) -> Image {
             .map(|(id, _)| *id)
             .chain([0])
             .collect();
-        for word in image.rings.get_mut(&id).expect("a ring") {
+        let mut disturb = |word: &mut Slot| {
             let (owner, home) = (rng.pick(&backends), rng.pick(&backends));
             *word = match rng.below(4) {
                 0 => *word,
@@ -195,7 +195,9 @@ fn disturbed(image: &Image, phase: usize, rng: &mut Rng) -> Image {
                 2 => Slot::new(owner, owner, SlotState::Tracked, phase as u16),
                 _ => Slot::new(owner, home, SlotState::Moving, phase as u16),
             };
-        }
+        };
+        let ring = image.rings.get_mut(&id).expect("a ring");
+        ring.update(|words| words.iter_mut().for_each(&mut disturb));
     }
     for backend in image.backends.values_mut() {
         if rng.percent(20) {

@@ -53,7 +53,7 @@ fn disturbed(image: &Image, phase: u16, rng: &mut Rng) -> Image {
     for (id, ring) in &mut image.rings {
         let own: Vec<u32> =
             backends.iter().filter(|(_, b)| b.entry.service == *id).map(|(id, _)| *id).chain([0]).collect();
-        for word in ring {
+        let mut disturb = |word: &mut Slot| {
             let (owner, home) = (rng.pick(&own), rng.pick(&own));
             *word = match rng.below(4) {
                 0 => *word,
@@ -61,7 +61,8 @@ fn disturbed(image: &Image, phase: u16, rng: &mut Rng) -> Image {
                 2 => Slot::new(owner, owner, SlotState::Tracked, phase),
                 _ => Slot::new(owner, home, SlotState::Moving, phase),
             };
-        }
+        };
+        ring.update(|words| words.iter_mut().for_each(&mut disturb));
     }
     for backend in image.backends.values_mut() {
         if rng.percent(20) {

@@ -32,7 +32,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -72,6 +72,8 @@ pub struct Engine {
     pub(super) asked: ChangeOptions,
     /// Who takes new flows, for slow starts.
     pub(super) watch: ramp::Watch,
+    /// Of what is in force, once somebody has asked for it.
+    pub(super) hash: OnceLock<String>,
     /// Health as an earlier daemon left it in the maps, until the checks of this one have spoken.
     remembered: BTreeMap<TargetKey, (IpAddr, Health)>,
     pub(super) started: Instant,
@@ -117,6 +119,7 @@ impl Engine {
             watch: ramp::Watch::default(),
             rings: maglev::Cache::default(),
             behind: true,
+            hash: OnceLock::new(),
             remembered: remembered(&image),
             started: Instant::now(),
             health_task: parts.health_task,
@@ -145,6 +148,7 @@ impl Engine {
 
     /// See [`Engine::converge`], which takes the time.
     pub(super) fn carry_out(&mut self) -> Result<Vec<Action>, EngineError> {
+        self.hash.take();
         let result = self.try_carry_out();
         self.behind = result.is_err();
         result

@@ -77,9 +77,13 @@ impl Engine {
         })
     }
 
-    /// Hash over what is in force, runtime changes included.
+    /// Hash over what is in force, runtime changes included. Made once for each state: it looks at every setting.
     pub(super) fn config_hash(&self) -> String {
-        let mut config = self.config.clone();
+        self.hash.get_or_init(|| self.make_hash()).clone()
+    }
+
+    fn make_hash(&self) -> String {
+        let mut config = self.config.without_services();
         config.services = self.effective.services.iter().map(|s| s.spec.clone()).collect();
         config.firewall = self.firewall.hashed(&config.firewall, self.changes.lists());
         config.hash()
@@ -211,7 +215,8 @@ impl Engine {
     }
 
     pub(super) fn config_view(&self) -> ConfigView {
-        let mut effective = self.config.clone();
+        let mut effective = self.config.without_services();
+        effective.origins = self.config.origins.clone();
         effective.services = self.effective.services.iter().map(|s| s.spec.clone()).collect();
         let mut places = BTreeMap::new();
         let mut settings: Vec<SettingView> = effective

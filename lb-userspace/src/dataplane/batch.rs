@@ -97,6 +97,25 @@ pub(super) fn insert<K: aya::Pod, V: aya::Pod>(
     Ok(())
 }
 
+/// Replaces entries of an array, whose values are so many bytes of each CPU's as `values` has for each key.
+///
+/// The key size of the map is 4 bytes.
+pub(super) fn insert_bytes(map: BorrowedFd<'_>, keys: &[u32], values: &[u8]) -> io::Result<()> {
+    let size = values.len() / keys.len().max(1);
+    assert_eq!(size * keys.len(), values.len());
+    let mut attr = Attr {
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: keys.len() as u32,
+        map_fd: map.as_raw_fd() as u32,
+        ..Attr::default()
+    };
+    // SAFETY: the pointers are to live slices of `count` keys and values, which the kernel reads.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_BATCH, &raw mut attr, size_of::<Attr>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Removes entries; those that are not there are fine.
 ///
 /// `K` must have the map's key size.

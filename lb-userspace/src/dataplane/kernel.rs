@@ -1,6 +1,6 @@
 //! The loaded program with its maps: adopted from an earlier daemon where there are pins, made where not.
 
-use super::{Attached, DataplaneError, Maps, Observed, Ran, XdpMode, attach, elf, observe};
+use super::{Attached, DataplaneError, Maps, Observed, Ran, XdpMode, attach, elf, fresh, observe};
 use crate::plan::{Action, Image, Pair, Walk};
 use aya::{
     Ebpf, EbpfLoader,
@@ -115,10 +115,13 @@ impl Kernel {
 
     /// Carries out the actions, all or none: what was done is taken back when one fails.
     pub fn execute(&mut self, actions: &[Action]) -> Result<(), DataplaneError> {
-        for (done, action) in actions.iter().enumerate() {
-            if let Err(error) = self.maps.apply(action) {
+        let mut done = 0;
+        while done < actions.len() {
+            let some = fresh::together(&actions[done..]);
+            done += some;
+            if let Err(error) = self.maps.apply_together(&actions[done - some..done]) {
                 // With the one that failed: it may have been done in part.
-                for action in actions[..=done].iter().rev() {
+                for action in actions[..done].iter().rev() {
                     if let Err(second) = self.maps.apply(&action.inverse()) {
                         tracing::error!(%second, %action, "could not take back a change of the maps");
                     }

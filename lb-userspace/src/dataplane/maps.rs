@@ -3,6 +3,7 @@
 use super::{
     DataplaneError, batch,
     flow_tables::FlowTables,
+    fresh::Arrays,
     lists::Lists,
     nat::NatMaps,
     window::{Windowed, load_slot},
@@ -128,6 +129,7 @@ pub struct Maps {
     backend_names: Array<MapData, Identity>,
     lists: Lists,
     cids: HashMap<MapData, CidKey, u32>,
+    pub(super) arrays: Arrays,
     nat: NatMaps,
 }
 
@@ -173,6 +175,7 @@ impl Maps {
         // Its word of flags is written bit by bit, by both.
         let control = Arc::new(mapped(ebpf, "CONTROL")?);
         Ok(Self {
+            arrays: Arrays::take(ebpf)?,
             vips4: take(ebpf, "VIPS4")?,
             vips6: take(ebpf, "VIPS6")?,
             ports: take(ebpf, "PORTS")?,
@@ -350,9 +353,6 @@ impl Maps {
         old: Option<&BackendRecord>,
         new: Option<&BackendRecord>,
     ) -> Result<(), DataplaneError> {
-        /// The word of a backend's entry that holds the end of the source MAC address and the interface: 0
-        /// there means "no next hop".
-        const IFINDEX_WORD: usize = 1;
         if old.is_none() {
             clear_stats(&mut self.backend_stats, "BACKEND_STATS", id)?;
             self.tables.clear_active(id);
@@ -465,7 +465,7 @@ impl Maps {
             if entry.kind == 0 {
                 continue;
             }
-            self.backends.store(id, &entry, 1, false);
+            self.backends.store(id, &entry, IFINDEX_WORD, false);
             let name = old.backend_names.get(&id, 0).map_err(DataplaneError::map("BACKEND_NAMES"))?;
             self.backend_names.set(id, name, 0).map_err(DataplaneError::map("BACKEND_NAMES"))?;
             let stats = old.backend_stats.get(&id, 0).map_err(DataplaneError::map("BACKEND_STATS"))?;
@@ -474,6 +474,10 @@ impl Maps {
         Ok(())
     }
 }
+
+/// The word of a backend's entry that holds the end of the source MAC address and the interface: 0
+/// there means "no next hop".
+pub(super) const IFINDEX_WORD: usize = 1;
 
 /// A new owner of an id counts from zero.
 fn clear_stats(
@@ -486,7 +490,7 @@ fn clear_stats(
     stats.set(id, zero, 0).map_err(DataplaneError::map(map))
 }
 
-fn cpus() -> usize {
+pub(super) fn cpus() -> usize {
     aya::util::nr_cpus().unwrap_or(1)
 }
 

@@ -14,6 +14,7 @@ pub mod decap;
 mod elf;
 mod error;
 mod flow_tables;
+mod fresh;
 mod held;
 mod kernel;
 mod listing;

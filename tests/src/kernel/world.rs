@@ -242,9 +242,9 @@ fn break_tables(image: &mut Image) -> Vec<(Ipv4Addr, DropReason)> {
     add(34, FIRST as u16 + 4, DropReason::NoBackend);
     image.services.insert(FIRST, with(RING_CAPACITY, 13));
     image.services.insert(FIRST + 1, with(ring_end, 13));
-    image.rings.insert(FIRST + 1, vec![Slot::plain(BACKEND_CAPACITY, 0); 13]);
+    image.rings.insert(FIRST + 1, vec![Slot::plain(BACKEND_CAPACITY, 0); 13].into());
     image.services.insert(FIRST + 3, with(ring_end + 13, 13));
-    image.rings.insert(FIRST + 3, vec![Slot::plain(bad_kind, 0); 13]);
+    image.rings.insert(FIRST + 3, vec![Slot::plain(bad_kind, 0); 13].into());
     broken
 }
 

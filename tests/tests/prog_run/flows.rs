@@ -21,7 +21,8 @@ fn two(rig: &Rig) -> (u32, u32) {
 /// Puts every slot of the service into one state.
 fn slots(rig: &mut Rig, owner: u32, home: u32, state: SlotState) {
     let service = rig.world.image.service_id(SERVICE).unwrap();
-    rig.world.image.rings.get_mut(&service).unwrap().fill(Slot::new(owner, home, state, 1));
+    let ring = rig.world.image.rings.get_mut(&service).unwrap();
+    ring.update(|words| words.fill(Slot::new(owner, home, state, 1)));
     rig.balancer.set_image(&rig.world.image);
 }
 

@@ -125,9 +125,7 @@ fn draining_and_dead_servers() {
     let others: Vec<u32> = servers.values().copied().filter(|other| *other != backend).collect();
     let mut image = rig.world.image.clone();
     // Nobody's slot any more.
-    for slot in image.rings.get_mut(&id).expect("a ring") {
-        *slot = Slot::plain(others[0], 0);
-    }
+    image.rings.get_mut(&id).expect("a ring").update(|words| words.fill(Slot::plain(others[0], 0)));
     let packet =
         rig.world.packet("quic4", false, 1).with(|p| *p.payload() = short(&cid(QUIC_CONFIG, server)));
     let flagged = |flags| {
@@ -164,9 +162,8 @@ fn an_initial_begins_a_flow() {
     let backends: Vec<u32> = servers(&rig.world.image, id).into_values().collect();
     let (owner, home) = (backends[0], backends[1]);
     let mut image = rig.world.image.clone();
-    for slot in image.rings.get_mut(&id).expect("a ring") {
-        *slot = Slot::new(owner, home, SlotState::Moving, 0);
-    }
+    let ring = image.rings.get_mut(&id).expect("a ring");
+    ring.update(|words| words.fill(Slot::new(owner, home, SlotState::Moving, 0)));
     rig.balancer.set_image(&image);
     let unnamed = cid(UNROUTABLE, [1, 2]);
     let mut send = |client, payload: Vec<u8>| {

@@ -145,9 +145,8 @@ fn errors_follow_recorded_flows() {
     let backends: Vec<u32> =
         image.backends.iter().filter(|(_, b)| b.entry.service == id).map(|(id, _)| *id).collect();
     let (owner, home) = (backends[0], backends[1]);
-    for word in image.rings.get_mut(&id).unwrap() {
-        *word = Slot::new(owner, home, SlotState::Moving, 1);
-    }
+    let ring = image.rings.get_mut(&id).unwrap();
+    ring.update(|words| words.fill(Slot::new(owner, home, SlotState::Moving, 1)));
     rig.balancer.set_image(&image);
     let backend = |moved: &lb_tests::kernel::Counters| {
         use lb_tests::kernel::Counter;

@@ -125,6 +125,7 @@ impl Engine {
             }
             Err(error) => {
                 self.changes = before;
+                self.hash.take();
                 self.effective = state::apply(&self.config.services, &self.changes);
                 if let Err(second) = self.state_dir.store(&self.changes) {
                     tracing::error!(error = %second, "could not take a refused change out of the state file again");

@@ -210,12 +210,12 @@ impl HealthHandle {
 
     /// What is known of every target.
     pub fn statuses(&self) -> HashMap<TargetKey, TargetStatus> {
-        self.board.lock().clone()
+        self.board.lock().iter().map(|(key, status)| (key.clone(), (**status).clone())).collect()
     }
 
     /// What is known of one target; `None` until the task has taken it over.
     pub fn status(&self, key: &TargetKey) -> Option<TargetStatus> {
-        self.board.lock().get(key).cloned()
+        self.board.lock().get(key).map(|status| (**status).clone())
     }
 
     /// [`TargetStatus::reason`] of every target.
@@ -232,10 +232,10 @@ impl HealthHandle {
 
 /// The statuses, shared with whoever asks; written only when one changes.
 #[derive(Debug, Default)]
-struct Board(Mutex<HashMap<TargetKey, TargetStatus>>);
+struct Board(Mutex<HashMap<TargetKey, Arc<TargetStatus>>>);
 
 impl Board {
-    fn lock(&self) -> MutexGuard<'_, HashMap<TargetKey, TargetStatus>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<TargetKey, Arc<TargetStatus>>> {
         // Every write is a whole insert or remove: what a panicking writer leaves is sound.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -32,7 +32,8 @@ struct Member {
     address: SocketAddr,
     spec: Arc<HealthSpec>,
     state: fsm::State,
-    status: TargetStatus,
+    /// Shared with whoever shows it.
+    status: Arc<TargetStatus>,
     /// `None` where there is nothing to check, or nothing that could be sent.
     checked: Option<Checked>,
 }
@@ -61,7 +62,7 @@ pub(super) struct Applied {
     pub(super) forget: Vec<TargetKey>,
     pub(super) events: Vec<HealthEvent>,
     /// The statuses that are new or changed.
-    pub(super) statuses: Vec<(TargetKey, TargetStatus)>,
+    pub(super) statuses: Vec<(TargetKey, Arc<TargetStatus>)>,
 }
 
 /// What the end of a check leads to.
@@ -71,7 +72,7 @@ pub(super) struct Finished<'a> {
     pub(super) kind: &'static str,
     pub(super) event: Option<HealthEvent>,
     /// The status, if it is another than before.
-    pub(super) status: Option<TargetStatus>,
+    pub(super) status: Option<Arc<TargetStatus>>,
 }
 
 impl Roster {
@@ -149,8 +150,9 @@ impl Roster {
                 None
             }
         };
-        applied.statuses.push((key.clone(), status.clone()));
         let state = fsm::State::new(status.health);
+        let status = Arc::new(status);
+        applied.statuses.push((key.clone(), Arc::clone(&status)));
         let member = Member { address: *address, spec: Arc::clone(spec), state, status, checked };
         self.by_key.insert(key.clone(), member);
     }
@@ -204,17 +206,18 @@ impl Roster {
         self.schedule.finished(id, now);
         let changed = transition.is_some() || member.status.last != last;
         if changed {
-            member.status.health = state.health;
+            let status = Arc::make_mut(&mut member.status);
+            status.health = state.health;
             if let LastResult::Failed(failure) = &last {
-                member.status.last_failure = Some(failure.clone());
+                status.last_failure = Some(failure.clone());
             }
-            member.status.last = last;
+            status.last = last;
         }
         let event = transition.map(|transition| {
-            member.status.since = Some(wall);
+            Arc::make_mut(&mut member.status).since = Some(wall);
             member.status.event(key, transition.from, wall)
         });
-        Some(Finished { key, kind, event, status: changed.then(|| member.status.clone()) })
+        Some(Finished { key, kind, event, status: changed.then(|| Arc::clone(&member.status)) })
     }
 }
 

@@ -15,11 +15,11 @@ fn key(n: u16) -> TargetKey {
 
 fn target(n: u16, initial: Health) -> Target {
     let spec = HealthSpec { interval: INTERVAL, rise: 2, fall: 2, ..HealthSpec::default() };
-    Target { key: key(n), address: SocketAddr::from(([127, 0, 0, 1], 8000 + n)), spec, initial }
+    Target { key: key(n), address: SocketAddr::from(([127, 0, 0, 1], 8000 + n)), spec: spec.into(), initial }
 }
 
 fn with_check(check: HealthCheck, target: Target) -> Target {
-    Target { spec: HealthSpec { check, ..target.spec }, ..target }
+    Target { spec: HealthSpec { check, ..(*target.spec).clone() }.into(), ..target }
 }
 
 /// A roster and its clock.
@@ -51,7 +51,7 @@ impl Bench {
         result: Result<(), ProbeFailure>,
     ) -> (Option<HealthEvent>, Option<TargetStatus>) {
         let finished = self.roster.finished(job.id, result, self.now, WALL).expect("it is a target");
-        (finished.event, finished.status)
+        (finished.event, finished.status.map(|status| (*status).clone()))
     }
 
     /// Runs the next check with that result.
@@ -103,8 +103,8 @@ fn results_become_events_and_statuses() {
 fn the_pace_follows_the_results() {
     let fast = INTERVAL / 10;
     let target = target(1, Up);
-    let spec = HealthSpec { fast_interval: Some(fast), backoff: Some(INTERVAL * 60), ..target.spec.clone() };
-    let (mut bench, _) = Bench::new(&[Target { spec, ..target }]);
+    let spec = HealthSpec { fast_interval: Some(fast), backoff: Some(INTERVAL * 60), ..(*target.spec).clone() };
+    let (mut bench, _) = Bench::new(&[Target { spec: spec.into(), ..target }]);
     // How long after the check the next one comes.
     let mut gap = |result: Result<(), ProbeFailure>| {
         let job = bench.next();
@@ -169,7 +169,7 @@ fn another_spec_keeps_the_health_and_restarts_the_counters() {
     bench.check(REFUSED);
     let running = bench.next();
     let mut changed = target(1, Unknown);
-    changed.spec.interval = INTERVAL * 2;
+    Arc::make_mut(&mut changed.spec).interval = INTERVAL * 2;
     let applied = bench.apply(&[changed]);
     assert_eq!(applied.stop, [running.id]);
     assert!(applied.forget.is_empty() && applied.events.is_empty());
@@ -238,7 +238,7 @@ fn a_request_that_cannot_be_sent_leaves_the_health_alone() {
 #[test]
 fn the_check_has_a_port_of_its_own() {
     let mut with_port = target(1, Up);
-    with_port.spec.port = Some(9);
+    Arc::make_mut(&mut with_port.spec).port = Some(9);
     let (mut bench, _) = Bench::new(std::slice::from_ref(&with_port));
     assert_eq!(bench.next().address, "127.0.0.1:9".parse().unwrap());
     assert_eq!(bench.roster.by_key[&key(1)].status.address, with_port.address);
@@ -263,7 +263,7 @@ proptest! {
                 .map(|(n, (kind, moved))| {
                     let check = if kind == 0 { HealthCheck::None } else { HealthCheck::Tcp };
                     let mut target = with_check(check, target(n, Down));
-                    target.spec.interval *= u32::from(kind.max(1));
+                    Arc::make_mut(&mut target.spec).interval *= u32::from(kind.max(1));
                     if moved {
                         target.address.set_port(1);
                     }

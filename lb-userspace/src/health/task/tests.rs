@@ -30,18 +30,18 @@ fn tcp(n: usize, address: SocketAddr) -> Target {
         fall: 3,
         ..HealthSpec::default()
     };
-    Target { key: key(n), address, spec, initial: Unknown }
+    Target { key: key(n), address, spec: spec.into(), initial: Unknown }
 }
 
 fn http(n: usize, address: SocketAddr) -> Target {
     let check = HttpCheck::default();
     let target = tcp(n, address);
-    Target { spec: HealthSpec { check: HealthCheck::Http(check), ..target.spec }, ..target }
+    Target { spec: HealthSpec { check: HealthCheck::Http(check), ..(*target.spec).clone() }.into(), ..target }
 }
 
 /// A check of a server that does not answer.
 fn impatient(target: Target) -> Target {
-    Target { spec: HealthSpec { timeout: INTERVAL, ..target.spec }, ..target }
+    Target { spec: HealthSpec { timeout: INTERVAL, ..(*target.spec).clone() }.into(), ..target }
 }
 
 fn start(capacity: usize) -> (HealthHandle, mpsc::Receiver<HealthEvent>) {
@@ -170,7 +170,7 @@ async fn a_removed_target_ends_its_running_check() {
     let (handle, _events) = start(10);
     let server = Server::start(V4, Conduct::hang("")).await;
     let mut target = http(1, server.address);
-    target.spec.timeout = Duration::from_secs(3600);
+    Arc::make_mut(&mut target.spec).timeout = Duration::from_secs(3600);
     handle.set_targets(vec![target]);
     until("a check that hangs", || server.open() == 1).await;
     handle.set_targets(Vec::new());
@@ -181,8 +181,8 @@ async fn a_removed_target_ends_its_running_check() {
 async fn no_check_is_up_at_once() {
     let (handle, mut events) = start(10);
     let mut target = tcp(1, "192.0.2.1:1".parse().unwrap());
-    target.spec.check = HealthCheck::None;
-    target.spec.interval = Duration::from_secs(3600);
+    Arc::make_mut(&mut target.spec).check = HealthCheck::None;
+    Arc::make_mut(&mut target.spec).interval = Duration::from_secs(3600);
     handle.set_targets(vec![target]);
     let event = next(&mut events).await;
     assert_eq!((event.health, event.reason.as_str()), (Up, "not checked"));
@@ -298,8 +298,9 @@ async fn two_thousand_targets_come_and_go() {
 
     let targets = (0..N).map(|n| {
         let mut target = if n % 2 == 0 { tcp(n, quick) } else { impatient(http(n, silent.address)) };
-        target.spec.interval = Duration::from_secs(1);
-        (target.spec.rise, target.spec.fall) = (1, 1);
+        Arc::make_mut(&mut target.spec).interval = Duration::from_secs(1);
+        let spec = Arc::make_mut(&mut target.spec);
+        (spec.rise, spec.fall) = (1, 1);
         target
     });
     handle.set_targets(targets.collect());
