@@ -323,7 +323,7 @@ pub enum BackendCommand {
         #[arg(value_name = "NAME", value_parser = parse::backend)]
         name: BackendName,
     },
-    /// Ends a drain or a disable
+    /// Ends a drain, a disable or an ejection by passive health checks
     #[command(after_help = BACKEND_EXAMPLES)]
     Enable {
         /// Name of the service, as in `lbctl service list`

@@ -13,6 +13,7 @@ mod files;
 mod firewall;
 mod health;
 mod node;
+mod passive;
 mod quic;
 mod reader;
 mod schema;

@@ -91,6 +91,7 @@ pub(super) static DEFAULTS: Schema = Schema {
         "allow",
         "limits",
         "health",
+        "passive",
         "snat",
     ],
     refused: &[("name", NO_DEFAULT), ("addresses", NO_DEFAULT), ("backend", NO_DEFAULT)],
@@ -112,6 +113,7 @@ pub(super) static SERVICE: Schema = Schema {
         "allow",
         "limits",
         "health",
+        "passive",
         "quic",
         "snat",
         "backend",
@@ -158,6 +160,23 @@ pub(super) static SERVICE_QUIC: Schema =
 
 pub(super) static DEFAULTS_HEALTH: Schema =
     Schema { header: "[defaults.health]", keys: HEALTH_KEYS, refused: &[] };
+
+const PASSIVE_KEYS: &[&str] = &[
+    "enabled",
+    "interval",
+    "windows",
+    "min_connections",
+    "threshold",
+    "max_ejected",
+    "ejection_time",
+    "max_ejection_time",
+];
+
+pub(super) static SERVICE_PASSIVE: Schema =
+    Schema { header: "[service.passive]", keys: PASSIVE_KEYS, refused: &[] };
+
+pub(super) static DEFAULTS_PASSIVE: Schema =
+    Schema { header: "[defaults.passive]", keys: PASSIVE_KEYS, refused: &[] };
 
 const SNAT_KEYS: &[&str] = &["addresses", "ports"];
 

@@ -4,6 +4,7 @@ use super::{
     address,
     firewall::{self, LimitSettings},
     health::{self, Checked, HealthSettings, duration},
+    passive::PassiveSettings,
     quic::{self, QuicDraft},
     reader::{Notes, Refusal, Section, Setting, integer, text, wrong_type},
     schema,
@@ -59,6 +60,7 @@ pub(super) struct ServiceSettings {
     limits: LimitSettings,
     pub(super) health: HealthSettings,
     snat: SnatSettings,
+    passive: PassiveSettings,
 }
 
 impl ServiceSettings {
@@ -78,6 +80,7 @@ impl ServiceSettings {
         limits: LimitSettings::ABSENT,
         health: HealthSettings::ABSENT,
         snat: SnatSettings::ABSENT,
+        passive: PassiveSettings::ABSENT,
     };
 
     fn read(section: &Section<'_>) -> Self {
@@ -114,6 +117,7 @@ impl ServiceSettings {
             limits: LimitSettings::ABSENT,
             health: HealthSettings::ABSENT,
             snat: SnatSettings::ABSENT,
+            passive: PassiveSettings::ABSENT,
         }
     }
 
@@ -133,6 +137,7 @@ impl ServiceSettings {
             settings.health.check_defaults(&section);
         }
         settings.snat = SnatSettings::read(&section, &schema::DEFAULTS_SNAT);
+        settings.passive = PassiveSettings::read(&section, &schema::DEFAULTS_PASSIVE);
         settings
     }
 }
@@ -176,6 +181,7 @@ pub(super) struct ServiceDraft<'a> {
     pub(super) protocol: Setting<Protocol>,
     pub(super) forward: Setting<Forward>,
     pub(super) snat: SnatSettings,
+    pub(super) passive: PassiveSettings,
     pub(super) backends: Vec<BackendDraft<'a>>,
     pub(super) ring_size: Setting<u32>,
     pub(super) quic: QuicDraft<'a>,
@@ -240,6 +246,7 @@ pub(super) fn read_service<'a>(
     let quic = quic::read(&section);
     let forward = settings.forward.or(&defaults.forward).clone();
     let snat = SnatSettings::read(&section, &schema::SERVICE_SNAT).or(&defaults.snat);
+    let passive = PassiveSettings::read(&section, &schema::SERVICE_PASSIVE).or(&defaults.passive);
     ServiceDraft {
         name,
         addresses,
@@ -247,6 +254,7 @@ pub(super) fn read_service<'a>(
         protocol,
         forward,
         snat,
+        passive,
         backends,
         ring_size,
         quic,
@@ -350,6 +358,7 @@ impl ServiceDraft<'_> {
             gue_port: section.pick("gue_port", own.gue_port.or(&defaults.gue_port), DEFAULT_GUE_PORT),
             snat: if forward == Forward::Snat { self.snat.build(section) } else { None },
             health: self.health,
+            passive: self.passive.build(section, protocol),
             guard: GuardSpec {
                 allow: section.pick("allow", own.allow.or(&defaults.allow), BTreeSet::new()),
                 limits: self.limits,

@@ -158,6 +158,9 @@ pub struct BackendView {
     pub origin: String,
     pub packets: u64,
     pub bytes: u64,
+    /// What its clients met, where the service has passive health checks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passive: Option<super::passive::PassiveView>,
 }
 
 /// One row of `drops`.

@@ -10,6 +10,7 @@ mod extract;
 pub mod firewall;
 pub mod observe;
 pub mod pair;
+pub mod passive;
 pub mod request;
 pub mod server;
 pub mod socket;

@@ -60,6 +60,7 @@ pub struct Engine {
     pub(super) tracers: Tracers,
     pub(super) pair: super::pair::Pair,
     pub(super) nat: NatState,
+    pub(super) passive: super::passive::Passive,
     rings: maglev::Cache,
     /// Health as an earlier daemon left it in the maps, until the checks of this one have spoken.
     remembered: BTreeMap<TargetKey, (IpAddr, Health)>,
@@ -101,6 +102,7 @@ impl Engine {
             tracers: Tracers::default(),
             pair: super::pair::Pair::default(),
             nat: NatState::default(),
+            passive: super::passive::Passive::default(),
             rings: maglev::Cache::default(),
             remembered: remembered(&image),
             started: Instant::now(),
@@ -131,6 +133,7 @@ impl Engine {
     pub fn converge(&mut self) -> Result<Vec<Action>, EngineError> {
         self.choose_ring_sizes()?;
         self.effective = state::apply(&self.config.services, &self.changes);
+        self.limit_ejections();
         let wanted = self.wanted();
         let avoid = self.tracking.reserved();
         let tunnel = self.tunnel();
@@ -178,6 +181,7 @@ impl Engine {
         tracing::info!(ring = capacities.ring, backends = capacities.backends, "growing the maps");
         self.kernel.grow(capacities)?;
         self.image = self.kernel.observe()?;
+        self.passive.begin_anew();
         Ok(())
     }
 
@@ -228,6 +232,7 @@ impl Engine {
                         spec: backend.spec.clone(),
                         admin: backend.admin,
                         health: self.health_of(&service.spec, &backend.spec),
+                        ejected: self.passive.is_ejected(&service.spec.name, &backend.spec.name),
                         next_hop: self
                             .hops
                             .get(&backend.spec.address)
@@ -369,7 +374,7 @@ impl Engine {
         self.track_pair();
     }
 
-    fn converge_or_log(&mut self, why: &str) {
+    pub(super) fn converge_or_log(&mut self, why: &str) {
         if let Err(error) = self.converge() {
             tracing::error!(%error, "could not carry out {why}; forwarding goes on as before");
         }

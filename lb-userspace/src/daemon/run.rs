@@ -204,6 +204,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             _ = tend.tick() => {
                 resequencer.announce();
                 engine.tend_flows(std::time::Instant::now());
+                engine.tend_passive(std::time::Instant::now());
             }
             _ = hangup.recv() => {
                 // The outcome is logged and counted.

@@ -134,13 +134,9 @@ impl Engine {
                     Some(id) => self.kernel.maps().backend_stats(id).map_err(failed)?,
                     None => lb_common::abi::Stats::default(),
                 };
-                Ok(self.backend(
-                    service,
-                    backend,
-                    id.map_or(0, |id| owned.get(&id).copied().unwrap_or(0)),
-                    stats,
-                    reasons,
-                ))
+                let slots = id.map_or(0, |id| owned.get(&id).copied().unwrap_or(0));
+                let passive = self.passive_view(service, &backend.spec.name, id).map_err(failed)?;
+                Ok(BackendView { passive, ..self.backend(service, backend, slots, stats, reasons) })
             })
             .collect::<Result<_, CommandError>>()?;
         Ok(ServiceView {
@@ -204,6 +200,7 @@ impl Engine {
             origin: if runtime { "runtime" } else { "file" }.to_owned(),
             packets: stats.packets,
             bytes: stats.bytes,
+            passive: None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! The maps: reading them back, and the only place where they are written.
 
-use super::{DataplaneError, batch, flow_tables::FlowTables, lists::Lists, nat::NatMaps};
+use super::{DataplaneError, batch, flow_tables::FlowTables, lists::Lists, nat::NatMaps, signals::SignalMap};
 use crate::plan::{Action, BackendRecord, Flow, Image, ServiceRecord};
 use aya::{
     Ebpf, Pod,
@@ -123,6 +123,7 @@ pub struct Maps {
     lists: Lists,
     cids: HashMap<MapData, CidKey, u32>,
     nat: NatMaps,
+    signals: SignalMap,
 }
 
 pub(super) fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
@@ -179,6 +180,7 @@ impl Maps {
             backend_names: take(ebpf, "BACKEND_NAMES")?,
             lists: Lists::take(ebpf, Arc::clone(&control))?,
             nat: NatMaps::take(ebpf, control)?,
+            signals: SignalMap::take(ebpf)?,
             cids: take(ebpf, "CIDS")?,
         })
     }
@@ -245,6 +247,12 @@ impl Maps {
     #[must_use]
     pub fn nat(&self) -> &NatMaps {
         &self.nat
+    }
+
+    /// The signs of backends' health.
+    #[must_use]
+    pub fn signals(&self) -> &SignalMap {
+        &self.signals
     }
 
     pub(super) fn nat_mut(&mut self) -> &mut NatMaps {

@@ -21,6 +21,7 @@ mod lists;
 mod maps;
 mod nat;
 mod observe;
+mod signals;
 
 pub use attach::{Attached, Mode, XdpMode};
 pub use elf::{BENCH, DECAP, LB};

@@ -38,6 +38,8 @@ pub struct WantedBackend {
     pub spec: BackendSpec,
     pub admin: Admin,
     pub health: Health,
+    /// Takes no new flows, whatever its other states; those it has stay.
+    pub ejected: bool,
     /// How it is reached; `None` until its route and neighbour were found once.
     pub next_hop: Option<NextHopEntry>,
 }
@@ -48,6 +50,7 @@ impl WantedBackend {
     pub fn takes_new(&self) -> bool {
         self.admin == Admin::Enabled
             && self.health != Health::Down
+            && !self.ejected
             && self.spec.weight > 0
             && self.next_hop.is_some()
     }
@@ -149,6 +152,7 @@ pub fn build(
             idle_ns: u64::try_from(service.spec.idle_timeout.as_nanos()).unwrap_or(u64::MAX),
             flags: lists::service_flags(&service.spec.guard)
                 | schedule::flags(service.spec.scheduler)
+                | if service.spec.passive.is_some() { ServiceEntry::PASSIVE } else { 0 }
                 | service.spec.quic.as_ref().map_or(0, |quic| {
                     ServiceEntry::QUIC | u32::from(quic.config_id) << ServiceEntry::QUIC_CONFIG_SHIFT
                 }),

@@ -210,6 +210,7 @@ fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<Vec<
                     origin: "runtime".to_owned(),
                     packets: 0,
                     bytes: 0,
+                    passive: None,
                 });
                 Ok(changed(format!("backend {name} added to {service}")))
             });
@@ -420,6 +421,7 @@ fn www() -> ServiceView {
         origin: "file".to_owned(),
         packets: u64::from(n) * 1_000,
         bytes: u64::from(n) * 64_000,
+        passive: None,
     };
     let web3 = BackendView {
         admin: Admin::Draining,

@@ -24,13 +24,18 @@ use aya::{
 };
 use lb_common::abi::{
     Bucket, ECHO_BUCKET, EXPIRED_BUCKET, FLOW_CAPACITY, FlowEntry, FlowKey4, FlowKey6, FlowStats,
-    FragmentKey, FragmentTrace, HALF_OPEN_CAPACITY, HOLD_BUCKET, HalfOpen, ICMP_BUCKET, Schedule, Stats,
+    FragmentKey, FragmentTrace, HALF_OPEN_CAPACITY, HOLD_BUCKET, HalfOpen, ICMP_BUCKET, Schedule, Signal,
+    Stats,
 };
 use lb_userspace::{
     dataplane::{self, Maps},
     plan::{self, Action, Flow, Image},
 };
 use std::path::Path;
+
+/// All of them.
+pub const SIGNALS: [Signal; 5] =
+    [Signal::Syn, Signal::Watched, Signal::Repeat, Signal::Refused, Signal::Reset];
 
 /// What a program answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,6 +215,7 @@ impl Balancer {
             ("BACKENDS", image.backend_capacity),
             ("BACKEND_STATS", image.backend_capacity),
             ("ACTIVE", image.backend_capacity),
+            ("BACKEND_SIGNALS", image.backend_capacity),
             ("BACKEND_NAMES", image.backend_capacity),
         ];
         let mut program = Program::load_pinned(dataplane::LB, "lb", &capacities, pins);
@@ -406,6 +412,13 @@ impl Balancer {
         for number in 0..lb_common::abi::DROP_CAPACITY {
             let dropped = self.drops.get(&number, 0).expect("DROPS").iter().sum();
             counters.add_stats(Counter::Drop(number), (dropped, 0));
+        }
+        for id in 0..self.image.backend_capacity {
+            let mut signals = self.maps.signals().of(id).expect("BACKEND_SIGNALS");
+            for signal in SIGNALS {
+                let count = u64::from(*signals.of(signal));
+                counters.add_stats(Counter::Signal(id, signal), (count, 0));
+            }
         }
         let FlowStats { inserted, refused } = self.maps.flow_stats().expect("FLOW_STATS");
         counters.add_stats(Counter::FlowsRecorded, (inserted, 0));

@@ -3,8 +3,8 @@
 use super::*;
 use crate::model::{
     BackendSpec, DnsCheck, ExecCheck, GrpcCheck, GuardSpec, Health, LimitSpec, MAX_BURST_MS, MAX_RATE,
-    MysqlCheck, QuicSpec, RedisCheck, Role, ServerId, SnatSpec, StatusRange, TlsSpec, TrackInterface,
-    UdpCheck, VrrpVersion,
+    MysqlCheck, PassiveSpec, QuicSpec, RedisCheck, Role, ServerId, SnatSpec, StatusRange, TlsSpec,
+    TrackInterface, UdpCheck, VrrpVersion,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -252,6 +252,22 @@ fn guard() -> impl Strategy<Value = GuardSpec> {
     )
 }
 
+fn passive() -> impl Strategy<Value = PassiveSpec> {
+    let counts = (1..=100u32, 1..=1_000_000u32, 1..=100u8, 0..=100u8);
+    let times = (1_000..=3_600_000u64, 1_000..=86_400_000u64, 1_000..=86_400_000u64);
+    (counts, times).prop_map(
+        |((windows, min_connections, threshold, max_ejected), (interval, first, longest))| PassiveSpec {
+            interval: Duration::from_millis(interval),
+            windows,
+            min_connections,
+            threshold,
+            max_ejected,
+            ejection_time: Duration::from_millis(first),
+            max_ejection_time: Duration::from_millis(longest.max(first)),
+        },
+    )
+}
+
 /// A service whose addresses no service with another `index` has.
 fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
     let backend = (name(), any::<u16>());
@@ -266,8 +282,8 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
         1..=u16::MAX,
         (4..=15u8, 0..=6u8),
     );
-    (name(), 1..4usize, settings, health(), vec(backend, 0..5), guard()).prop_map(
-        move |(name, addresses, settings, health, backends, mut guard)| {
+    (name(), 1..4usize, settings, health(), vec(backend, 0..5), guard(), option::of(passive())).prop_map(
+        move |(name, addresses, settings, health, backends, mut guard, passive)| {
             if settings.1 == Protocol::Udp {
                 guard.limits.connections_per_second = 0;
                 guard.limits.source_connections_per_second = 0;
@@ -328,6 +344,7 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
                 idle_timeout: Duration::from_millis(idle_timeout),
                 gue_port,
                 health,
+                passive: passive.filter(|_| protocol == Protocol::Tcp),
                 guard,
                 quic: (protocol == Protocol::Quic).then_some(quic),
                 snat: (forward == Forward::Snat).then(|| SnatSpec {

@@ -48,9 +48,16 @@ impl Engine {
         admin: Admin,
         by: &str,
     ) -> Result<ChangeView, EngineError> {
-        self.change(format!("backend {name} of {service} is {admin}"), by, |changes, config, stamp| {
+        let message = format!("backend {name} of {service} is {admin}");
+        let mut view = self.change(message, by, |changes, config, stamp| {
             Ok(changes.set_admin(&config.services, service, name, admin, stamp)?)
-        })
+        })?;
+        if admin == Admin::Enabled && self.passive.forgive(service, name) {
+            view.changes.extend(describe(&self.converge()?));
+            tracing::info!(by, %service, backend = %name, "ejection ended by hand");
+            view.message += "; its ejection is over";
+        }
+        Ok(view)
     }
 
     /// Changes a backend's weight.
