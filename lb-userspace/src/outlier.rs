@@ -62,7 +62,7 @@ pub struct Finding {
     pub sign: Sign,
     pub failed: u32,
     pub of: u32,
-    /// Of the other backends, in percent.
+    /// Of the backends it is compared with, in percent.
     pub median: u8,
 }
 
@@ -74,7 +74,7 @@ impl fmt::Display for Finding {
             Sign::Refused => "SYNs were refused by a reset",
             Sign::Resets => "connections were reset",
         };
-        write!(f, "{failed} of {of} {what}; of the other backends' {median} %")
+        write!(f, "{failed} of {of} {what}, where the median is {median} %")
     }
 }
 
@@ -110,8 +110,8 @@ pub enum Event {
     Recalled { backend: BackendName },
     /// Is bad and stays; said once as long as it stays so.
     Kept { backend: BackendName, finding: Finding, why: Withheld },
-    /// The backends as a whole are bad: nobody is to blame. Said once as long as it stays so.
-    AllAlike { finding: Finding },
+    /// Most backends are bad: nobody of them is to blame. Said once as long as it stays so.
+    MostAlike { finding: Finding },
 }
 
 impl Event {
@@ -120,7 +120,7 @@ impl Event {
     pub fn changes_flows(&self) -> bool {
         match self {
             Self::Ejected { .. } | Self::Returned { .. } | Self::Recalled { .. } => true,
-            Self::Kept { .. } | Self::AllAlike { .. } => false,
+            Self::Kept { .. } | Self::MostAlike { .. } => false,
         }
     }
 }
@@ -149,7 +149,7 @@ struct State {
 #[derive(Debug, Default)]
 pub struct Detector {
     backends: BTreeMap<BackendName, State>,
-    all_alike: Option<Finding>,
+    most_alike: Option<Finding>,
 }
 
 /// How many of so many usable backends may be ejected at once.
@@ -181,10 +181,10 @@ impl Detector {
         Some(format!("{finding}; {why}"))
     }
 
-    /// What all backends have in common, in words.
+    /// What most backends have in common, in words.
     #[must_use]
-    pub fn all_alike(&self) -> Option<String> {
-        self.all_alike.map(|finding| finding.to_string())
+    pub fn most_alike(&self) -> Option<String> {
+        self.most_alike.map(|finding| finding.to_string())
     }
 
     /// An operator trusts the backend again; false if it was not ejected.
@@ -235,7 +235,7 @@ impl Detector {
         let judged: Vec<&Observed> =
             window.iter().filter(|o| o.usable && self.ejection(&o.backend).is_none()).collect();
         let shares = Shares::of(spec, &judged);
-        events.extend(self.judge_all(spec, &judged, &shares));
+        events.extend(self.judge_pool(spec, &judged, &shares));
 
         let mut bad: Vec<(f64, &Observed, Finding)> = Vec::new();
         for observed in &judged {
@@ -286,22 +286,24 @@ impl Detector {
         events
     }
 
-    /// Are they bad as a whole?
-    fn judge_all(&mut self, spec: &PassiveSpec, judged: &[&Observed], shares: &Shares) -> Option<Event> {
+    /// Are most of them bad?
+    fn judge_pool(&mut self, spec: &PassiveSpec, judged: &[&Observed], shares: &Shares) -> Option<Event> {
         let several = |sign: &Sign| shares.sign(*sign).len() > 1;
         let found = SIGNS.into_iter().filter(several).find_map(|sign| {
-            let median = shares.median_of_others(sign, None)?;
+            // The lower of two in the middle: one of two backends is not all of them.
+            let sorted = shares.sign(sign);
+            let median = *sorted.get((sorted.len() - 1) / 2)?;
             let counts = judged.iter().map(|observed| sign.of(&observed.seen));
             let (failed, of) =
                 counts.fold((0u32, 0u32), |a, b| (a.0.saturating_add(b.0), a.1.saturating_add(b.1)));
             let finding = Finding { sign, failed, of, median: percent(median) };
             (median >= f64::from(spec.threshold) / 100.0).then_some(finding)
         });
-        let before = self.all_alike;
+        let before = self.most_alike;
         if SIGNS.iter().any(several) {
-            self.all_alike = found;
+            self.most_alike = found;
         }
-        found.filter(|_| before.is_none()).map(|finding| Event::AllAlike { finding })
+        found.filter(|_| before.is_none()).map(|finding| Event::MostAlike { finding })
     }
 }
 

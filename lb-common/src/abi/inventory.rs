@@ -104,7 +104,7 @@ pub const EXIT_CAPACITY: u32 = 1 << 10;
 /// Server ids of QUIC services.
 pub const CID_CAPACITY: u32 = 1 << 16;
 /// SYNs that are watched at once; a power of two.
-pub const SYN_CELLS: u32 = 1 << 16;
+pub const SYN_CELLS: u32 = 1 << 15;
 /// Bytes of the ring buffer of events.
 pub const EVENT_BYTES: u32 = 1 << 18;
 /// Bytes of the ring buffer of frames that are held: 252 of them on their way to the daemon.

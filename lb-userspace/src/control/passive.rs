@@ -26,7 +26,7 @@ pub struct PassiveView {
 /// An ejection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EjectionView {
-    /// E.g. "19 of 20 SYNs came again without an answer; of the other backends' 0 %".
+    /// E.g. "19 of 20 SYNs came again without an answer, where the median is 0 %".
     pub reason: String,
     /// When it ends, in seconds since 1970.
     pub until: u64,

@@ -212,8 +212,8 @@ impl Engine {
         Ok(Some(PassiveView {
             ejected,
             suspect: watched.detector.kept(backend).or_else(|| {
-                let all = watched.detector.all_alike()?;
-                Some(format!("{all}; all backends fare alike, nobody is ejected"))
+                let most = watched.detector.most_alike()?;
+                Some(format!("{most}; most backends fare alike, nobody of them is ejected"))
             }),
             connections: total.syns,
             watched: total.watched,
@@ -244,8 +244,8 @@ fn log(service: &ServiceName, events: &[Event]) {
             Event::Kept { backend, finding, why } => {
                 tracing::warn!(%service, %backend, %finding, "a bad backend stays: {why}");
             }
-            Event::AllAlike { finding } => tracing::warn!(
-                %service, %finding, "all backends fare alike, nobody is ejected: the network, or all of them"
+            Event::MostAlike { finding } => tracing::warn!(
+                %service, %finding, "most backends fare alike, nobody of them is ejected: is it the network?"
             ),
         }
     }

@@ -30,9 +30,15 @@ fn random(seed: u64) -> impl Iterator<Item = u64> {
 
 #[test]
 fn the_bound_is_wilsons() {
-    for (failed, of, expected) in
-        [(0, 10, 0.0), (10, 10, 0.526), (20, 20, 0.690), (6, 20, 0.099), (500, 1000, 0.453)]
-    {
+    for (failed, of, expected) in [
+        (0, 10, 0.0),
+        (7, 10, 0.275),
+        (8, 10, 0.348),
+        (10, 10, 0.526),
+        (20, 20, 0.690),
+        (6, 20, 0.099),
+        (500, 1000, 0.453),
+    ] {
         assert!((lower_bound(failed, of) - expected).abs() < 0.001, "{}", lower_bound(failed, of));
     }
     let shares = |list: &[f64]| Shares([list.to_vec(), Vec::new(), Vec::new()]);
@@ -83,7 +89,7 @@ fn a_bad_one_goes_after_its_windows_and_comes_back_on_probation() {
     let finding = Finding { sign: Sign::Repeats, failed: 19, of: 20, median: 3 };
     let gone = |times| Event::Ejected { backend: name(0), finding, lasts: spec.ejection_time * times, times };
     assert_eq!(detector.judge(&spec, &bad, now), [gone(1)]);
-    assert_eq!(finding.to_string(), "19 of 20 SYNs came again without an answer; of the other backends' 3 %");
+    assert_eq!(finding.to_string(), "19 of 20 SYNs came again without an answer, where the median is 3 %");
     assert_eq!(ejected(&detector, 3), [0]);
     // It is gone for its time, whatever is heard of it.
     assert_eq!(detector.judge(&spec, &bad, now), []);
@@ -133,14 +139,21 @@ fn what_all_have_in_common_ejects_nobody_and_is_said_once() {
     let (spec, now, mut detector) = (spec(), Instant::now(), Detector::default());
     let bad: Vec<Observed> = (0..3).map(|n| repeats(n, 20, 20)).collect();
     let finding = Finding { sign: Sign::Repeats, failed: 60, of: 60, median: 100 };
-    assert_eq!(detector.judge(&spec, &bad, now), [Event::AllAlike { finding }]);
+    assert_eq!(detector.judge(&spec, &bad, now), [Event::MostAlike { finding }]);
     for _ in 0..5 {
         assert_eq!(detector.judge(&spec, &bad, now), []);
     }
-    assert!(detector.all_alike().is_some());
+    assert!(detector.most_alike().is_some());
     let good: Vec<Observed> = (0..3).map(|n| repeats(n, 0, 20)).collect();
     assert_eq!(detector.judge(&spec, &good, now), []);
-    assert_eq!(detector.all_alike(), None);
+    assert_eq!(detector.most_alike(), None);
+    // Two of three are most of them, one of two is not.
+    let two = [repeats(0, 0, 20), repeats(1, 20, 20), repeats(2, 20, 20)];
+    assert!(matches!(&detector.judge(&spec, &two, now)[..], [Event::MostAlike { .. }]));
+    assert_eq!(detector.judge(&spec, &two, now), []);
+    assert_eq!(detector.judge(&spec, &two[..2], now), []);
+    assert!(matches!(&detector.judge(&spec, &two[..2], now)[..], [Event::Ejected { .. }]));
+    assert_eq!(detector.most_alike(), None);
 }
 
 #[test]
@@ -226,7 +239,7 @@ proptest! {
 
     /// A network that fails between the clients and this node, or a flood whose SYNs nobody answers: all look the same.
     #[test]
-    fn what_befalls_all_alike_ejects_nobody(
+    fn what_befalls_most_alike_ejects_nobody(
         seed: u64, backends in 2..30usize, thousandths in 0..=1000u64, volume in 10..400u32,
     ) {
         let (spec, now) = (PassiveSpec { max_ejected: 100, ..spec() }, Instant::now());

@@ -343,6 +343,18 @@ impl Balancer {
         }
     }
 
+    /// Makes every watched SYN so many nanoseconds older.
+    pub fn age_syns(&mut self, by: u64) {
+        let mut cells = self.program.array::<u64>("SYNS");
+        for index in 0..cells.len() {
+            let cell = cells.get(&index, 0).expect("SYNS");
+            if cell != 0 {
+                let time = (cell as u16).wrapping_sub((by >> 27) as u16);
+                cells.set(index, cell & !0xffff | u64::from(time), 0).expect("SYNS");
+            }
+        }
+    }
+
     /// What the maps hold, read back.
     #[must_use]
     pub fn observe(&self) -> Image {
