@@ -4,7 +4,7 @@ use crate::{
     emit::{counted, leave, refuse_number, tell, tell_too_big},
     frame::Frame,
     observe,
-    outline::opaque,
+    outline::{self, opaque},
     outline_nat,
     tables::Maps,
 };
@@ -164,7 +164,12 @@ pub fn back<const OBSERVED: bool>(frame: &mut Frame, back: Back) -> u32 {
         }
     }
     match answer.verdict() {
-        Verdict::Send => leave(frame, answer.ifindex()),
+        Verdict::Send => {
+            if back.watched {
+                outline::watch_reply(ctx, answer.backend().into());
+            }
+            leave(frame, answer.ifindex())
+        }
         Verdict::Drop => refuse_number(frame, answer.reason()),
         Verdict::TooBig => tell(frame, back.l3, back.v6, answer.mtu()),
         _ => XDP_PASS,

@@ -130,6 +130,13 @@ pub static EXITS: PerCpuArray<Exit> = PerCpuArray::with_max_entries(EXIT_CAPACIT
 #[map]
 pub static CIDS: HashMap<CidKey, u32> = HashMap::with_max_entries(CID_CAPACITY, NO_PREALLOC);
 
+/// SYNs that may come again, of services with passive health checks: a fixed sample of all SYNs.
+#[map]
+pub static SYNS: Array<u64> = Array::with_max_entries(SYN_CELLS, 0);
+/// What SYNs and RSTs say of the backends.
+#[map]
+pub static BACKEND_SIGNALS: PerCpuArray<Signals> = PerCpuArray::with_max_entries(BACKEND_CAPACITY, 0);
+
 /// What the daemon is told of.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_BYTES, 0);

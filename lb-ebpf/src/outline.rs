@@ -17,6 +17,7 @@ use lb_common::{
         echo, fragment,
         icmp::{self, Message},
         parse::walk_extensions,
+        passive,
         quic::{self, Format},
         quote, schedule,
     },
@@ -111,6 +112,23 @@ pub extern "C" fn trace4(ctx: *mut xdp_md, l3: u64, backend: u64, entropy: u64) 
 pub extern "C" fn trace6(ctx: *mut xdp_md, l3: u64, backend: u64, entropy: u64) -> u64 {
     let l3 = opaque(l3) as usize & 0x1f;
     fragment::trace6(&Frame::new(ctx), &Maps::new(ctx), l3, backend as u32, entropy as u32);
+    0
+}
+
+/// See [`passive::watch`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn watch(ctx: *mut xdp_md, place: u64, backend: u64, flow: u64, chooser: u64) -> u64 {
+    let place = Place(opaque(place));
+    passive::watch(&Frame::new(ctx), &Maps::new(ctx), place, backend as u32, flow, chooser);
+    0
+}
+
+/// See [`passive::watch_reply`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn watch_reply(ctx: *mut xdp_md, backend: u64) -> u64 {
+    passive::watch_reply(&Frame::new(ctx), &Maps::new(ctx), backend as u32);
     0
 }
 

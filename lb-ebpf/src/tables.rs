@@ -4,8 +4,8 @@ use crate::{atomic, guard, hold, maps, observe, outline};
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
 use lb_common::{
     abi::{
-        BackendEntry, CidKey, Control, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen,
-        PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry,
+        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, PortKey,
+        PortRangeKey, ServiceEntry, Signal, Slot, VipEntry,
     },
     core::{
         FlowCell, HalfOpenCell, Tables,
@@ -233,8 +233,8 @@ impl<const OBSERVED: bool> Tables for Maps<OBSERVED> {
     }
 
     #[inline(always)]
-    fn replies(&self) -> bool {
-        maps::CONTROL.get(0).is_some_and(|control| control.flags & Control::NAT != 0)
+    fn switches(&self) -> u32 {
+        maps::CONTROL.get(0).map_or(0, |control| control.flags)
     }
 
     #[inline(always)]
@@ -458,6 +458,41 @@ impl<const OBSERVED: bool> Tables for Maps<OBSERVED> {
     #[inline(always)]
     fn quic<P: Packet>(&self, _: &P, place: Place, format: Format) -> Route {
         Route(outline::quic(self.ctx, place.0, format.0))
+    }
+
+    #[inline(always)]
+    fn syn_cell(&self, index: u32) -> Option<u64> {
+        let word = maps::SYNS.get_ptr(index)?;
+        // SAFETY: an array element of 8 bytes, 8-aligned; one load instruction, never torn.
+        Some(unsafe { word.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn set_syn_cell(&self, index: u32, cell: u64) {
+        if observe::dry() {
+            return;
+        }
+        if let Some(word) = maps::SYNS.get_ptr_mut(index) {
+            // SAFETY: as in `syn_cell`; whichever CPU writes last has the cell.
+            unsafe { word.write_volatile(cell) };
+        }
+    }
+
+    #[inline(always)]
+    fn count_signal(&self, backend: u32, signal: Signal) {
+        if observe::dry() {
+            return;
+        }
+        if let Some(signals) = maps::BACKEND_SIGNALS.get_ptr_mut(backend) {
+            // SAFETY: this CPU's own element, and XDP does not preempt itself; no other reference to it is kept.
+            let count = unsafe { (*signals).of(signal) };
+            *count = count.wrapping_add(1);
+        }
+    }
+
+    #[inline(always)]
+    fn watch<P: Packet>(&self, _: &P, place: Place, backend: u32, flow: u64, chooser: u64) {
+        outline::watch(self.ctx, place.0, backend.into(), flow, chooser);
     }
 
     #[inline(always)]

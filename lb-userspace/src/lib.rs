@@ -16,6 +16,7 @@ pub mod maglev;
 pub mod metrics;
 pub mod model;
 pub mod net;
+pub mod outlier;
 pub mod plan;
 pub mod ramp;
 pub mod resequence;

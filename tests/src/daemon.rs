@@ -52,6 +52,7 @@ pub fn backend(n: u8) -> WantedBackend {
         },
         admin: Admin::Enabled,
         health: Health::Up,
+        ejected: false,
         next_hop: hop(n),
         ramp: None,
     }
@@ -93,6 +94,7 @@ pub fn service(
             gue_port: 6080,
             snat: None,
             health: HealthSpec::default(),
+            passive: None,
             guard: GuardSpec::default(),
             gradual: GradualSpec::default(),
             quic: (protocol == Protocol::Quic).then(|| QuicSpec {

@@ -1,7 +1,7 @@
 //! The list of all maps. A test compares it with the compiled program; the daemon compares it with
 //! every pinned map before adopting it.
 
-use super::{FlowKey4, FlowKey6, types::*};
+use super::{FlowKey4, FlowKey6, Signals, types::*};
 
 /// Type of a map, with the number the kernel gives it (`enum bpf_map_type`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,6 +103,8 @@ pub const POOL_ADDRESS_CAPACITY: u32 = 1 << 12;
 pub const EXIT_CAPACITY: u32 = 1 << 10;
 /// Server ids of QUIC services.
 pub const CID_CAPACITY: u32 = 1 << 16;
+/// SYNs that are watched at once; a power of two.
+pub const SYN_CELLS: u32 = 1 << 15;
 /// Bytes of the ring buffer of events.
 pub const EVENT_BYTES: u32 = 1 << 18;
 /// Bytes of the ring buffer of frames that are held: 252 of them on their way to the daemon.
@@ -155,6 +157,8 @@ pub const INVENTORY: &[MapInfo] = &[
     map::<u32, NatStats>("NAT_STATS", MapKind::PerCpuArray, 1, 0),
     map::<u32, Exit>("EXITS", MapKind::PerCpuArray, EXIT_CAPACITY, 0),
     map::<CidKey, u32>("CIDS", MapKind::Hash, CID_CAPACITY, NO_PREALLOC),
+    map::<u32, u64>("SYNS", MapKind::Array, SYN_CELLS, 0),
+    growing::<Signals>("BACKEND_SIGNALS", MapKind::PerCpuArray, BACKEND_CAPACITY, 0),
     ring_buffer("EVENTS", EVENT_BYTES),
     ring_buffer("HELD", HELD_BYTES),
     map::<u32, Identity>("SERVICE_NAMES", MapKind::Array, MAX_SERVICES, 0),

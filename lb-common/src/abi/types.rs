@@ -53,6 +53,8 @@ impl VipEntry {
     pub const POOL: u32 = 8;
     /// Fragments are forwarded.
     pub const FRAGMENTS: u32 = 16;
+    /// With [`VipEntry::POOL`]: of a service with [`ServiceEntry::PASSIVE`].
+    pub const WATCHED: u32 = 32;
 }
 
 /// Key of `PORTS`: an exact port of a VIP whose rules spilled. Value: the service id, u32.
@@ -118,6 +120,8 @@ impl ServiceEntry {
     pub const SESSIONS: u32 = 64;
     /// `nat` of a client that is itself a backend of the service needs a session.
     pub const HAIRPIN: u32 = 128;
+    /// The signs of health in its clients' packets are counted: TCP alone.
+    pub const PASSIVE: u32 = 256;
     /// The three bits from here up: the config id of the service's QUIC connection IDs.
     pub const QUIC_CONFIG_SHIFT: u32 = 29;
     /// The flow table is asked for every packet.
@@ -510,6 +514,8 @@ impl Control {
     pub const NAT: u32 = 1;
     /// There are prefixes shorter than /32 in `DENY6`: its marks cannot answer.
     pub const SHORT_PREFIXES6: u32 = 2;
+    /// There are services of kind `nat` with [`ServiceEntry::PASSIVE`].
+    pub const WATCHED: u32 = 4;
 }
 
 /// Key of `CIDS`: a server id in QUIC connection IDs. Value: the backend id, u32.
@@ -573,4 +579,5 @@ plain_old_data! {
     Exit = 48,
     Control = 24,
     CidKey = 20,
+    super::Signals = 24,
 }

@@ -106,7 +106,7 @@ pub(super) fn other<'t, P: Packet, T: Tables>(
 pub(super) fn follow<T: Tables>(tables: &T, found: Found, ip: Ip, ttl: u8) -> Decision<'_> {
     match u64::from(found.0 as u8) {
         Found::FORWARD | Found::REWRITE => {}
-        5 => return Decision::Back(Back { l3: ip.l3, v6: ip.v6, pool: true }),
+        5 => return Decision::Back(Back { l3: ip.l3, v6: ip.v6, pool: true, watched: false }),
         Found::DROP => return refuse(found.reason()),
         _ => return Decision::Pass,
     }

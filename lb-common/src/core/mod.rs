@@ -18,6 +18,7 @@ pub mod guard;
 pub mod icmp;
 pub mod nat;
 pub mod parse;
+pub mod passive;
 pub mod quic;
 pub mod quote;
 pub mod schedule;

@@ -8,7 +8,7 @@ use super::{
     select, service,
 };
 use crate::{
-    abi::{ServiceEntry, VipEntry},
+    abi::{Control, ServiceEntry, VipEntry},
     hash,
     packet::Packet,
     wire::{ipv4, ipv6, proto, tcp, udp},
@@ -89,7 +89,11 @@ pub(super) const fn forwarded(protocol: u8) -> bool {
 /// A packet that is for no VIP.
 #[inline(always)]
 fn elsewhere<'t, T: Tables>(tables: &'t T, l3: usize, v6: bool) -> Decision<'t> {
-    if tables.replies() { Decision::Back(Back { l3, v6, pool: false }) } else { Decision::Pass }
+    let switches = tables.switches();
+    if switches & Control::NAT == 0 {
+        return Decision::Pass;
+    }
+    Decision::Back(Back { l3, v6, pool: false, watched: switches & Control::WATCHED != 0 })
 }
 
 /// A packet to a VIP that is for none of its services.
@@ -98,7 +102,7 @@ pub(super) fn unclaimed<'t>(vip: &VipEntry, ip: &Ip) -> Decision<'t> {
     if vip.flags & VipEntry::POOL == 0 {
         return Decision::Pass;
     }
-    Decision::Back(Back { l3: ip.l3, v6: ip.v6, pool: true })
+    Decision::Back(Back { l3: ip.l3, v6: ip.v6, pool: true, watched: vip.flags & VipEntry::WATCHED != 0 })
 }
 
 /// A frame whose EtherType says IPv4; the header starts at `l3`.

@@ -6,7 +6,7 @@ use super::{
     nat,
     quic::Route,
 };
-use crate::{abi::ServiceEntry, packet::Packet};
+use crate::{abi::ServiceEntry, hash, packet::Packet};
 
 /// Sends the flow with this hash to the backend of its slot, unless `route` names another; the flow tables are asked only
 /// where the slot has changed hands or the service is scheduled.
@@ -40,6 +40,16 @@ pub(super) fn select<'t, P: Packet, T: Tables>(
     match tables.backend(backend_id) {
         Some(backend) => {
             let forward = Forward { service: id, backend_id, backend, ip, hash: flow, slot: index };
+            const RARE: u32 = ServiceEntry::SESSIONS | ServiceEntry::HAIRPIN | ServiceEntry::PASSIVE;
+            if service.flags & RARE == 0 {
+                return Decision::Forward(forward);
+            }
+            if service.flags & ServiceEntry::PASSIVE != 0 && matches!(step, Step::Begin) {
+                let by_source = service.flags & ServiceEntry::SOURCE_IP != 0;
+                let slot = service.ring_base.wrapping_add(index);
+                let chooser = if by_source { hash::mix(slot.into()) } else { flow };
+                tables.watch(packet, Place::of(&ip), backend_id, flow, chooser);
+            }
             // A session for all, or for clients alone that are backends themselves.
             let always = service.flags & ServiceEntry::SESSIONS != 0;
             if always

@@ -7,12 +7,13 @@ use super::{
     fragment,
     guard::Admission,
     parse::{Chain, walk_extensions},
+    passive,
     quic::{self, Format, Route},
     quote, schedule,
 };
 use crate::abi::{
     BackendEntry, Bucket, CidKey, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen,
-    PortKey, PortRangeKey, ServiceEntry, Slot, VipEntry,
+    PortKey, PortRangeKey, ServiceEntry, Signal, Slot, VipEntry,
 };
 use crate::packet::Packet;
 
@@ -57,10 +58,10 @@ pub trait Tables {
     #[inline(always)]
     fn add_fragment_trace(&self, _: &FragmentKey, _: &FragmentTrace) {}
 
-    /// Are there services of kind `nat`, whose backends' replies come by?
+    /// The switches of the whole program: the flags of `Control`.
     #[inline(always)]
-    fn replies(&self) -> bool {
-        false
+    fn switches(&self) -> u32 {
+        0
     }
 
     /// A word of the marks of `nat` backends' addresses; without marks every address may be one.
@@ -242,6 +243,26 @@ pub trait Tables {
         Self: Sized,
     {
         fragment::trace(packet, self, l3, v6, backend, entropy);
+    }
+
+    /// A cell of `SYNS`.
+    #[inline(always)]
+    fn syn_cell(&self, _index: u32) -> Option<u64> {
+        None
+    }
+    /// Writes it at once.
+    #[inline(always)]
+    fn set_syn_cell(&self, _index: u32, _cell: u64) {}
+    /// Counts a sign of a backend's health.
+    #[inline(always)]
+    fn count_signal(&self, _backend: u32, _signal: Signal) {}
+    /// See [`passive::watch`]. As rare as `extensions`: asked for SYNs of services whose flags say so.
+    #[inline(always)]
+    fn watch<P: Packet>(&self, packet: &P, place: Place, backend: u32, flow: u64, chooser: u64)
+    where
+        Self: Sized,
+    {
+        passive::watch(packet, self, place, backend, flow, chooser);
     }
 
     /// Reads the QUIC header of a datagram. As rare as `extensions`: services of other protocols do without.

@@ -30,6 +30,8 @@ pub struct Back {
     pub v6: bool,
     /// It is for a source address of NAT sessions.
     pub pool: bool,
+    /// RSTs are counted: [`super::passive::watch_reply`].
+    pub watched: bool,
 }
 
 /// A packet that the balancer answers itself.

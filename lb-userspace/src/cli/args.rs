@@ -332,7 +332,7 @@ pub enum BackendCommand {
     /// Gives a backend no new connections; present ones go on
     #[command(after_help = BACKEND_EXAMPLES)]
     Drain(DrainOptions),
-    /// Ends a drain or a disable
+    /// Ends a drain, a disable or an ejection by passive health checks
     #[command(after_help = BACKEND_EXAMPLES)]
     Enable {
         /// Name of the service, as in `lbctl service list`

@@ -174,6 +174,13 @@ fn note(backend: &BackendView) -> String {
     {
         notes.push(reason.clone());
     }
+    if let Some(passive) = &backend.passive {
+        if let Some(ejection) = &passive.ejected {
+            let left = duration(ejection.seconds_left as f64);
+            notes.push(format!("ejected for {left} more: {}", ejection.reason));
+        }
+        notes.extend(passive.suspect.clone());
+    }
     if let Some(id) = &backend.server_id {
         notes.push(format!("server id {id}"));
     }

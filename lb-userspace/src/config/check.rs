@@ -1,7 +1,7 @@
 //! What no setting shows by itself: duplicates, overlaps and limits.
 
 use super::{
-    quic,
+    passive, quic,
     reader::{Refusal, Setting},
     service::ServiceDraft,
 };
@@ -24,6 +24,7 @@ pub(super) fn check(services: &[ServiceDraft<'_>]) {
         check_addresses(service);
         check_backends(service);
         quic::check(service);
+        passive::check(service);
     }
     check_overlaps(services, &check_names(services));
     check_vips(services);

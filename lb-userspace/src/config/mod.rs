@@ -15,6 +15,7 @@ mod gradual;
 mod health;
 mod include;
 mod node;
+mod passive;
 mod quic;
 mod reader;
 mod schema;

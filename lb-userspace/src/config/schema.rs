@@ -105,6 +105,7 @@ pub(super) static DEFAULTS: Schema = Schema {
         "allow",
         "limits",
         "health",
+        "passive",
         "snat",
     ],
     refused: &[("name", NO_DEFAULT), ("addresses", NO_DEFAULT), ("backend", NO_DEFAULT)],
@@ -128,6 +129,7 @@ pub(super) static SERVICE: Schema = Schema {
         "allow",
         "limits",
         "health",
+        "passive",
         "quic",
         "snat",
         "backend",
@@ -174,6 +176,23 @@ pub(super) static SERVICE_QUIC: Schema =
 
 pub(super) static DEFAULTS_HEALTH: Schema =
     Schema { header: "[defaults.health]", keys: HEALTH_KEYS, refused: &[] };
+
+const PASSIVE_KEYS: &[&str] = &[
+    "enabled",
+    "interval",
+    "windows",
+    "min_connections",
+    "threshold",
+    "max_ejected",
+    "ejection_time",
+    "max_ejection_time",
+];
+
+pub(super) static SERVICE_PASSIVE: Schema =
+    Schema { header: "[service.passive]", keys: PASSIVE_KEYS, refused: &[] };
+
+pub(super) static DEFAULTS_PASSIVE: Schema =
+    Schema { header: "[defaults.passive]", keys: PASSIVE_KEYS, refused: &[] };
 
 const SNAT_KEYS: &[&str] = &["addresses", "ports"];
 

@@ -5,6 +5,7 @@ use super::{
     firewall::{self, LimitSettings},
     gradual::GradualSettings,
     health::{self, Checked, HealthSettings, duration},
+    passive::PassiveSettings,
     quic::{self, QuicDraft},
     reader::{Notes, Refusal, Section, Setting, integer, text, wrong_type},
     schema,
@@ -61,6 +62,7 @@ pub(super) struct ServiceSettings {
     gradual: GradualSettings,
     pub(super) health: HealthSettings,
     snat: SnatSettings,
+    passive: PassiveSettings,
 }
 
 impl ServiceSettings {
@@ -81,6 +83,7 @@ impl ServiceSettings {
         gradual: GradualSettings::ABSENT,
         health: HealthSettings::ABSENT,
         snat: SnatSettings::ABSENT,
+        passive: PassiveSettings::ABSENT,
     };
 
     fn read(section: &Section<'_>) -> Self {
@@ -118,6 +121,7 @@ impl ServiceSettings {
             gradual: GradualSettings::read(section),
             health: HealthSettings::ABSENT,
             snat: SnatSettings::ABSENT,
+            passive: PassiveSettings::ABSENT,
         }
     }
 
@@ -137,6 +141,7 @@ impl ServiceSettings {
             settings.health.check_defaults(&section);
         }
         settings.snat = SnatSettings::read(&section, &schema::DEFAULTS_SNAT);
+        settings.passive = PassiveSettings::read(&section, &schema::DEFAULTS_PASSIVE);
         settings
     }
 }
@@ -180,6 +185,7 @@ pub(super) struct ServiceDraft<'a> {
     pub(super) protocol: Setting<Protocol>,
     pub(super) forward: Setting<Forward>,
     pub(super) snat: SnatSettings,
+    pub(super) passive: PassiveSettings,
     pub(super) backends: Vec<BackendDraft<'a>>,
     pub(super) ring_size: Setting<u32>,
     pub(super) quic: QuicDraft<'a>,
@@ -244,6 +250,7 @@ pub(super) fn read_service<'a>(
     let quic = quic::read(&section);
     let forward = settings.forward.or(&defaults.forward).clone();
     let snat = SnatSettings::read(&section, &schema::SERVICE_SNAT).or(&defaults.snat);
+    let passive = PassiveSettings::read(&section, &schema::SERVICE_PASSIVE).or(&defaults.passive);
     ServiceDraft {
         name,
         addresses,
@@ -251,6 +258,7 @@ pub(super) fn read_service<'a>(
         protocol,
         forward,
         snat,
+        passive,
         backends,
         ring_size,
         quic,
@@ -354,6 +362,7 @@ impl ServiceDraft<'_> {
             gue_port: section.pick("gue_port", own.gue_port.or(&defaults.gue_port), DEFAULT_GUE_PORT),
             snat: if forward == Forward::Snat { self.snat.build(section) } else { None },
             health: self.health,
+            passive: self.passive.build(section, protocol),
             guard: GuardSpec {
                 allow: section.pick("allow", own.allow.or(&defaults.allow), BTreeSet::new()),
                 limits: self.limits,

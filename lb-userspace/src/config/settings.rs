@@ -213,6 +213,16 @@ fn service_entries(service: &ServiceSpec) -> Vec<Entry> {
     for (key, value) in health_entries(&service.health) {
         push(&["health"], key, value);
     }
+    if let Some(passive) = &service.passive {
+        let mut push = |key, value| push(&["passive"], key, value);
+        push("interval", json!(format_duration(passive.interval)));
+        push("windows", json!(passive.windows));
+        push("min_connections", json!(passive.min_connections));
+        push("threshold", json!(passive.threshold));
+        push("max_ejected", json!(passive.max_ejected));
+        push("ejection_time", json!(format_duration(passive.ejection_time)));
+        push("max_ejection_time", json!(format_duration(passive.max_ejection_time)));
+    }
     if let Some(quic) = &service.quic {
         push(&["quic"], "server_id_length", json!(quic.server_id_length));
         push(&["quic"], "config_id", json!(quic.config_id));
@@ -381,6 +391,7 @@ impl Config {
                 [_, _, key] => ("[[service]]", key),
                 [_, _, part, key] if part == "limits" => ("[service.limits]", key),
                 [_, _, part, key] if part == "quic" => ("[service.quic]", key),
+                [_, _, part, key] if part == "passive" => ("[service.passive]", key),
                 [_, _, part, key] if part == "snat" => ("[service.snat]", key),
                 [_, _, _, key] => ("[service.health]", key),
                 [_, _, _, _, key] => ("[[service.backend]]", key),

@@ -176,6 +176,9 @@ pub struct BackendView {
     pub bytes: u64,
     #[serde(flatten)]
     pub gradual: super::gradual::GradualView,
+    /// What its clients met, where the service has passive health checks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passive: Option<super::passive::PassiveView>,
 }
 
 /// One row of `drops`.

@@ -11,6 +11,7 @@ pub mod firewall;
 pub mod gradual;
 pub mod observe;
 pub mod pair;
+pub mod passive;
 pub mod request;
 pub mod server;
 pub mod socket;

@@ -65,6 +65,7 @@ pub struct Engine {
     pub(super) tracers: Tracers,
     pub(super) pair: super::pair::Pair,
     pub(super) nat: NatState,
+    pub(super) passive: super::passive::Passive,
     pub(super) rings: maglev::Cache,
     /// The maps are not what is asked for: the last attempt failed.
     behind: bool,
@@ -117,6 +118,7 @@ impl Engine {
             nat: NatState::default(),
             asked: ChangeOptions::default(),
             watch: ramp::Watch::default(),
+            passive: super::passive::Passive::default(),
             rings: maglev::Cache::default(),
             behind: true,
             hash: OnceLock::new(),
@@ -158,6 +160,7 @@ impl Engine {
         self.choose_ring_sizes()?;
         self.effective = state::apply(&self.config.services, &self.changes);
         self.keep_ramps();
+        self.limit_ejections();
         let wanted = self.wanted();
         let avoid = self.tracking.reserved();
         let tunnel = self.tunnel();
@@ -205,6 +208,7 @@ impl Engine {
         tracing::info!(ring = capacities.ring, backends = capacities.backends, "growing the maps");
         self.kernel.grow(capacities)?;
         self.image = self.kernel.observe()?;
+        self.passive.begin_anew();
         Ok(())
     }
 

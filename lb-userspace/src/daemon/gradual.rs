@@ -172,6 +172,7 @@ impl Engine {
             admin: backend.admin,
             health: self.health_of(&service.spec, &backend.spec),
             next_hop: self.hops.get(&backend.spec.address).and_then(|hop| hop.as_ref().ok().copied()),
+            ejected: self.passive.is_ejected(&service.spec.name, &backend.spec.name),
             ramp: under_way.map(|(_, progress)| progress),
         };
         let share = if wanted.takes_new() { wanted.share() } else { 0 };

@@ -28,6 +28,7 @@ mod headers;
 mod held;
 mod listing;
 mod pair;
+mod passive;
 mod pulse;
 mod run;
 mod sessions;

@@ -211,6 +211,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                 resequencer.announce();
                 engine.timed("flows", |engine| engine.tend_flows(std::time::Instant::now()));
                 engine.timed("gradual", Engine::tend_gradual);
+                engine.timed("passive", |engine| engine.tend_passive(std::time::Instant::now()));
             }
             _ = hangup.recv() => {
                 // The outcome is logged and counted.

@@ -129,7 +129,8 @@ impl Engine {
                 let of = |map: &HashMap<u32, u32>| id.and_then(|id| map.get(&id)).copied().unwrap_or(0);
                 let view = self.backend(service, backend, of(&owned), stats, reasons);
                 let gradual = self.gradual_view(service, backend, id, of(&leaving));
-                Ok(BackendView { gradual, ..view })
+                let passive = self.passive_view(service, &backend.spec.name, id).map_err(failed)?;
+                Ok(BackendView { gradual, passive, ..view })
             })
             .collect::<Result<_, CommandError>>()?;
         Ok(ServiceView {
@@ -194,6 +195,7 @@ impl Engine {
             packets: stats.packets,
             bytes: stats.bytes,
             gradual: GradualView::default(),
+            passive: None,
         }
     }
 

@@ -6,6 +6,7 @@ use super::{
     fresh::Arrays,
     lists::Lists,
     nat::NatMaps,
+    signals::SignalMap,
     window::{Windowed, load_slot},
 };
 use crate::plan::{Action, BackendRecord, Flow, Image, Ring, ServiceRecord};
@@ -131,6 +132,7 @@ pub struct Maps {
     cids: HashMap<MapData, CidKey, u32>,
     pub(super) arrays: Arrays,
     nat: NatMaps,
+    signals: SignalMap,
 }
 
 pub(super) fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DataplaneError>
@@ -195,6 +197,7 @@ impl Maps {
             backend_names: take(ebpf, "BACKEND_NAMES")?,
             lists: Lists::take(ebpf, Arc::clone(&control))?,
             nat: NatMaps::take(ebpf, control)?,
+            signals: SignalMap::take(ebpf)?,
             cids: take(ebpf, "CIDS")?,
         })
     }
@@ -261,6 +264,12 @@ impl Maps {
     #[must_use]
     pub fn nat(&self) -> &NatMaps {
         &self.nat
+    }
+
+    /// The signs of backends' health.
+    #[must_use]
+    pub fn signals(&self) -> &SignalMap {
+        &self.signals
     }
 
     pub(super) fn nat_mut(&mut self) -> &mut NatMaps {

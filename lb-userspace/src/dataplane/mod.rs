@@ -22,6 +22,7 @@ mod lists;
 mod maps;
 mod nat;
 mod observe;
+mod signals;
 mod window;
 
 pub use attach::{Attached, Mode, XdpMode};

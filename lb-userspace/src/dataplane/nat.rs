@@ -81,6 +81,7 @@ impl NatMaps {
             image.addresses.extend((pool.base..pool.base + count).map(|i| (i, self.addresses.load(i))));
         }
         image.on = self.control().flags & Control::NAT != 0;
+        image.watched = self.control().flags & Control::WATCHED != 0;
         Ok(image)
     }
 
@@ -112,6 +113,10 @@ impl NatMaps {
             }
             NatChange::Switch { new, .. } => {
                 self.switch(Control::NAT, new);
+                Ok(())
+            }
+            NatChange::Watch { new, .. } => {
+                self.switch(Control::WATCHED, new);
                 Ok(())
             }
         }

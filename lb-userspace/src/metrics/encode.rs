@@ -179,7 +179,8 @@ impl Scrape {
         });
         gauges(encoder, &families::BACKEND_ADMIN, states)?;
         gauges(encoder, &families::BACKEND_WEIGHT, rows(|row| row.weight.into()))?;
-        gauges(encoder, &families::BACKEND_SLOTS, rows(|row| row.slots.into()))
+        gauges(encoder, &families::BACKEND_SLOTS, rows(|row| row.slots.into()))?;
+        super::passive::encode(&self.snapshot, encoder)
     }
 
     fn health(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

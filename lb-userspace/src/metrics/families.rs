@@ -183,6 +183,36 @@ pub(super) static BACKEND_SLOTS: Family<2> = Family::new(
     ["service", "backend"],
     "Slots of the ring whose new flows the backend takes.",
 );
+pub(super) static BACKEND_EJECTED: Family<2> = Family::new(
+    Gauge,
+    "lbd_backend_ejected",
+    ["service", "backend"],
+    "1 if passive health checks keep new connections from the backend, else 0.",
+);
+pub(super) static BACKEND_SYNS: Family<2> = Family::new(
+    Counter,
+    "lbd_backend_syns_total",
+    ["service", "backend"],
+    "TCP SYNs forwarded to the backend, of services with passive health checks.",
+);
+pub(super) static BACKEND_WATCHED_SYNS: Family<2> = Family::new(
+    Counter,
+    "lbd_backend_watched_syns_total",
+    ["service", "backend"],
+    "SYNs to the backend that are known again when the client repeats them: a sample of all.",
+);
+pub(super) static BACKEND_SYN_REPEATS: Family<2> = Family::new(
+    Counter,
+    "lbd_backend_syn_repeats_total",
+    ["service", "backend"],
+    "Watched SYNs that came again because nobody had answered; each connection counts once.",
+);
+pub(super) static BACKEND_RESETS: Family<3> = Family::new(
+    Counter,
+    "lbd_backend_resets_total",
+    ["service", "backend", "phase"],
+    "TCP resets of the backend, by phase: handshake (it refused a SYN) or established; modes nat and snat.",
+);
 pub(super) static HEALTH_DURATION: Family<2> = Family::new(
     Histogram,
     "lbd_health_check_duration_seconds",

@@ -12,6 +12,7 @@ mod http;
 mod instruments;
 mod listen;
 mod pair;
+mod passive;
 mod process;
 mod pulse;
 mod pulse_encode;

@@ -7,6 +7,7 @@ use crate::{
         StatusView, TableView,
     },
     control::pair::{PairView, RefusedView},
+    control::passive::{EjectionView, PassiveView},
     model::{Admin, Forward, Health, Protocol, Scheduler},
 };
 use std::time::Duration;
@@ -27,6 +28,7 @@ pub(super) fn backend(name: &str, admin: Admin, health: Health) -> BackendView {
         packets: 600,
         bytes: 60_000,
         gradual: crate::control::gradual::GradualView::default(),
+        passive: None,
     }
 }
 
@@ -90,6 +92,19 @@ pub(super) fn snapshot() -> Snapshot {
     web2.reachable = false;
     web2.health_reason = Some("connection refused".to_owned());
     web2.packets = u64::MAX;
+    let mut web1 = backend("web1", Admin::Enabled, Health::Up);
+    web1.passive = Some(PassiveView {
+        connections: 500,
+        watched: 490,
+        syn_repeats: 3,
+        refused: 2,
+        resets: 1,
+        ..PassiveView::default()
+    });
+    web2.passive = Some(PassiveView {
+        ejected: Some(EjectionView { reason: "19 of 20".to_owned(), until: 1_800_000_000, seconds_left: 25 }),
+        ..PassiveView::default()
+    });
     Snapshot {
         process: Some(ProcessView {
             cpu_seconds: 1.25,
@@ -132,7 +147,7 @@ pub(super) fn snapshot() -> Snapshot {
             tables: vec![TableView { name: "flows_ipv4".to_owned(), entries: 42, capacity: 131_072 }],
         },
         services: vec![
-            service("www", vec![backend("web1", Admin::Enabled, Health::Up), web2]),
+            service("www", vec![web1, web2]),
             service("dns.v6", vec![backend("ns1", Admin::Disabled, Health::Unknown)]),
         ],
         drops: vec![

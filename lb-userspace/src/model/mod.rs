@@ -8,6 +8,7 @@ mod guard;
 mod health;
 mod name;
 mod nat;
+mod passive;
 mod port;
 mod quic;
 mod ring;
@@ -27,6 +28,7 @@ pub use health::{
 };
 pub use name::{BackendName, NameError, ServiceName, VrrpName};
 pub use nat::{DEFAULT_SNAT_PORTS, Misfit, SnatSpec, misfit};
+pub use passive::PassiveSpec;
 pub use port::{PortError, PortSpec};
 pub use quic::{
     DEFAULT_SERVER_ID_LENGTH, MAX_CONFIG_ID, MAX_SERVER_ID_LENGTH, QuicSpec, ServerId, ServerIdError,

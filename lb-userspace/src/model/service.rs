@@ -1,6 +1,8 @@
 //! A service: what clients connect to.
 
-use super::{BackendSpec, GradualSpec, GuardSpec, HealthSpec, PortSpec, QuicSpec, ServiceName, SnatSpec};
+use super::{
+    BackendSpec, GradualSpec, GuardSpec, HealthSpec, PassiveSpec, PortSpec, QuicSpec, ServiceName, SnatSpec,
+};
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::IpAddr, time::Duration};
 
@@ -26,6 +28,8 @@ pub struct ServiceSpec {
     /// Sources of `forward = "snat"`; of no other mode.
     pub snat: Option<SnatSpec>,
     pub health: HealthSpec,
+    /// Passive health checks; of [`Protocol::Tcp`], and only of it.
+    pub passive: Option<PassiveSpec>,
     pub guard: GuardSpec,
     pub gradual: GradualSpec,
     /// Of [`Protocol::Quic`], and only of it.

@@ -39,6 +39,8 @@ pub struct WantedBackend {
     pub spec: BackendSpec,
     pub admin: Admin,
     pub health: Health,
+    /// Takes no new flows, whatever its other states; those it has stay.
+    pub ejected: bool,
     /// How it is reached; `None` until its route and neighbour were found once.
     pub next_hop: Option<NextHopEntry>,
     /// Its share on the way to its weight; `None` once it is there.
@@ -52,6 +54,7 @@ impl WantedBackend {
         self.admin == Admin::Enabled
             && self.health != Health::Down
             && self.share() > 0
+            && !self.ejected
             && self.next_hop.is_some()
     }
 
@@ -158,6 +161,7 @@ pub fn build(
             idle_ns: u64::try_from(service.spec.idle_timeout.as_nanos()).unwrap_or(u64::MAX),
             flags: lists::service_flags(&service.spec.guard)
                 | schedule::flags(service.spec.scheduler)
+                | if service.spec.passive.is_some() { ServiceEntry::PASSIVE } else { 0 }
                 | service.spec.quic.as_ref().map_or(0, |quic| {
                     ServiceEntry::QUIC | u32::from(quic.config_id) << ServiceEntry::QUIC_CONFIG_SHIFT
                 }),

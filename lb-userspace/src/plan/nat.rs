@@ -26,6 +26,8 @@ pub struct NatImage {
     pub addresses: BTreeMap<u32, [u8; 16]>,
     /// `Control::NAT`: replies of backends come by.
     pub on: bool,
+    /// `Control::WATCHED`: RSTs among them are counted.
+    pub watched: bool,
 }
 
 /// One change of the maps of NAT, with what was there before.
@@ -36,6 +38,7 @@ pub enum NatChange {
     Pool { service: u32, old: Option<Pool>, new: Option<Pool> },
     PoolAddress { index: u32, old: Option<[u8; 16]>, new: Option<[u8; 16]> },
     Switch { old: bool, new: bool },
+    Watch { old: bool, new: bool },
 }
 
 /// An address as the tables of NAT keep it: IPv4 mapped (RFC 4291 section 2.5.5.2).
@@ -77,6 +80,9 @@ pub(super) fn build(
         for address in &sources {
             if let Some(vip) = image.vips.get_mut(address) {
                 vip.flags |= VipEntry::POOL;
+                if service.spec.passive.is_some() {
+                    vip.flags |= VipEntry::WATCHED;
+                }
             }
         }
         if !snat {
@@ -90,6 +96,8 @@ pub(super) fn build(
             image.nat.addresses.insert(index, mapped(*address));
         }
     }
+    image.nat.watched =
+        wanted.iter().any(|service| service.spec.forward == Forward::Nat && service.spec.passive.is_some());
     image.nat.on = wanted.iter().any(|service| service.spec.forward == Forward::Nat);
     Ok(())
 }
@@ -226,6 +234,8 @@ impl NatImage {
         let pool = |(service, old, new)| NatChange::Pool { service, old, new };
         let origin = |(key, old, new)| NatChange::Origin { key, old, new };
         let switch = (old.on != new.on).then_some(NatChange::Switch { old: old.on, new: new.on });
+        let watch = NatChange::Watch { old: old.watched, new: new.watched };
+        let watch = (old.watched != new.watched).then_some(watch);
         let set = addresses.into_iter().map(address);
         let set = set.chain(pools.into_iter().map(pool)).chain(origins.into_iter().map(origin));
         let set = set.chain(marks.into_iter().map(mark));
@@ -233,7 +243,7 @@ impl NatImage {
         let gone = gone.chain(marks_gone.into_iter().map(mark));
         let gone = gone.chain(pools_gone.into_iter().map(pool));
         (
-            set.chain(switch.filter(|_| new.on)).collect(),
+            set.chain(switch.filter(|_| new.on)).chain(watch).collect(),
             gone.chain(addresses_gone.into_iter().map(address)).collect(),
         )
     }
@@ -252,6 +262,7 @@ impl NatImage {
             NatChange::Pool { service, new, .. } => set(&mut self.pools, *service, *new),
             NatChange::PoolAddress { index, new, .. } => set(&mut self.addresses, *index, *new),
             NatChange::Switch { new, .. } => self.on = *new,
+            NatChange::Watch { new, .. } => self.watched = *new,
         }
     }
 }
@@ -264,6 +275,7 @@ impl NatChange {
             Self::Pool { service, old, new } => Self::Pool { service, old: new, new: old },
             Self::PoolAddress { index, old, new } => Self::PoolAddress { index, old: new, new: old },
             Self::Switch { old, new } => Self::Switch { old: new, new: old },
+            Self::Watch { old, new } => Self::Watch { old: new, new: old },
         }
     }
 }
@@ -292,6 +304,9 @@ impl fmt::Display for NatChange {
             }
             Self::Switch { new, .. } => {
                 write!(f, "switch replies of backends {}", if *new { "on" } else { "off" })
+            }
+            Self::Watch { new, .. } => {
+                write!(f, "switch the counting of resets {}", if *new { "on" } else { "off" })
             }
         }
     }

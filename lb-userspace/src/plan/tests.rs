@@ -37,6 +37,7 @@ pub(super) fn backend(number: u8, admin: Admin, health: Health, weight: u16, hop
         },
         admin,
         health,
+        ejected: false,
         next_hop: hop.then_some(NextHopEntry {
             ifindex: 2,
             dst_mac: [2, 0, 0, 0, 1, number],
@@ -85,6 +86,7 @@ pub(super) fn service(
                     ports: (1024, 65_535),
                 }),
                 health: HealthSpec::default(),
+                passive: None,
                 guard: GuardSpec::default(),
                 gradual: GradualSpec::default(),
                 quic: None,

@@ -211,6 +211,7 @@ pub fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<
                     packets: 0,
                     bytes: 0,
                     gradual: Default::default(),
+                    passive: None,
                 });
                 Ok(changed(format!("backend {name} added to {service}")))
             });
@@ -425,6 +426,7 @@ fn www() -> ServiceView {
         packets: u64::from(n) * 1_000,
         bytes: u64::from(n) * 64_000,
         gradual: Default::default(),
+        passive: None,
     };
     let web3 = BackendView {
         admin: Admin::Draining,

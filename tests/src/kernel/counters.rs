@@ -1,7 +1,7 @@
 //! All counters of the balancer as one value.
 
 use lb_common::{
-    abi::{FlowEntry, FlowKey4, FlowKey6, HalfOpen},
+    abi::{FlowEntry, FlowKey4, FlowKey6, HalfOpen, Signal},
     core::DropReason,
 };
 use std::{collections::BTreeMap, fmt};
@@ -15,6 +15,8 @@ pub enum Counter {
     Drop(u32),
     FlowsRecorded,
     FlowsRefused,
+    /// Of a backend.
+    Signal(u32, Signal),
 }
 
 impl From<DropReason> for Counter {

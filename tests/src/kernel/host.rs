@@ -4,7 +4,7 @@ use super::{Counter, Counters, Flows, INGRESS, Outcome, Verdict};
 use lb_common::{
     abi::{
         BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, PortKey,
-        PortRangeKey, ServiceEntry, Slot, VipEntry,
+        PortRangeKey, ServiceEntry, Signal, Slot, VipEntry,
     },
     core::{
         AnswerKind, Decision, DropReason, FlowCell, HalfOpenCell, Part, Tables,
@@ -43,6 +43,8 @@ impl<'a> Host<'a> {
             active: RefCell::default(),
             recorded: Cell::default(),
             traces: RefCell::default(),
+            syns: RefCell::default(),
+            signals: RefCell::default(),
         };
         Self { tables, counters: Counters::default() }
     }
@@ -62,6 +64,9 @@ impl<'a> Host<'a> {
     pub fn counters(&self) -> Counters {
         let mut counters = self.counters.clone();
         counters.add_stats(Counter::FlowsRecorded, (self.tables.recorded.get(), 0));
+        for ((backend, signal), count) in self.tables.signals.borrow().iter() {
+            counters.add_stats(Counter::Signal(*backend, *signal), (*count, 0));
+        }
         counters
     }
 
@@ -153,6 +158,8 @@ struct Recording<'a> {
     active: RefCell<BTreeMap<u32, u64>>,
     recorded: Cell<u64>,
     traces: RefCell<BTreeMap<FragmentKey, FragmentTrace>>,
+    syns: RefCell<BTreeMap<u32, u64>>,
+    signals: RefCell<BTreeMap<(u32, Signal), u64>>,
 }
 
 struct Entry(Rc<Cell<u64>>);
@@ -273,6 +280,15 @@ impl Tables for Recording<'_> {
     /// Entries are compared without their time, so any will do.
     fn now_ns(&self) -> u64 {
         0
+    }
+    fn syn_cell(&self, index: u32) -> Option<u64> {
+        Some(self.syns.borrow().get(&index).copied().unwrap_or(0))
+    }
+    fn set_syn_cell(&self, index: u32, cell: u64) {
+        self.syns.borrow_mut().insert(index, cell);
+    }
+    fn count_signal(&self, backend: u32, signal: Signal) {
+        *self.signals.borrow_mut().entry((backend, signal)).or_default() += 1;
     }
     fn fragment_trace(&self, key: &FragmentKey) -> Option<FragmentTrace> {
         self.traces.borrow().get(key).copied()

@@ -27,7 +27,7 @@ use aya::{
 };
 use lb_common::abi::{
     Bucket, ECHO_BUCKET, EXPIRED_BUCKET, FlowEntry, FlowKey4, FlowKey6, FlowStats, FragmentKey,
-    FragmentTrace, HALF_OPEN_CAPACITY, HOLD_BUCKET, HalfOpen, ICMP_BUCKET, Schedule, Stats,
+    FragmentTrace, HALF_OPEN_CAPACITY, HOLD_BUCKET, HalfOpen, ICMP_BUCKET, Schedule, Signal, Stats,
 };
 use lb_userspace::{
     dataplane::{self, Maps},
@@ -37,6 +37,10 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
 };
+
+/// All of them.
+pub const SIGNALS: [Signal; 5] =
+    [Signal::Syn, Signal::Watched, Signal::Repeat, Signal::Refused, Signal::Reset];
 
 /// What a program answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,6 +211,7 @@ impl Loaded {
             ("BACKENDS", room.backends),
             ("BACKEND_STATS", room.backends),
             ("ACTIVE", room.backends),
+            ("BACKEND_SIGNALS", room.backends),
             ("BACKEND_NAMES", room.backends),
         ];
         let mut program = Program::load_pinned(dataplane::LB, "lb", &capacities, pins);
@@ -331,6 +336,18 @@ impl Loaded {
         }
     }
 
+    /// Makes every watched SYN so many nanoseconds older.
+    pub fn age_syns(&mut self, by: u64) {
+        let mut cells = self.program.array::<u64>("SYNS");
+        for index in 0..cells.len() {
+            let cell = cells.get(&index, 0).expect("SYNS");
+            if cell != 0 {
+                let time = (cell as u16).wrapping_sub((by >> 27) as u16);
+                cells.set(index, cell & !0xffff | u64::from(time), 0).expect("SYNS");
+            }
+        }
+    }
+
     /// What the maps hold, read back.
     #[must_use]
     pub fn observe(&self) -> Image {
@@ -402,6 +419,13 @@ impl Loaded {
         for number in 0..lb_common::abi::DROP_CAPACITY {
             let dropped = self.drops.get(&number, 0).expect("DROPS").iter().sum();
             counters.add_stats(Counter::Drop(number), (dropped, 0));
+        }
+        for id in 0..self.image.backend_capacity {
+            let mut signals = self.maps.signals().of(id).expect("BACKEND_SIGNALS");
+            for signal in SIGNALS {
+                let count = u64::from(*signals.of(signal));
+                counters.add_stats(Counter::Signal(id, signal), (count, 0));
+            }
         }
         let FlowStats { inserted, refused } = self.maps.flow_stats().expect("FLOW_STATS");
         counters.add_stats(Counter::FlowsRecorded, (inserted, 0));

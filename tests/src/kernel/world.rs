@@ -79,6 +79,7 @@ fn backend(n: u8, family: u8) -> WantedBackend {
         },
         admin: Admin::Enabled,
         health: Health::Up,
+        ejected: false,
         next_hop: Some(NextHopEntry {
             ifindex,
             dst_mac: [2, 0, 0, 0, 1, n],
@@ -113,6 +114,7 @@ fn service(
             gue_port: GUE_PORT,
             snat: None,
             health: HealthSpec::default(),
+            passive: None,
             guard: GuardSpec::default(),
             gradual: GradualSpec::default(),
             quic: (protocol == Protocol::Quic).then(|| QuicSpec {

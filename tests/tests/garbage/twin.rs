@@ -250,8 +250,8 @@ impl Tables for Twin {
     fn add_fragment_trace(&self, key: &FragmentKey, trace: &FragmentTrace) {
         self.traces.borrow_mut().insert(*key, *trace);
     }
-    fn replies(&self) -> bool {
-        true
+    fn switches(&self) -> u32 {
+        lb_common::abi::Control::NAT
     }
 }
 

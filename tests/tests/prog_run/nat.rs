@@ -24,6 +24,7 @@ use std::{
 mod across;
 mod garbage;
 mod pieces;
+mod resets;
 mod sessions;
 
 const BACKEND_MAC: [u8; 12] = [2, 0, 0, 0, 9, 1, 2, 0, 0, 0, 0, 1];

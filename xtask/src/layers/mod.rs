@@ -34,6 +34,7 @@ const ROOMS: &[Room] = &[
         modules: &[
             "lb_userspace::config",
             "lb_userspace::maglev",
+            "lb_userspace::outlier",
             "lb_userspace::affinity",
             "lb_userspace::plan",
             "lb_userspace::resequence",

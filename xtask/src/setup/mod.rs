@@ -32,6 +32,7 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "nginx", package: "nginx-light" },
     Tool { program: "mariadbd", package: "mariadb-server" },
     Tool { program: "redis-server", package: "redis-server" },
+    Tool { program: "nft", package: "nftables" },
     Tool { program: "iperf3", package: "iperf3" },
     Tool { program: "keepalived", package: "keepalived" },
     Tool { program: "tmux", package: "tmux" },

@@ -3,7 +3,7 @@
 use super::*;
 use crate::model::{
     BackendSpec, DnsCheck, ExecCheck, GradualSpec, GrpcCheck, GuardSpec, Health, LimitSpec, MAX_BURST_MS,
-    MAX_RATE, MysqlCheck, QuicSpec, RedisCheck, Role, ServerId, SnatSpec, StatusRange, TlsSpec,
+    MAX_RATE, MysqlCheck, PassiveSpec, QuicSpec, RedisCheck, Role, ServerId, SnatSpec, StatusRange, TlsSpec,
     TrackInterface, UdpCheck, VrrpVersion,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
@@ -252,6 +252,22 @@ fn guard() -> impl Strategy<Value = GuardSpec> {
     )
 }
 
+fn passive() -> impl Strategy<Value = PassiveSpec> {
+    let counts = (1..=100u32, 1..=1_000_000u32, 1..=100u8, 0..=100u8);
+    let times = (1_000..=3_600_000u64, 1_000..=86_400_000u64, 1_000..=86_400_000u64);
+    (counts, times).prop_map(
+        |((windows, min_connections, threshold, max_ejected), (interval, first, longest))| PassiveSpec {
+            interval: Duration::from_millis(interval),
+            windows,
+            min_connections,
+            threshold,
+            max_ejected,
+            ejection_time: Duration::from_millis(first),
+            max_ejection_time: Duration::from_millis(longest.max(first)),
+        },
+    )
+}
+
 /// A service whose addresses no service with another `index` has.
 fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
     let backend = (name(), any::<u16>());
@@ -266,9 +282,17 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
         1..=u16::MAX,
         (4..=15u8, 0..=6u8),
     );
-    let gradual = (0..=86_400_000u64, option::of(0..100u8));
-    (name(), 1..4usize, settings, health(), vec(backend, 0..5), guard(), gradual).prop_map(
-        move |(name, addresses, settings, health, backends, mut guard, (slow_start, max_disruption))| {
+    let beside = ((0..=86_400_000u64, option::of(0..100u8)), option::of(passive()));
+    (name(), 1..4usize, settings, health(), vec(backend, 0..5), guard(), beside).prop_map(
+        move |(
+            name,
+            addresses,
+            settings,
+            health,
+            backends,
+            mut guard,
+            ((slow_start, max_disruption), passive),
+        )| {
             if settings.1 == Protocol::Udp {
                 guard.limits.connections_per_second = 0;
                 guard.limits.source_connections_per_second = 0;
@@ -329,6 +353,7 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
                 idle_timeout: Duration::from_millis(idle_timeout),
                 gue_port,
                 health,
+                passive: passive.filter(|_| protocol == Protocol::Tcp),
                 guard,
                 gradual: GradualSpec { slow_start: Duration::from_millis(slow_start), max_disruption },
                 quic: (protocol == Protocol::Quic).then_some(quic),

@@ -51,10 +51,16 @@ impl Engine {
     ) -> Result<ChangeView, EngineError> {
         let end = end_after.map(|after| unix_ms().saturating_add(after.as_millis() as u64));
         let message = format!("backend {name} of {service} is {admin}");
-        self.change(message, by, |changes, config, stamp| {
+        let mut view = self.change(message, by, |changes, config, stamp| {
             let changed = changes.set_admin(&config.services, service, name, admin, stamp)?;
             Ok(changes.set_drain_end(service, name, end) || changed)
-        })
+        })?;
+        if admin == Admin::Enabled && !view.planned_only && self.passive.forgive(service, name) {
+            view.changes.extend(describe(&self.converge()?));
+            tracing::info!(by, %service, backend = %name, "ejection ended by hand");
+            view.message += "; its ejection is over";
+        }
+        Ok(view)
     }
 
     /// Changes a backend's weight.

@@ -43,8 +43,9 @@ impl Engine {
             .collect();
         let same = |i: &usize| {
             let config = &self.config.services[*i];
-            // Who starts slowly is found by a look at all services.
+            // Who starts slowly, and who may stay ejected, is found by a look at all services.
             config.gradual.slow_start.is_zero()
+                && config.passive.is_none()
                 && self.effective.services.get(*i).is_some_and(|s| s.spec.name == config.name)
         };
         if places.len() != names.len() || !places.iter().all(same) {
@@ -106,6 +107,7 @@ impl Engine {
                     spec: backend.spec.clone(),
                     admin: backend.admin,
                     health: self.health_of(&service.spec, &backend.spec),
+                    ejected: self.passive.is_ejected(&service.spec.name, &backend.spec.name),
                     next_hop: self.hops.get(&backend.spec.address).and_then(|hop| hop.as_ref().ok().copied()),
                     ramp: self
                         .changes

@@ -103,7 +103,8 @@ fn results_become_events_and_statuses() {
 fn the_pace_follows_the_results() {
     let fast = INTERVAL / 10;
     let target = target(1, Up);
-    let spec = HealthSpec { fast_interval: Some(fast), backoff: Some(INTERVAL * 60), ..(*target.spec).clone() };
+    let spec =
+        HealthSpec { fast_interval: Some(fast), backoff: Some(INTERVAL * 60), ..(*target.spec).clone() };
     let (mut bench, _) = Bench::new(&[Target { spec: spec.into(), ..target }]);
     // How long after the check the next one comes.
     let mut gap = |result: Result<(), ProbeFailure>| {
