@@ -40,7 +40,7 @@ pub(super) fn execute(command: &DecapCommand, output: Output, decap: &dyn Decap)
 }
 
 fn done(output: Output, message: String) -> Result<String, Failure> {
-    print(output, &ChangeView { message, changes: Vec::new(), planned_only: false }, render::change)
+    print(output, &ChangeView { message, ..ChangeView::default() }, render::change)
 }
 
 #[cfg(test)]

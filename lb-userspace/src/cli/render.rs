@@ -204,7 +204,8 @@ pub fn config(view: &ConfigView) -> String {
     // Long lists of addresses shall not push every origin to the right.
     let width = lines.iter().map(|line| line.chars().count()).filter(|n| *n <= 60).max().unwrap_or(0);
     for (line, setting) in lines.iter().zip(&view.settings) {
-        let _ = writeln!(text, "{:width$}  # {}", printable(line), printable(&setting.origin));
+        let origin = setting.origin.clone() + &super::changes::signature(setting.by.as_deref(), setting.at);
+        let _ = writeln!(text, "{:width$}  # {}", printable(line), printable(&origin));
     }
     text
 }
@@ -213,6 +214,9 @@ pub fn change(view: &ChangeView) -> String {
     let mut text = format!("{}\n", printable(&view.message));
     for change in &view.changes {
         let _ = writeln!(text, "  {}", printable(change));
+    }
+    if view.revision > 0 && !view.planned_only {
+        let _ = writeln!(text, "revision {}", view.revision);
     }
     if view.planned_only {
         let _ = writeln!(text, "nothing was touched: this was only the plan");
@@ -315,6 +319,8 @@ mod tests {
             key: key.to_owned(),
             value: value.into(),
             origin: "file".to_owned(),
+            by: None,
+            at: None,
         };
         let settings = vec![setting("a", "x".to_owned()), setting("b", "y".repeat(70))];
         let view = ConfigView { file: "f".to_owned(), hash: "h".to_owned(), settings };

@@ -7,6 +7,7 @@
 mod address;
 mod check;
 mod checks;
+mod control;
 mod duration;
 mod error;
 mod files;
@@ -24,6 +25,7 @@ mod suggest;
 mod tests;
 mod vrrp;
 
+pub use control::{ControlConfig, ControlTls};
 pub use duration::{format_duration, parse_duration};
 pub use error::{ConfigError, Problem};
 pub use files::{read_certificates, read_password};
@@ -53,6 +55,7 @@ pub struct Config {
     /// Shared, since its lists may be long and most changes leave them alone.
     pub firewall: Arc<FirewallConfig>,
     pub flows: FlowsConfig,
+    pub control: ControlConfig,
     /// In the order of the file; names are unique and no two services overlap.
     pub services: Vec<ServiceSpec>,
     /// In the order of the file; names are unique.
@@ -86,6 +89,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
             let mut config = parse(&name, &text)?;
             firewall::read_files(Arc::make_mut(&mut config.firewall))?;
             files::check(&config)?;
+            control::check(&config)?;
             Ok(config)
         }
         Err(error) => {
@@ -129,6 +133,7 @@ pub fn parse_on(file_name: &str, text: &str, hostname: &str) -> Result<Config, C
     let tunnel = root.table("tunnel").map(|(table, at)| node::read_tunnel(&notes, table, at));
     let firewall = root.table("firewall").map(|(table, at)| firewall::read_firewall(&notes, table, at));
     let flows = root.table("flows").map(|(table, at)| node::read_flows(&notes, table, at));
+    let control = root.table("control").map(|(table, at)| control::read(&notes, table, at));
     let defaults = root.table("defaults");
     let defaults = defaults.map(|(table, at)| ServiceSettings::read_defaults(&notes, table, at));
     let defaults = defaults.unwrap_or(ServiceSettings::ABSENT);
@@ -151,6 +156,7 @@ pub fn parse_on(file_name: &str, text: &str, hostname: &str) -> Result<Config, C
         tunnel: tunnel.unwrap_or_default(),
         firewall: Arc::new(firewall.unwrap_or_default()),
         flows: flows.unwrap_or_default(),
+        control: control.unwrap_or_default(),
         services,
         vrrp,
         origins: Origins(notes.finish()?),

@@ -257,6 +257,7 @@ impl Config {
         push("flows", "max_flows", json!(self.flows.max_flows));
         push("flows", "max_half_open", json!(self.flows.max_half_open));
         push("flows", "max_sessions", json!(self.flows.max_sessions));
+        entries.extend(self.control.entries());
         entries
     }
 

@@ -22,6 +22,9 @@ pub struct StatusView {
     pub config_hash: String,
     /// Runtime changes in force.
     pub runtime_changes: usize,
+    /// Revision of the runtime state: one more with each change, dropped ones included.
+    #[serde(default)]
+    pub revision: u64,
     pub interfaces: Vec<InterfaceView>,
     pub services: usize,
     pub backends: usize,
@@ -203,7 +206,7 @@ pub struct ExplainView {
 }
 
 /// Answer to a change: what it did.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ChangeView {
     /// One line for a person, e.g. "backend web4 added to www".
     pub message: String,
@@ -211,6 +214,9 @@ pub struct ChangeView {
     pub changes: Vec<String>,
     /// True if nothing was touched because only the plan was asked for.
     pub planned_only: bool,
+    /// Revision of the runtime state after it.
+    #[serde(default)]
+    pub revision: u64,
 }
 
 /// One setting of `config show`.
@@ -221,6 +227,12 @@ pub struct SettingView {
     pub value: serde_json::Value,
     /// `default`, `file` or `runtime`.
     pub origin: String,
+    /// Who changed it at run time, e.g. "uid 0 (root)".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// When, in seconds since 1970 (UTC).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<u64>,
 }
 
 /// `config show`.

@@ -4,16 +4,22 @@
 //! services: it parses a request, sends one [`command::Command`] to the daemon's loop and writes the answer.
 
 pub mod api;
+pub mod changes;
 pub mod client;
 pub mod command;
 mod extract;
 pub mod firewall;
+pub mod guard;
 pub mod observe;
 pub mod pair;
+pub mod peer;
 pub mod request;
 pub mod server;
 pub mod socket;
 mod stream;
+pub mod tls;
+pub mod watch;
+pub mod way;
 
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/lbd/lbd.sock";

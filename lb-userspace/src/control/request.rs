@@ -1,7 +1,7 @@
 //! What the control API takes: bodies and queries. Unknown fields are errors, so that a misspelt one is
 //! never silently ignored.
 
-use crate::model::{Admin, BackendName, Protocol};
+use crate::model::{Admin, BackendName, Protocol, ServiceName};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 
@@ -50,7 +50,19 @@ pub struct Reload {
     pub plan: bool,
 }
 
-/// `POST /v1/reset` and `POST /v1/detach`: nothing to say.
+/// `POST /v1/reset`: everything where nothing is named.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reset {
+    /// Only the changes of this service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceName>,
+    /// Only those of this backend of the service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<BackendName>,
+}
+
+/// `POST /v1/detach`: nothing to say.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nothing {}
@@ -83,6 +95,10 @@ impl Example for SetWeight {
 }
 impl Example for Reload {
     const EXAMPLE: &'static str = r#"{"plan": true}, or an empty body"#;
+}
+impl Example for Reset {
+    const EXAMPLE: &'static str =
+        r#"{"service": "www", "backend": "web1"}, {"service": "www"}, or an empty body"#;
 }
 impl Example for Nothing {
     const EXAMPLE: &'static str = "an empty body";

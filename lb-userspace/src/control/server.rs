@@ -6,11 +6,14 @@
 
 use super::api::*;
 use super::command::{Command, Commands, ExplainPacket, Reply};
-use super::extract::{Asked, Body, Caller, Failure, OfBackend, OfService, Peer};
+use super::extract::{Asked, Body, Caller, Failure, OfBackend, OfService};
+use super::guard;
 use super::observe::{AskFlows, AskTrace, FlowsView};
+use super::peer::{Peer, Role, Who};
 use super::request::{self, parse_endpoint, parse_flags, parse_protocol, same_family, shorten};
 use super::socket::ControlSocket;
 use super::stream::Lines;
+use super::tls::{self, TlsListener};
 use axum::body::Body as AnyBody;
 use axum::extract::State as Shared;
 use axum::response::Response;
@@ -24,6 +27,7 @@ use hyper_util::service::TowerToHyperService;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
@@ -69,18 +73,48 @@ pub(super) struct State {
     pub limits: Limits,
 }
 
+/// Where clients come in.
+#[derive(Debug)]
+pub enum Door {
+    Socket(ControlSocket, Role),
+    Tls(TlsListener),
+}
+
+impl From<ControlSocket> for Door {
+    /// A socket for admins.
+    fn from(socket: ControlSocket) -> Self {
+        Self::Socket(socket, Role::Admin)
+    }
+}
+
+/// A client at the door.
+enum Arrived {
+    Socket(UnixStream, Role),
+    Tls(tls::Arrival),
+}
+
+impl Door {
+    async fn accept(&self) -> std::io::Result<Arrived> {
+        match self {
+            Self::Socket(socket, role) => Ok(Arrived::Socket(socket.listener().accept().await?.0, *role)),
+            Self::Tls(listener) => Ok(Arrived::Tls(listener.accept().await?)),
+        }
+    }
+}
+
 /// Serves until `shutdown` completes; then lets the requests under way finish and removes the socket's file.
-pub async fn serve(socket: ControlSocket, commands: Commands, shutdown: impl Future<Output = ()>) {
-    serve_with(socket, commands, shutdown, Limits::default()).await;
+pub async fn serve(door: impl Into<Door>, commands: Commands, shutdown: impl Future<Output = ()>) {
+    serve_with(door, commands, shutdown, Limits::default()).await;
 }
 
 /// [`serve`] with other limits.
 pub async fn serve_with(
-    socket: ControlSocket,
+    door: impl Into<Door>,
     commands: Commands,
     shutdown: impl Future<Output = ()>,
     limits: Limits,
 ) {
+    let door = door.into();
     let app = router(State { commands, limits });
     let (stop, stopped) = watch::channel(());
     let permits = Arc::new(Semaphore::new(limits.connections));
@@ -89,7 +123,7 @@ pub async fn serve_with(
     loop {
         let accepted = async {
             let permit = permits.clone().acquire_owned().await;
-            (socket.listener().accept().await, permit)
+            (door.accept().await, permit)
         };
         let (accepted, permit) = tokio::select! {
             () = &mut shutdown => break,
@@ -97,22 +131,22 @@ pub async fn serve_with(
             accepted = accepted => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok(arrived) => {
                 let (app, stopped) = (app.clone(), stopped.clone());
                 connections.spawn(async move {
-                    connection(stream, app, limits, stopped).await;
+                    arrival(arrived, app, limits, stopped).await;
                     drop(permit);
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "the control socket cannot accept a connection");
+                tracing::warn!(%error, "the control API cannot accept a connection");
                 // Out of descriptors or memory: one may be free soon.
                 sleep(Duration::from_millis(100)).await;
             }
         }
     }
     // No new connections from here on.
-    drop(socket);
+    drop(door);
     drop(stop);
     let finish = async { while connections.join_next().await.is_some() {} };
     if timeout(limits.shutdown_time, finish).await.is_err() {
@@ -120,16 +154,52 @@ pub async fn serve_with(
     }
 }
 
-async fn connection(stream: UnixStream, app: Router, limits: Limits, mut stopped: watch::Receiver<()>) {
-    let peer = Peer(stream.peer_cred().ok().map(|peer| peer.uid()));
+async fn arrival(arrived: Arrived, app: Router, limits: Limits, mut stopped: watch::Receiver<()>) {
+    // The sender is dropped, never used.
+    let stop = async move { drop(stopped.changed().await) };
+    match arrived {
+        Arrived::Socket(stream, role) => {
+            let who = Who::User(stream.peer_cred().ok().map(|peer| peer.uid()));
+            connection(stream, Peer { who, role }, app, limits, stop).await;
+        }
+        Arrived::Tls(arrival) => {
+            let mut stop = std::pin::pin!(stop);
+            let admitted = tokio::select! {
+                () = &mut stop => return,
+                admitted = timeout(limits.request_time, arrival.admit()) => admitted,
+            };
+            let Ok(Ok(tls::Admitted { stream, name, role, mut access })) = admitted else {
+                tracing::debug!("a client of the control API did not shake hands");
+                return;
+            };
+            let stop = async move {
+                tokio::select! {
+                    () = stop => {}
+                    // Others are let in than before.
+                    _ = access.changed() => {}
+                }
+            };
+            let who = Who::Certificate(name.into());
+            connection(stream, Peer { who, role }, app, limits, stop).await;
+        }
+    }
+}
+
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    app: Router,
+    limits: Limits,
+    stop: impl Future<Output = ()>,
+) {
     let app = TowerToHyperService::new(app);
     let streams = Arc::new(AtomicBool::new(false));
     let streaming = streams.clone();
     let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
-        if request.uri().path() == TRACE {
+        if STREAMS.contains(&request.uri().path()) {
             streaming.store(true, Ordering::Relaxed);
         }
-        request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(peer.clone());
         app.call(request)
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -140,7 +210,7 @@ async fn connection(stream: UnixStream, app: Router, limits: Limits, mut stopped
     let mut connection = std::pin::pin!(connection);
     let long = async {
         sleep(limits.connection_time).await;
-        // A trace lasts as long as its reader likes.
+        // A trace or a watch lasts as long as its reader likes.
         if streams.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
         }
@@ -152,8 +222,7 @@ async fn connection(stream: UnixStream, app: Router, limits: Limits, mut stopped
             }
             return;
         }
-        // The sender is dropped, never used.
-        _ = stopped.changed() => {}
+        () = stop => {}
         () = long => {}
     }
     connection.as_mut().graceful_shutdown();
@@ -162,6 +231,8 @@ async fn connection(stream: UnixStream, app: Router, limits: Limits, mut stopped
 }
 
 const TRACE: &str = "/v1/trace";
+/// Answers that go on.
+const STREAMS: [&str; 2] = [TRACE, super::watch::PATH];
 
 fn router(state: State) -> Router {
     Router::new()
@@ -182,27 +253,34 @@ fn router(state: State) -> Router {
         .route("/v1/detach", post(detach))
         .merge(super::firewall::routes())
         .merge(super::pair::routes())
+        .merge(super::changes::routes())
+        .merge(super::watch::routes())
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
+        .layer(axum::middleware::from_fn(guard::conditional))
         .with_state(state)
 }
 
 pub(super) type Answered<T> = Result<Json<T>, Failure>;
 
 impl State {
-    /// One command to the daemon's loop and its answer.
+    /// One command to the daemon's loop and its answer, under the condition of the request's `If-Match`.
     pub(super) async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Answered<T> {
         let wait = self.limits.answer_time;
         let deadline = Instant::now() + wait;
         let (reply, answer) = oneshot::channel();
+        let (command, verdict) = guard::guarded(command(reply))?;
         let Ok(room) = timeout_at(deadline, self.commands.reserve()).await else {
             return Err(Failure::busy(wait));
         };
-        room.map_err(|_| Failure::gone())?.send(command(reply));
+        room.map_err(|_| Failure::gone())?.send(command);
         match timeout_at(deadline, answer).await {
             Err(_) => Err(Failure::unanswered(wait)),
-            Ok(Err(_)) => Err(Failure::gone()),
-            Ok(Ok(answer)) => Ok(Json(answer?)),
+            Ok(Err(_)) => Err(verdict.refusal().map_or_else(Failure::gone, Failure::from)),
+            Ok(Ok(answer)) => {
+                let _ = timeout_at(deadline, verdict.note()).await;
+                Ok(Json(answer?))
+            }
         }
     }
 }
@@ -323,9 +401,13 @@ async fn reload(
 async fn reset(
     Shared(state): Shared<State>,
     Caller(by): Caller,
-    Body(request::Nothing {}): Body<request::Nothing>,
+    Body(request::Reset { service, backend }): Body<request::Reset>,
 ) -> Answered<ChangeView> {
-    state.ask(|reply| Command::Reset { by, reply }).await
+    if backend.is_some() && service.is_none() {
+        let error = "a backend is named and its service is not; expected {\"service\": \"www\", \"backend\": \"web1\"}";
+        return Err(Failure::request(StatusCode::UNPROCESSABLE_ENTITY, error));
+    }
+    state.ask(|reply| Command::Reset { service, backend, by, reply }).await
 }
 
 async fn detach(

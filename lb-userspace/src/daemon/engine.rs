@@ -8,11 +8,14 @@ use super::{
     error::EngineError,
     flows::Rounds,
     sessions::NatState,
+    tell,
     trace::Tracers,
 };
 use crate::{
     config::{self, Config},
+    control::{tls::TlsDoor, watch::Watchers},
     dataplane::{Attached, Capacities, Kernel, XdpMode},
+    events::Bus,
     health::{HealthEvent, HealthHandle, Target, TargetKey},
     maglev,
     metrics::Instruments,
@@ -45,7 +48,7 @@ pub(super) struct Known {
 pub struct Engine {
     pub(super) config_file: PathBuf,
     pub(super) config: Config,
-    state_dir: StateDir,
+    pub(super) state_dir: StateDir,
     pub(super) changes: RuntimeChanges,
     pub(super) effective: Effective,
     pub(super) kernel: Kernel,
@@ -67,6 +70,11 @@ pub struct Engine {
     pub(super) health_task: HealthHandle,
     pub(super) hop_task: NextHopHandle,
     instruments: Instruments,
+    /// What happens is told here.
+    pub(super) events: Bus,
+    pub(super) watchers: Watchers,
+    /// Of the API over TCP, if it is on.
+    pub(super) tls_door: Option<TlsDoor>,
 }
 
 /// What the engine is made of.
@@ -85,7 +93,11 @@ impl Engine {
     /// Takes over what the kernel holds. Nothing is changed yet but that flows of backends that are gone are forgotten.
     pub fn adopt(parts: Parts) -> Result<Self, EngineError> {
         let image = parts.kernel.observe()?;
+        let events = Bus::default();
         let mut engine = Self {
+            watchers: Watchers::new(events.clone()),
+            events,
+            tls_door: None,
             config_file: parts.config_file,
             config: parts.config,
             state_dir: parts.state_dir,
@@ -307,6 +319,7 @@ impl Engine {
             } else {
                 matters = true;
                 tracing::info!(%service, %backend, %from, %to, reason, "health changed");
+                tell::health(&self.events, event, from);
             }
         }
         if matters {

@@ -30,6 +30,8 @@ pub enum EngineError {
     Build(#[from] BuildError),
     #[error("{prefix}: {error}")]
     Prefix { prefix: ipnet::IpNet, error: crate::model::PrefixError },
+    #[error("{0}")]
+    Tls(crate::control::tls::TlsError),
     #[error("the VRRP threads could not be started: {0}")]
     Vrrp(std::io::Error),
     #[error("{0}")]
@@ -44,7 +46,7 @@ impl From<EngineError> for CommandError {
     fn from(error: EngineError) -> Self {
         let text = error.to_string();
         match error {
-            EngineError::Config(_) | EngineError::Prefix { .. } => Self::Invalid(text),
+            EngineError::Config(_) | EngineError::Prefix { .. } | EngineError::Tls(_) => Self::Invalid(text),
             EngineError::Change(error) => match error.kind() {
                 ChangeErrorKind::NotFound => Self::NotFound(text),
                 ChangeErrorKind::Invalid => Self::Invalid(text),
@@ -79,6 +81,8 @@ pub enum StartError {
     #[error("{0}")]
     Metrics(#[from] metrics::BindError),
     #[error("{0}")]
+    Tls(#[from] crate::control::tls::TlsError),
+    #[error("{0}")]
     Net(#[from] NetError),
     #[error("{0}")]
     Engine(#[from] EngineError),
@@ -93,7 +97,7 @@ impl StartError {
     #[must_use]
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Log(_) | Self::Engine(EngineError::Config(_)) => 2,
+            Self::Config(_) | Self::Log(_) | Self::Tls(_) | Self::Engine(EngineError::Config(_)) => 2,
             _ => 1,
         }
     }

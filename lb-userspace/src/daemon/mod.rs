@@ -26,8 +26,10 @@ mod headers;
 mod held;
 mod listing;
 mod pair;
+mod revision;
 mod run;
 mod sessions;
+mod tell;
 mod trace;
 mod views;
 

@@ -13,8 +13,10 @@ use crate::{
     control::{
         api::ChangeView,
         command::{Command, CommandError},
-        server,
+        peer::Role,
+        server::{self, Door},
         socket::ControlSocket,
+        tls::TlsListener,
     },
     dataplane::{Capacities, Kernel, abi_name},
     health::{HealthTask, ProbeObserver, TargetKey},
@@ -74,7 +76,20 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         return Err(missing.into());
     }
     raise_open_files();
-    let socket = ControlSocket::bind(&config.node.run_dir.join("lbd.sock"))?;
+    let access = &config.control;
+    let bind =
+        |name: &str, group: Option<&str>| ControlSocket::bind_for(&config.node.run_dir.join(name), group);
+    let socket = bind("lbd.sock", access.admin_group.as_deref())?;
+    let mut doors = vec![Door::from(socket)];
+    if let Some(group) = &access.read_group {
+        doors.push(Door::Socket(bind("lbd-ro.sock", Some(group))?, Role::Reader));
+    }
+    let mut tls_door = None;
+    if let Some(tls) = &access.tls {
+        let (listener, door) = TlsListener::bind(tls).await?;
+        doors.push(Door::Tls(listener));
+        tls_door = Some(door);
+    }
     let metrics_listener = match config.metrics.listen {
         Some(address) => Some(metrics::bind(address).await?),
         None => None,
@@ -88,6 +103,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let loaded = state_dir.load(SystemTime::now()).map_err(EngineError::from)?;
     if let Some(warning) = loaded.outcome.warning() {
         tracing::error!("{warning}");
+        // So that its revision counts from now on, even if nothing is changed before the next start.
+        state_dir.store(&loaded.changes).map_err(EngineError::from)?;
     }
     let (health_tx, mut health_rx) = mpsc::channel(QUEUE);
     let health_task = HealthTask::spawn(health_tx, Arc::new(Observer(instruments.clone())));
@@ -117,6 +134,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         hop_task,
         instruments: instruments.clone(),
     })?;
+    engine.tls_door = tls_door;
     engine.settle_hops(HOP_PATIENCE).await;
     while let Some(news) = hop_rx.try_recv() {
         engine.note_hops(news);
@@ -134,7 +152,10 @@ pub async fn run(options: Options) -> Result<(), StartError> {
 
     let (commands, mut command_rx) = mpsc::channel(QUEUE);
     let (stop_tx, stop_rx) = watch::channel(false);
-    let control = tokio::spawn(server::serve(socket, commands.clone(), stopped(stop_rx.clone())));
+    let control: Vec<_> = doors
+        .into_iter()
+        .map(|door| tokio::spawn(server::serve(door, commands.clone(), stopped(stop_rx.clone()))))
+        .collect();
     let metrics = metrics_listener
         .map(|listener| tokio::spawn(metrics::serve(listener, commands, instruments, stopped(stop_rx))));
     let io = |source| StartError::Io { path: "signals".into(), source };
@@ -167,8 +188,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                     let result = Kernel::detach(&pin_dir).map_err(|e| CommandError::Failed(e.to_string()));
                     let _ = reply.send(result.map(|()| ChangeView {
                         message: "programs, links and maps are removed; lbd ends".to_owned(),
-                        changes: Vec::new(),
-                        planned_only: false,
+                        ..ChangeView::default()
                     }));
                     break;
                 }
@@ -227,7 +247,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         reader.abort();
     }
     stop_tx.send_replace(true);
-    let _ = control.await;
+    for door in control {
+        let _ = door.await;
+    }
     if let Some(metrics) = metrics {
         let _ = metrics.await;
     }
@@ -314,7 +336,7 @@ impl Engine {
     }
 
     /// Carries out one command and answers it; whoever asked may have gone.
-    fn answer(&mut self, command: Command) {
+    pub(super) fn answer(&mut self, command: Command) {
         fn send<T, E: Into<CommandError>>(
             reply: tokio::sync::oneshot::Sender<Result<T, CommandError>>,
             result: Result<T, E>,
@@ -339,12 +361,17 @@ impl Engine {
                 send(reply, self.set_weight(&service, &name, weight, &by));
             }
             Command::Reload { plan, by, reply } => send(reply, self.reload(plan, &by)),
-            Command::Reset { by, reply } => send(reply, self.reset(&by)),
+            Command::Reset { service, backend, by, reply } => {
+                send(reply, self.reset(service.as_ref(), backend.as_ref(), &by));
+            }
             Command::Explain { protocol, source, destination, packet, reply } => {
                 send(reply, Ok::<_, CommandError>(self.explain(protocol, source, destination, packet)));
             }
             Command::Firewall(command) => self.answer_firewall(command),
             Command::Pair(command) => self.answer_pair(command),
+            Command::Watch { after, reply } => send(reply, self.watchers.admit(after.as_deref())),
+            Command::Changes(reply) => send(reply, Ok::<_, CommandError>(self.runtime_changes())),
+            Command::Guarded(guarded) => self.answer_guarded(*guarded),
             Command::Flows { ask, reply } => self.list_flows(ask, reply),
             Command::Trace { ask, reply } => self.start_trace(ask, reply),
             Command::Detach { .. } => unreachable!("the loop takes it"),

@@ -57,6 +57,7 @@ impl Engine {
             config_file: self.config_file.display().to_string(),
             config_hash: self.config_hash(),
             runtime_changes: self.changes.count(),
+            revision: self.changes.revision(),
             interfaces,
             services: self.effective.services.len(),
             backends: self.effective.services.iter().map(|s| s.backends.len()).sum(),
@@ -237,6 +238,8 @@ impl Engine {
                 },
                 key: setting.key,
                 value: setting.value,
+                by: None,
+                at: None,
             })
             .collect();
         self.mark_firewall_changes(&mut settings);
@@ -258,6 +261,8 @@ impl Engine {
                     value: serde_json::json!(backend.admin),
                     origin: if backend.admin_origin == Origin::Runtime { "runtime" } else { "default" }
                         .to_owned(),
+                    by: None,
+                    at: None,
                 });
             }
             for name in &service.removed {
@@ -265,9 +270,12 @@ impl Engine {
                     key: format!("service.{}.backend.{name}", service.spec.name),
                     value: serde_json::json!("removed"),
                     origin: "runtime".to_owned(),
+                    by: None,
+                    at: None,
                 });
             }
         }
+        self.sign(&mut settings);
         ConfigView { file: self.config_file.display().to_string(), hash: self.config_hash(), settings }
     }
 

@@ -106,6 +106,7 @@ pub(super) fn snapshot() -> Snapshot {
             config_file: "C:\\lbd\n\"quoted\".toml".to_owned(),
             config_hash: "00112233aabbccdd".to_owned(),
             runtime_changes: 2,
+            revision: 0,
             interfaces: vec![
                 interface("eth0", 2, "native", None),
                 interface("eth1", 3, "generic", Some("the driver has no XDP")),

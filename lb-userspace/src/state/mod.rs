@@ -6,14 +6,18 @@
 
 mod apply;
 mod changes;
+mod difference;
 mod edit;
 mod firewall;
+mod record;
 mod store;
 #[cfg(test)]
 mod tests;
 
 pub use apply::{Effective, EffectiveBackend, EffectiveService, Origin, StaleChange, StaleReason, apply};
 pub use changes::{Change, ChangeKind, RuntimeChanges, Stamp};
+pub use difference::{Difference, DifferenceKind, differences, differences_of};
 pub use edit::{ChangeError, ChangeErrorKind, NewBackend};
 pub use firewall::ListChanges;
+pub use record::{Part, Record};
 pub use store::{Loaded, Outcome, StateDir, StateError};

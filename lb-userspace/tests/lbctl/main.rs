@@ -4,5 +4,6 @@
 mod client;
 mod command_line;
 mod engine;
+mod guarded;
 mod hostile;
 mod server;
