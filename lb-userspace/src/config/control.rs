@@ -121,8 +121,11 @@ impl ControlConfig {
             push("cert_file", json!(tls.cert_file));
             push("key_file", json!(tls.key_file));
             push("client_ca_file", json!(tls.client_ca_file));
-            push("admins", json!(tls.admins));
-            push("readers", json!(tls.readers));
+            for (key, names) in [("admins", &tls.admins), ("readers", &tls.readers)] {
+                if !names.is_empty() {
+                    push(key, json!(names));
+                }
+            }
         }
         entries
     }

@@ -1,11 +1,12 @@
 //! What the control API answers. The JSON field names are a contract with scripts: add, never rename.
 
 use crate::model::{Admin, Forward, Health, Protocol, Scheduler};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
 /// `lbctl status`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StatusView {
     pub node: String,
     /// Version of the daemon.
@@ -50,7 +51,7 @@ pub struct StatusView {
 }
 
 /// Prefixes in force.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct FirewallView {
     pub denied: usize,
     /// Exceptions inside denied prefixes.
@@ -58,7 +59,7 @@ pub struct FirewallView {
 }
 
 /// One interface with the program attached.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct InterfaceView {
     pub name: String,
     pub ifindex: u32,
@@ -70,7 +71,7 @@ pub struct InterfaceView {
 }
 
 /// One service, as in `service list` and `service show`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceView {
     pub name: String,
     pub addresses: Vec<IpAddr>,
@@ -93,7 +94,7 @@ pub struct ServiceView {
 }
 
 /// Connection IDs of a QUIC service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct QuicView {
     /// Bytes of a server id.
     pub server_id_length: u8,
@@ -102,7 +103,7 @@ pub struct QuicView {
 }
 
 /// NAT of a service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NatView {
     /// Every flow has a session; else only those of clients that are backends themselves.
     pub always: bool,
@@ -119,7 +120,7 @@ pub struct NatView {
 }
 
 /// NAT of the whole node, counted since the maps were made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, JsonSchema)]
 pub struct NatTotals {
     pub made: u64,
     /// Sessions refused: no port of the pool was free.
@@ -129,7 +130,7 @@ pub struct NatTotals {
 }
 
 /// How many slots of a ring are in which state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, JsonSchema)]
 pub struct SlotsView {
     pub total: u32,
     pub plain: u32,
@@ -138,7 +139,7 @@ pub struct SlotsView {
 }
 
 /// One backend of a service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BackendView {
     pub name: String,
     pub address: IpAddr,
@@ -164,7 +165,7 @@ pub struct BackendView {
 }
 
 /// One row of `drops`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DropView {
     pub reason: String,
     pub packets: u64,
@@ -173,7 +174,7 @@ pub struct DropView {
 }
 
 /// `explain`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ExplainView {
     /// `forward`, `drop` or `pass` (left to the kernel).
     pub verdict: String,
@@ -206,7 +207,7 @@ pub struct ExplainView {
 }
 
 /// Answer to a change: what it did.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ChangeView {
     /// One line for a person, e.g. "backend web4 added to www".
     pub message: String,
@@ -220,7 +221,7 @@ pub struct ChangeView {
 }
 
 /// One setting of `config show`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SettingView {
     /// Dotted path, e.g. `service.www.backend.web1.weight`.
     pub key: String,
@@ -236,7 +237,7 @@ pub struct SettingView {
 }
 
 /// `config show`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigView {
     pub file: String,
     pub hash: String,
@@ -244,7 +245,7 @@ pub struct ConfigView {
 }
 
 /// The body of every error answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorView {
     /// What was found, where, what was expected and what to do.
     pub error: String,
@@ -254,7 +255,7 @@ pub struct ErrorView {
 }
 
 /// One interface of a backend with the decapsulation program, as in `decap show`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DecapView {
     pub interface: String,
     pub ifindex: u32,

@@ -3,13 +3,16 @@
 use super::{
     client::{Client, ClientError},
     command::Command,
+    openapi::about,
     server::{Answered, State},
 };
-use axum::{Router, extract::State as Shared, routing::get};
+use aide::axum::{ApiRouter, routing::get_with};
+use axum::extract::State as Shared;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `changes`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ChangesView {
     /// Revision of the runtime state: one more with each change, dropped ones included.
     pub revision: u64,
@@ -19,7 +22,7 @@ pub struct ChangesView {
 }
 
 /// One runtime change.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct RuntimeChangeView {
     /// Absent for the firewall's lists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -40,8 +43,11 @@ pub struct RuntimeChangeView {
     pub without_effect: Option<String>,
 }
 
-pub(super) fn routes() -> Router<State> {
-    Router::new().route("/v1/changes", get(changes))
+pub(super) fn routes() -> ApiRouter<State> {
+    ApiRouter::new().api_route(
+        "/v1/changes",
+        get_with(changes, about("What was changed at run time, by whom and when, and the revision")),
+    )
 }
 
 async fn changes(Shared(state): Shared<State>) -> Answered<ChangesView> {

@@ -11,6 +11,7 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::request::Parts;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
@@ -108,14 +109,18 @@ impl FromRequestParts<State> for OfBackend {
     }
 }
 
-#[derive(Deserialize)]
-struct ServicePath {
+/// Texts, so that the server can say which of them is no name and why.
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct ServicePath {
+    #[schemars(with = "ServiceName")]
     service: String,
 }
 
-#[derive(Deserialize)]
-struct BackendPath {
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct BackendPath {
+    #[schemars(with = "ServiceName")]
     service: String,
+    #[schemars(with = "BackendName")]
     backend: String,
 }
 

@@ -11,6 +11,7 @@ mod extract;
 pub mod firewall;
 pub mod guard;
 pub mod observe;
+pub mod openapi;
 pub mod pair;
 pub mod peer;
 pub mod request;

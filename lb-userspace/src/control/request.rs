@@ -2,6 +2,7 @@
 //! never silently ignored.
 
 use crate::model::{Admin, BackendName, Protocol, ServiceName};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,7 +15,7 @@ pub trait Example {
 }
 
 /// `POST /v1/services/{service}/backends`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewBackend {
     pub name: BackendName,
@@ -28,21 +29,21 @@ pub struct NewBackend {
 }
 
 /// `PUT /v1/services/{service}/backends/{backend}/admin`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetAdmin {
     pub admin: Admin,
 }
 
 /// `PUT /v1/services/{service}/backends/{backend}/weight`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetWeight {
     pub weight: u16,
 }
 
 /// `POST /v1/reload`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Reload {
     /// Only say what would change.
@@ -51,7 +52,7 @@ pub struct Reload {
 }
 
 /// `POST /v1/reset`: everything where nothing is named.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Reset {
     /// Only the changes of this service.
@@ -63,12 +64,12 @@ pub struct Reset {
 }
 
 /// `POST /v1/detach`: nothing to say.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Nothing {}
 
 /// `GET /v1/explain`. Texts, so that the server can say which of them it does not understand and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Explain {
     /// `tcp` or `udp`.

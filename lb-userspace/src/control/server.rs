@@ -9,15 +9,17 @@ use super::command::{Command, Commands, ExplainPacket, Reply};
 use super::extract::{Asked, Body, Caller, Failure, OfBackend, OfService};
 use super::guard;
 use super::observe::{AskFlows, AskTrace, FlowsView};
+use super::openapi::{self, about};
 use super::peer::{Peer, Role, Who};
 use super::request::{self, parse_endpoint, parse_flags, parse_protocol, same_family, shorten};
 use super::socket::ControlSocket;
 use super::stream::Lines;
 use super::tls::{self, TlsListener};
+use aide::axum::ApiRouter;
+use aide::axum::routing::{delete_with, get_with, post_with, put_with};
 use axum::body::Body as AnyBody;
 use axum::extract::State as Shared;
 use axum::response::Response;
-use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
 use http::{Method, StatusCode, Uri};
 use hyper::body::Incoming;
@@ -234,27 +236,59 @@ const TRACE: &str = "/v1/trace";
 /// Answers that go on.
 const STREAMS: [&str; 2] = [TRACE, super::watch::PATH];
 
-fn router(state: State) -> Router {
-    Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/services", get(services))
-        .route("/v1/services/{service}", get(service))
-        .route("/v1/services/{service}/backends", post(backend_add))
-        .route("/v1/services/{service}/backends/{backend}", delete(backend_remove))
-        .route("/v1/services/{service}/backends/{backend}/admin", put(backend_admin))
-        .route("/v1/services/{service}/backends/{backend}/weight", put(backend_weight))
-        .route("/v1/drops", get(drops))
-        .route("/v1/config", get(config))
-        .route("/v1/explain", get(explain))
-        .route("/v1/flows", get(flows))
-        .route(TRACE, get(trace))
-        .route("/v1/reload", post(reload))
-        .route("/v1/reset", post(reset))
-        .route("/v1/detach", post(detach))
+/// Every path that is served, with its description.
+pub(super) fn routes() -> ApiRouter<State> {
+    ApiRouter::new()
+        .api_route("/v1/status", get_with(status, about("The daemon, its interfaces and its configuration")))
+        .api_route("/v1/services", get_with(services, about("Every service and its backends")))
+        .api_route("/v1/services/{service}", get_with(service, about("One service and its backends")))
+        .api_route(
+            "/v1/services/{service}/backends",
+            post_with(backend_add, about("Adds a backend to a service")),
+        )
+        .api_route(
+            "/v1/services/{service}/backends/{backend}",
+            delete_with(backend_remove, about("Removes a backend; connections on it end")),
+        )
+        .api_route(
+            "/v1/services/{service}/backends/{backend}/admin",
+            put_with(backend_admin, about("Drains, disables or enables a backend")),
+        )
+        .api_route(
+            "/v1/services/{service}/backends/{backend}/weight",
+            put_with(backend_weight, about("Sets a backend's share of new connections")),
+        )
+        .api_route("/v1/drops", get_with(drops, about("Packets dropped, by reason")))
+        .api_route("/v1/config", get_with(config, about("Every setting, its value and where it comes from")))
+        .api_route("/v1/explain", get_with(explain, about("What would be done with a packet, and why")))
+        .api_route("/v1/flows", get_with(flows, about("Flows that are tracked")))
+        .api_route(
+            TRACE,
+            get_with(trace, |op| {
+                openapi::lines::<super::observe::TraceLine>(
+                    about("Packets and what becomes of them, a line of JSON each; for admins only")(op),
+                    "application/x-ndjson",
+                )
+            }),
+        )
+        .api_route("/v1/reload", post_with(reload, about("Reads the configuration file again")))
+        .api_route(
+            "/v1/reset",
+            post_with(reset, about("Drops runtime changes: all, or those of a service or of a backend")),
+        )
+        .api_route(
+            "/v1/detach",
+            post_with(detach, about("Removes the load balancer from the kernel and ends the daemon")),
+        )
+        .api_route(openapi::PATH, get_with(openapi::serve, about("This description")))
         .merge(super::firewall::routes())
         .merge(super::pair::routes())
         .merge(super::changes::routes())
         .merge(super::watch::routes())
+}
+
+fn router(state: State) -> Router {
+    openapi::described(routes())
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(axum::middleware::from_fn(guard::conditional))

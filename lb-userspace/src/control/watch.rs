@@ -8,13 +8,19 @@ use super::{
     client::{Client, ClientError},
     command::{Command, CommandError},
     extract::Failure,
+    openapi::{LastEventId, about, lines},
     server::State,
 };
 use crate::events::{Bus, Event, Kind};
-use axum::{Router, body::Body as AnyBody, extract::State as Shared, response::Response, routing::get};
+use aide::{
+    axum::{ApiRouter, routing::get_with},
+    transform::TransformOperation,
+};
+use axum::{body::Body as AnyBody, extract::State as Shared, response::Response};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use hyper::body::{Body, Frame};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::VecDeque,
@@ -37,7 +43,7 @@ const WATCHERS: usize = 64;
 const BEAT: Duration = Duration::from_secs(5);
 
 /// One event of a watch.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct WatchView {
     /// To come back with, as `Last-Event-ID`.
     pub id: String,
@@ -253,8 +259,13 @@ impl Body for Events {
     }
 }
 
-pub(super) fn routes() -> Router<State> {
-    Router::new().route(PATH, get(watching))
+fn describe(operation: TransformOperation<'_>) -> TransformOperation<'_> {
+    let operation = about("What happens, as server-sent events; Last-Event-ID resumes")(operation);
+    lines::<WatchView>(operation.input::<LastEventId>(), "text/event-stream")
+}
+
+pub(super) fn routes() -> ApiRouter<State> {
+    ApiRouter::new().api_route(PATH, get_with(watching, describe))
 }
 
 pub(super) async fn watching(Shared(state): Shared<State>, headers: HeaderMap) -> Result<Response, Failure> {

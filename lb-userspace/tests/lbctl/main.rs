@@ -6,4 +6,5 @@ mod command_line;
 mod engine;
 mod guarded;
 mod hostile;
+mod openapi;
 mod server;

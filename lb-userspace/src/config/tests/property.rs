@@ -416,7 +416,7 @@ fn config() -> impl Strategy<Value = Config> {
         ..FirewallConfig::default()
     });
     let vrrp = (0..3u8).prop_flat_map(|count| (0..count).map(router).collect::<Vec<_>>());
-    let names = || vec("[a-z]{1,9}", 0..3);
+    let names = || vec("[a-z]{1,9}", 1..3);
     let control = (option::of("[a-z]{1,9}"), option::of("[a-z]{1,9}"), option::of(1..9u16), names(), names());
     let control = control.prop_map(|(admin_group, read_group, port, admins, readers)| ControlConfig {
         admin_group,
