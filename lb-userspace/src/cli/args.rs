@@ -1,10 +1,13 @@
 //! The command line of `lbctl`. The doc comments are its help.
 
+use super::changes::{RESET_EXAMPLES, ResetOptions};
+use super::connect::Remote;
 use super::firewall::{LIMIT_EXAMPLES, LIST_EXAMPLES, LimitCommand, ListCommand};
 use super::gradual::{Careful, DrainOptions, parse_time};
 use super::pair::{PAIR_EXAMPLES, PairCommand};
 use super::parse::{self, Target};
 use super::top::{TOP_EXAMPLES, TopOptions};
+use super::watch::{WATCH_EXAMPLES, WatchOptions};
 use crate::control::DEFAULT_SOCKET;
 use crate::model::{BackendName, Protocol, ServiceName};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -45,9 +48,15 @@ pub struct Cli {
     /// [default: /run/lbd/lbd.sock]
     #[arg(long, global = true, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub remote: Remote,
     /// Form of the answer; the field names of json are stable
     #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORM")]
     pub output: Output,
+    /// Do nothing unless the runtime state has this revision, as `lbctl changes` and every change show it: for scripts
+    /// that must not overwrite what somebody else changed meanwhile
+    #[arg(long, global = true, value_name = "N")]
+    pub if_revision: Option<u64>,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -143,6 +152,9 @@ Examples:
 While somebody traces another program is attached, which costs more per packet; 5,000 records a second and CPU
 at most are written, what is lost is said.")]
     Trace(TraceOptions),
+    /// What happens, as it happens: health, states and weights of backends, the pair, reloads, runtime changes
+    #[command(after_help = WATCH_EXAMPLES)]
+    Watch(WatchOptions),
     /// Packets dropped, by reason
     Drops {
         /// Also the reasons that have not occurred
@@ -186,11 +198,11 @@ at most are written, what is lost is said.")]
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Drops every change made by lbctl: the configuration file alone counts again
-    Reset {
-        #[command(flatten)]
-        careful: Careful,
-    },
+    /// Changes made at run time that are in force over the configuration file: what, by whom and when
+    Changes,
+    /// Drops changes made by lbctl: the configuration file alone counts again
+    #[command(after_help = RESET_EXAMPLES)]
+    Reset(ResetOptions),
     /// Removes the load balancer from the kernel and ends the daemon: forwarding stops
     Detach {
         /// Yes, forwarding shall stop

@@ -61,7 +61,7 @@ pub fn options(command: &Command) -> ChangeOptions {
         },
         // Its body says whether it is only planned.
         Command::Reload { careful } => Careful { plan: false, ..*careful },
-        Command::Reset { careful } => *careful,
+        Command::Reset(options) => options.careful,
         _ => Careful::default(),
     };
     ChangeOptions { plan: careful.plan, force: careful.force }

@@ -3,6 +3,8 @@
 //! Exit status: 0 done, 1 not carried out, 2 the command line, the request or the configuration is wrong.
 
 pub mod args;
+pub mod changes;
+pub mod connect;
 pub mod decap;
 pub mod firewall;
 pub mod gradual;
@@ -12,11 +14,13 @@ pub mod parse;
 mod render;
 mod table;
 pub mod top;
+pub mod watch;
 
 use crate::control::api::ChangeView;
 use crate::control::client::{Client, ClientError};
 use crate::control::observe::{AskFlows, AskTrace};
 use crate::control::request::{NewBackend, SetWeight, same_family};
+use crate::control::way::ServerError;
 use crate::model::{Admin, ServiceName, Verdict};
 use args::{BackendCommand, Cli, Command, ConfigCommand, Output, ServiceCommand};
 use clap::{CommandFactory, Parser};
@@ -37,6 +41,8 @@ enum Failure {
     Usage(String),
     #[error(transparent)]
     Prefixes(#[from] firewall::FileError),
+    #[error(transparent)]
+    Server(#[from] ServerError),
     #[error("no service '{0}'; see `lbctl service list`")]
     NoService(ServiceName),
     #[error("{0}")]
@@ -53,7 +59,7 @@ impl Failure {
     fn exit_status(&self) -> u8 {
         let usage = match self {
             Self::Client(e) => e.is_usage(),
-            Self::Usage(_) | Self::Prefixes(_) => true,
+            Self::Usage(_) | Self::Prefixes(_) | Self::Server(_) => true,
             Self::NoService(_) | Self::Drain(_) | Self::Decap(_) | Self::Runtime(_) | Self::Json(_) => false,
         };
         if usage { 2 } else { 1 }
@@ -81,6 +87,7 @@ pub fn run(
         Command::Backend { command: BackendCommand::Drain(options) } if options.waits() => {
             gradual::drain(&cli, options, out).map(|()| String::new())
         }
+        Command::Watch(options) => watch::run(&cli, options, out).map(|()| String::new()),
         _ => execute(&cli, decap),
     };
     let (status, trouble) = match executed {
@@ -98,9 +105,22 @@ pub fn run(
     status
 }
 
+/// The daemon that the command line names.
+fn client(cli: &Cli) -> Result<Client, Failure> {
+    Ok(match cli.remote.server()? {
+        Some(server) => Client::of_server(server),
+        None => Client::new(cli.socket()),
+    })
+}
+
 /// The text for stdout.
 fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
-    let client = Client::new(cli.socket()).asking(gradual::options(&cli.command));
+    let client = client(cli)?.if_revision(cli.if_revision).asking(gradual::options(&cli.command));
+    if cli.if_revision.is_some()
+        && matches!(cli.command, Command::Decap { .. } | Command::Completions { .. } | Command::Detach { .. })
+    {
+        return Err(Failure::Usage("--if-revision has no meaning for this command; leave it out".to_owned()));
+    }
     let output = cli.output;
     match &cli.command {
         Command::Status => print(output, &wait(client.status())?, render::status),
@@ -112,7 +132,7 @@ fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
         }
         Command::Backend { command } => print(output, &wait(backend(&client, command))?, render::change),
         Command::Top(options) => top::run(&client, *options, output),
-        Command::Trace(_) => unreachable!("it prints as it goes"),
+        Command::Trace(_) | Command::Watch(_) => unreachable!("they print as they go"),
         Command::Flows { service, backend, limit } => {
             let name = |name: &dyn ToString| name.to_string();
             let ask = AskFlows {
@@ -151,7 +171,8 @@ fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
         Command::Config { command: ConfigCommand::Show } => {
             print(output, &wait(client.config())?, render::config)
         }
-        Command::Reset { .. } => print(output, &wait(client.reset())?, render::change),
+        Command::Changes => print(output, &wait(client.changes())?, changes::render),
+        Command::Reset(options) => print(output, &wait(client.reset(&options.request()))?, render::change),
         Command::Detach { yes: true } => print(output, &wait(client.detach())?, render::change),
         Command::Detach { yes: false } => Err(Failure::Usage(
             "detach removes the load balancer's programs and maps from the kernel and ends lbd: forwarding \
@@ -189,7 +210,7 @@ fn trace(cli: &Cli, options: &args::TraceOptions, out: &mut dyn Write) -> Result
         sample: options.sample,
     };
     let (mut left, mut trouble) = (options.count.unwrap_or(u64::MAX), None);
-    wait(Client::new(cli.socket()).trace(&ask, |line| {
+    wait(client(cli)?.trace(&ask, |line| {
         let text = match cli.output {
             Output::Table => Ok(observe::trace(&line)),
             Output::Json => serde_json::to_string(&line).map(|text| text + "\n"),

@@ -215,8 +215,14 @@ pub fn config(view: &ConfigView) -> String {
     let width = lines.iter().map(|line| line.chars().count()).filter(|n| *n <= 60).max().unwrap_or(0);
     for (line, setting) in lines.iter().zip(&view.settings) {
         let place = view.places.get(&setting.key).map(|place| format!(" {}", printable(place)));
-        let origin = printable(&setting.origin);
-        let _ = writeln!(text, "{:width$}  # {origin}{}", printable(line), place.unwrap_or_default());
+        let origin = setting.origin.clone() + &super::changes::signature(setting.by.as_deref(), setting.at);
+        let _ = writeln!(
+            text,
+            "{:width$}  # {}{}",
+            printable(line),
+            printable(&origin),
+            place.unwrap_or_default()
+        );
     }
     text
 }
@@ -228,6 +234,8 @@ pub fn change(view: &ChangeView) -> String {
     }
     if let Some(plan) = &view.plan {
         text += &super::gradual::plan(plan);
+    } else if view.revision > 0 && !view.planned_only {
+        let _ = writeln!(text, "revision {}", view.revision);
     }
     if view.planned_only {
         let _ = writeln!(text, "nothing was touched: this was only the plan");
@@ -330,6 +338,8 @@ mod tests {
             key: key.to_owned(),
             value: value.into(),
             origin: "file".to_owned(),
+            by: None,
+            at: None,
         };
         let settings = vec![setting("a", "x".to_owned()), setting("b", "y".repeat(70))];
         let places = [("b".to_owned(), "d/b.toml:3".to_owned())].into();

@@ -7,6 +7,7 @@
 mod address;
 mod check;
 mod checks;
+mod control;
 mod duration;
 mod error;
 mod files;
@@ -27,6 +28,7 @@ mod suggest;
 mod tests;
 mod vrrp;
 
+pub use control::{ControlConfig, ControlTls};
 pub use duration::{format_duration, parse_duration};
 pub use error::{ConfigError, Problem};
 pub use files::{read_certificates, read_password};
@@ -56,6 +58,7 @@ pub struct Config {
     /// Shared, since its lists may be long and most changes leave them alone.
     pub firewall: Arc<FirewallConfig>,
     pub flows: FlowsConfig,
+    pub control: ControlConfig,
     /// In the order of the files; names are unique and no two services overlap.
     pub services: Vec<ServiceSpec>,
     /// In the order of the file; names are unique.
@@ -69,6 +72,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     let mut config = parse_files(&include::read_all(path)?, &hostname())?;
     firewall::read_files(Arc::make_mut(&mut config.firewall))?;
     files::check(&config)?;
+    control::check(&config)?;
     Ok(config)
 }
 
@@ -130,6 +134,7 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
     let tunnel = single("tunnel").map(|(table, at)| node::read_tunnel(&notes, table, at));
     let firewall = single("firewall").map(|(table, at)| firewall::read_firewall(&notes, table, at));
     let flows = single("flows").map(|(table, at)| node::read_flows(&notes, table, at));
+    let control = single("control").map(|(table, at)| control::read(&notes, table, at));
     let defaults = single("defaults").map(|(table, at)| ServiceSettings::read_defaults(&notes, table, at));
     let defaults = defaults.unwrap_or(ServiceSettings::ABSENT);
     let each = |key: &'static str| {
@@ -153,6 +158,7 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
         tunnel: tunnel.unwrap_or_default(),
         firewall: Arc::new(firewall.unwrap_or_default()),
         flows: flows.unwrap_or_default(),
+        control: control.unwrap_or_default(),
         services,
         vrrp,
         origins: Origins::new(notes.finish()?),

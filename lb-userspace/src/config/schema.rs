@@ -40,7 +40,9 @@ const NO_DEFAULT: &str = "it has no default: set it in each [[service]]";
 
 pub(super) static ROOT: Schema = Schema {
     header: "the file",
-    keys: &["include", "node", "metrics", "tunnel", "flows", "firewall", "defaults", "service", "vrrp"],
+    keys: &[
+        "include", "node", "metrics", "tunnel", "flows", "firewall", "control", "defaults", "service", "vrrp",
+    ],
     refused: &[("sync", LATER), ("bgp", LATER)],
 };
 
@@ -61,6 +63,21 @@ pub(super) static NODE: Schema = Schema {
 };
 
 pub(super) static METRICS: Schema = Schema { header: "[metrics]", keys: &["listen"], refused: &[] };
+
+pub(super) static CONTROL: Schema = Schema {
+    header: "[control]",
+    keys: &[
+        "admin_group",
+        "read_group",
+        "listen",
+        "cert_file",
+        "key_file",
+        "client_ca_file",
+        "admins",
+        "readers",
+    ],
+    refused: &[],
+};
 
 pub(super) static TUNNEL: Schema = Schema {
     header: "[tunnel]",

@@ -320,6 +320,7 @@ impl Config {
         push("flows", "max_flows", json!(self.flows.max_flows));
         push("flows", "max_half_open", json!(self.flows.max_half_open));
         push("flows", "max_sessions", json!(self.flows.max_sessions));
+        entries.extend(self.control.entries());
         entries
     }
 
@@ -346,6 +347,7 @@ impl Config {
             tunnel: self.tunnel.clone(),
             firewall: Arc::clone(&self.firewall),
             flows: self.flows.clone(),
+            control: self.control.clone(),
             services: Vec::new(),
             vrrp: self.vrrp.clone(),
             origins: Origins::default(),

@@ -1,11 +1,12 @@
 //! What the control API answers. The JSON field names are a contract with scripts: add, never rename.
 
 use crate::model::{Admin, Forward, Health, Protocol, Scheduler};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr};
 
 /// `lbctl status`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StatusView {
     pub node: String,
     /// Version of the daemon.
@@ -25,6 +26,9 @@ pub struct StatusView {
     pub services_hash: String,
     /// Runtime changes in force.
     pub runtime_changes: usize,
+    /// Revision of the runtime state: one more with each change, dropped ones included.
+    #[serde(default)]
+    pub revision: u64,
     pub interfaces: Vec<InterfaceView>,
     pub services: usize,
     pub backends: usize,
@@ -53,7 +57,7 @@ pub struct StatusView {
 }
 
 /// Use and room of a table, in entries.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TableView {
     /// `flows_ipv4`, `flows_ipv6`, `half_open_ipv4`, `half_open_ipv6` or `nat_sessions`.
     pub name: String,
@@ -63,7 +67,7 @@ pub struct TableView {
 }
 
 /// Prefixes in force.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct FirewallView {
     pub denied: usize,
     /// Exceptions inside denied prefixes.
@@ -71,7 +75,7 @@ pub struct FirewallView {
 }
 
 /// One interface with the program attached.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct InterfaceView {
     pub name: String,
     pub ifindex: u32,
@@ -83,7 +87,7 @@ pub struct InterfaceView {
 }
 
 /// One service, as in `service list` and `service show`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceView {
     pub name: String,
     pub addresses: Vec<IpAddr>,
@@ -106,7 +110,7 @@ pub struct ServiceView {
 }
 
 /// Connection IDs of a QUIC service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct QuicView {
     /// Bytes of a server id.
     pub server_id_length: u8,
@@ -115,7 +119,7 @@ pub struct QuicView {
 }
 
 /// NAT of a service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NatView {
     /// Every flow has a session; else only those of clients that are backends themselves.
     pub always: bool,
@@ -132,7 +136,7 @@ pub struct NatView {
 }
 
 /// NAT of the whole node, counted since the maps were made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, JsonSchema)]
 pub struct NatTotals {
     pub made: u64,
     /// Sessions refused: no port of the pool was free.
@@ -142,7 +146,7 @@ pub struct NatTotals {
 }
 
 /// How many slots of a ring are in which state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, JsonSchema)]
 pub struct SlotsView {
     pub total: u32,
     pub plain: u32,
@@ -151,7 +155,7 @@ pub struct SlotsView {
 }
 
 /// One backend of a service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BackendView {
     pub name: String,
     pub address: IpAddr,
@@ -182,7 +186,7 @@ pub struct BackendView {
 }
 
 /// One row of `drops`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DropView {
     pub reason: String,
     pub packets: u64,
@@ -191,7 +195,7 @@ pub struct DropView {
 }
 
 /// `explain`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ExplainView {
     /// `forward`, `drop` or `pass` (left to the kernel).
     pub verdict: String,
@@ -224,7 +228,7 @@ pub struct ExplainView {
 }
 
 /// Answer to a change: what it did.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ChangeView {
     /// One line for a person, e.g. "backend web4 added to www".
     pub message: String,
@@ -235,20 +239,29 @@ pub struct ChangeView {
     /// With `plan`: what would become of slots and flows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<super::gradual::PlanView>,
+    /// Revision of the runtime state after it.
+    #[serde(default)]
+    pub revision: u64,
 }
 
 /// One setting of `config show`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SettingView {
     /// Dotted path, e.g. `service.www.backend.web1.weight`.
     pub key: String,
     pub value: serde_json::Value,
     /// `default`, `file` or `runtime`.
     pub origin: String,
+    /// Who changed it at run time, e.g. "uid 0 (root)".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// When, in seconds since 1970 (UTC).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<u64>,
 }
 
 /// `config show`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigView {
     pub file: String,
     pub hash: String,
@@ -259,7 +272,7 @@ pub struct ConfigView {
 }
 
 /// The body of every error answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorView {
     /// What was found, where, what was expected and what to do.
     pub error: String,
@@ -269,7 +282,7 @@ pub struct ErrorView {
 }
 
 /// One interface of a backend with the decapsulation program, as in `decap show`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DecapView {
     pub interface: String,
     pub ifindex: u32,

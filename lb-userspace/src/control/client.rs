@@ -4,6 +4,7 @@ use super::api::*;
 use super::gradual::ChangeOptions;
 use super::observe::{AskFlows, AskTrace, FlowsView, TraceLine};
 use super::request;
+use super::way::{Server, Stream, Way};
 use crate::model::{Admin, BackendName, Protocol, ServiceName};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
@@ -11,19 +12,17 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::UnixStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// A daemon that is alive accepts much sooner.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// Longer than the server gives the daemon's loop, so that its own explanation arrives.
 const ANSWER_TIME: Duration = Duration::from_secs(75);
-/// Between two attempts while the queue of the socket is full.
-const RETRY: Duration = Duration::from_millis(20);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +39,14 @@ pub enum ClientError {
         "nobody answers on the control socket {path}: lbd is not running (it was killed, or is just restarting); start it, or name another socket by --socket or LBCTL_SOCKET"
     )]
     Refused { path: PathBuf },
+    #[error(
+        "cannot connect to {url}: {source}; is lbd running there, with [control] listen in its configuration?"
+    )]
+    Unreachable { url: String, source: std::io::Error },
+    #[error(
+        "no TLS with {url}: {source}; check that --ca has the authority of lbd's certificate, that this has the host name, and that control.client_ca_file has the authority of --cert"
+    )]
+    Tls { url: String, source: std::io::Error },
     #[error("cannot connect to the control socket {path}: {source}")]
     Connect { path: PathBuf, source: std::io::Error },
     #[error("lbd did not {what} on {path} within {after:?}: see its log")]
@@ -69,19 +76,33 @@ type Result<T> = std::result::Result<T, ClientError>;
 /// The way to one daemon.
 #[derive(Debug, Clone)]
 pub struct Client {
+    way: Way,
+    /// For messages.
     path: PathBuf,
     connect_time: Duration,
     answer_time: Duration,
     options: ChangeOptions,
+    if_revision: Option<u64>,
 }
 
 impl Client {
     /// A client of the daemon that listens on `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self::to(Way::Socket(path.into()))
+    }
+
+    /// A client of the daemon that listens on TCP.
+    pub fn of_server(server: Server) -> Self {
+        Self::to(Way::Tls(Arc::new(server)))
+    }
+
+    fn to(way: Way) -> Self {
         Self {
-            path: path.into(),
+            path: way.shown(),
+            way,
             connect_time: CONNECT_TIME,
             answer_time: ANSWER_TIME,
+            if_revision: None,
             options: ChangeOptions::default(),
         }
     }
@@ -96,6 +117,12 @@ impl Client {
     #[must_use]
     pub fn asking(self, options: ChangeOptions) -> Self {
         Self { options, ..self }
+    }
+
+    /// Requests of which nothing is carried out unless the runtime state has this revision.
+    #[must_use]
+    pub fn if_revision(self, revision: Option<u64>) -> Self {
+        Self { if_revision: revision, ..self }
     }
 
     /// The socket's file.
@@ -151,20 +178,33 @@ impl Client {
     pub async fn trace(
         &self,
         ask: &AskTrace,
-        mut take: impl FnMut(TraceLine) -> std::ops::ControlFlow<()>,
+        mut take: impl FnMut(TraceLine) -> ControlFlow<()>,
     ) -> Result<()> {
         let path = self.query("/v1/trace", ask)?;
+        self.lines(&path, None, |line| {
+            Ok(if line.len() > 1 { take(serde_json::from_slice(line)?) } else { ControlFlow::Continue(()) })
+        })
+        .await
+    }
+
+    /// Gives every line of an answer that goes on to `take` until that has enough or the answer ends.
+    pub(super) async fn lines(
+        &self,
+        path: &str,
+        last_event: Option<&str>,
+        mut take: impl FnMut(&[u8]) -> serde_json::Result<ControlFlow<()>>,
+    ) -> Result<()> {
         let broken = |e: hyper::Error| ClientError::Broken { path: self.path.clone(), detail: e.to_string() };
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(self.connect().await?))
                 .await
                 .map_err(broken)?;
         let moving = tokio::spawn(connection);
-        let request = Request::builder()
-            .uri(path)
-            .header(http::header::HOST, "lbd")
-            .body(Full::<Bytes>::default())
-            .map_err(|e| self.protocol(&e))?;
+        let mut request = Request::builder().uri(path).header(http::header::HOST, "lbd");
+        if let Some(last) = last_event {
+            request = request.header("last-event-id", last);
+        }
+        let request = request.body(Full::<Bytes>::default()).map_err(|e| self.protocol(&e))?;
         let response = timeout(self.answer_time, sender.send_request(request))
             .await
             .map_err(|_| ClientError::Timeout {
@@ -188,9 +228,7 @@ impl Client {
             text.extend_from_slice(&data);
             while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = text.drain(..=end).collect();
-                if line.len() > 1
-                    && take(serde_json::from_slice(&line).map_err(|e| self.protocol(&e))?).is_break()
-                {
+                if take(&line).map_err(|e| self.protocol(&e))?.is_break() {
                     moving.abort();
                     return Ok(());
                 }
@@ -247,8 +285,9 @@ impl Client {
         self.send(Method::POST, "/v1/reload", &request::Reload { plan }).await
     }
 
-    pub async fn reset(&self) -> Result<ChangeView> {
-        self.send(Method::POST, "/v1/reset", &request::Nothing {}).await
+    /// Drops runtime changes: all, or those of a service or backend.
+    pub async fn reset(&self, what: &request::Reset) -> Result<ChangeView> {
+        self.send(Method::POST, "/v1/reset", what).await
     }
 
     pub async fn detach(&self) -> Result<ChangeView> {
@@ -291,32 +330,16 @@ impl Client {
         ClientError::Protocol { path: self.path.clone(), detail: detail.to_string() }
     }
 
-    async fn connect(&self) -> Result<UnixStream> {
-        let path = || self.path.clone();
-        let attempts = async {
-            loop {
-                match UnixStream::connect(&self.path).await {
-                    // The queue is full (unix(7): EAGAIN for a non-blocking socket).
-                    Err(e) if e.kind() == ErrorKind::WouldBlock => sleep(RETRY).await,
-                    result => break result,
-                }
-            }
-        };
-        let Ok(result) = timeout(self.connect_time, attempts).await else {
-            let after = self.connect_time;
-            return Err(ClientError::Timeout { what: "accept the connection", path: path(), after });
-        };
-        result.map_err(|source| match source.kind() {
-            ErrorKind::NotFound | ErrorKind::NotADirectory => ClientError::Missing { path: path() },
-            ErrorKind::PermissionDenied => ClientError::Denied { path: path() },
-            ErrorKind::ConnectionRefused => ClientError::Refused { path: path() },
-            _ => ClientError::Connect { path: path(), source },
+    async fn connect(&self) -> Result<Box<dyn Stream>> {
+        timeout(self.connect_time, self.way.connect()).await.unwrap_or_else(|_| {
+            let (path, after) = (self.path.clone(), self.connect_time);
+            Err(ClientError::Timeout { what: "accept the connection", path, after })
         })
     }
 
     async fn exchange(
         &self,
-        stream: UnixStream,
+        stream: Box<dyn Stream>,
         method: Method,
         path: &str,
         body: Bytes,
@@ -330,13 +353,15 @@ impl Client {
         };
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(http::header::HOST, "lbd")
-            .header(http::header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
-            .map_err(|e| self.protocol(&e))?;
+            .header(http::header::CONTENT_TYPE, "application/json");
+        if let Some(revision) = self.if_revision {
+            request = request.header(http::header::IF_MATCH, format!("\"{revision}\""));
+        }
+        let request = request.body(Full::new(body)).map_err(|e| self.protocol(&e))?;
         let answer = async {
             let response = sender.send_request(request).await.map_err(broken)?;
             let status = response.status();

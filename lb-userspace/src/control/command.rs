@@ -1,7 +1,10 @@
 //! What the server asks of the daemon: one message per request, with a way back.
 
 use super::observe::{AskFlows, AskTrace, FlowsView, TraceLine};
-use super::{api::*, firewall::FirewallCommand, gradual::GradualCommand, pair::PairCommand};
+use super::{
+    api::*, changes::ChangesView, firewall::FirewallCommand, gradual::GradualCommand, guard::Guarded,
+    pair::PairCommand, watch::Watcher,
+};
 use crate::model::{BackendName, ServiceName};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -27,6 +30,12 @@ pub enum CommandError {
     /// It could not be carried out.
     #[error("{0}")]
     Failed(String),
+    /// There is no room for it now.
+    #[error("{0}")]
+    Busy(String),
+    /// It was made for another revision of the runtime state than the present one.
+    #[error("{0}")]
+    Moved(String),
 }
 
 /// What is not usual about the packet of `explain`.
@@ -90,6 +99,10 @@ pub enum Command {
         reply: Reply<ChangeView>,
     },
     Reset {
+        /// Only the changes of this service.
+        service: Option<ServiceName>,
+        /// Only those of this backend of the service.
+        backend: Option<BackendName>,
         /// Who asks, e.g. "uid 0 (root)".
         by: String,
         reply: Reply<ChangeView>,
@@ -107,6 +120,16 @@ pub enum Command {
     Gradual(GradualCommand),
     /// About the pair.
     Pair(PairCommand),
+    /// Answered by the events that are to come; dropping it ends the watch.
+    Watch {
+        /// The id of the last event the asker has seen.
+        after: Option<String>,
+        reply: Reply<Watcher>,
+    },
+    /// What was changed at run time.
+    Changes(Reply<ChangesView>),
+    /// Another command, if the runtime state has the revision it was made for.
+    Guarded(Box<Guarded>),
     Flows {
         ask: AskFlows,
         reply: Reply<FlowsView>,

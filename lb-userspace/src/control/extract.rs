@@ -2,6 +2,7 @@
 
 use super::api::ErrorView;
 use super::command::CommandError;
+use super::peer::{Peer, Who};
 use super::request::{Example, shorten};
 use super::server::State;
 use crate::model::{BackendName, ServiceName};
@@ -10,6 +11,7 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::request::Parts;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
@@ -67,6 +69,8 @@ impl From<CommandError> for Failure {
             CommandError::NotFound(error) => Self::state(StatusCode::NOT_FOUND, error),
             CommandError::Invalid(error) => Self::request(StatusCode::UNPROCESSABLE_ENTITY, error),
             CommandError::Conflict(error) => Self::state(StatusCode::CONFLICT, error),
+            CommandError::Busy(error) => Self::state(StatusCode::SERVICE_UNAVAILABLE, error),
+            CommandError::Moved(error) => Self::state(StatusCode::PRECONDITION_FAILED, error),
             CommandError::Failed(error) => Self::state(StatusCode::INTERNAL_SERVER_ERROR, error),
         }
     }
@@ -105,14 +109,18 @@ impl FromRequestParts<State> for OfBackend {
     }
 }
 
-#[derive(Deserialize)]
-struct ServicePath {
+/// Texts, so that the server can say which of them is no name and why.
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct ServicePath {
+    #[schemars(with = "ServiceName")]
     service: String,
 }
 
-#[derive(Deserialize)]
-struct BackendPath {
+#[derive(Deserialize, JsonSchema)]
+pub(super) struct BackendPath {
+    #[schemars(with = "ServiceName")]
     service: String,
+    #[schemars(with = "BackendName")]
     backend: String,
 }
 
@@ -195,10 +203,6 @@ fn e_is_length(error: &axum::Error) -> bool {
     error.source().is_some_and(|source| source.is::<http_body_util::LengthLimitError>())
 }
 
-/// Who asks, as the kernel says (SO_PEERCRED): the user at the time of `connect`.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Peer(pub Option<u32>);
-
 /// Who asks, for the daemon's log and records, e.g. "uid 0 (root)".
 pub(super) struct Caller(pub String);
 
@@ -206,8 +210,10 @@ impl FromRequestParts<State> for Caller {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Failure> {
-        let Some(Peer(Some(uid))) = parts.extensions.get::<Peer>().copied() else {
-            return Ok(Self("unknown user".to_owned()));
+        let uid = match parts.extensions.get::<Peer>().map(|peer| &peer.who) {
+            Some(Who::Certificate(name)) => return Ok(Self(format!("certificate {name}"))),
+            Some(Who::User(Some(uid))) => *uid,
+            Some(Who::User(None)) | None => return Ok(Self("unknown user".to_owned())),
         };
         // May ask a directory service.
         let name =

@@ -6,29 +6,32 @@ use super::{
     command::{Command, Reply},
     extract::{Asked, Body, Caller, OfService},
     gradual::ChangeOptions,
+    openapi::about,
     request::{Example, Nothing},
     server::{Answered, State},
 };
 use crate::model::{LimitPatch, LimitSpec, ServiceName, Verdict};
-use axum::{
-    Router,
-    extract::State as Shared,
-    routing::{get, post, put},
+use aide::axum::{
+    ApiRouter,
+    routing::{get_with, post_with, put_with},
 };
+use axum::extract::State as Shared;
 use http::Method;
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One prefix of a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PrefixView {
+    #[schemars(with = "String")]
     pub prefix: IpNet,
     /// `file` or `runtime`.
     pub origin: String,
 }
 
 /// The limits of a service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LimitsView {
     pub service: String,
     /// Per second; 0 = no limit.
@@ -37,13 +40,15 @@ pub struct LimitsView {
     /// `file`, or `runtime` if any of them was set at run time.
     pub origin: String,
     /// Sources that may use the service; empty = all.
+    #[schemars(with = "Vec<String>")]
     pub allow: Vec<IpNet>,
 }
 
 /// `POST /v1/deny/add` and its kin.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Prefixes {
+    #[schemars(with = "Vec<String>")]
     pub prefixes: Vec<IpNet>,
 }
 
@@ -87,14 +92,17 @@ pub enum FirewallCommand {
 }
 
 /// The paths of lists and limits.
-pub(super) fn routes() -> Router<State> {
-    let list = |list: Verdict| {
-        get(async move |Shared(state): Shared<State>| -> Answered<Vec<PrefixView>> {
-            state.ask(|reply| Command::Firewall(FirewallCommand::List { list, reply })).await
-        })
+pub(super) fn routes() -> ApiRouter<State> {
+    let list = |list: Verdict, what: &'static str| {
+        get_with(
+            async move |Shared(state): Shared<State>| -> Answered<Vec<PrefixView>> {
+                state.ask(|reply| Command::Firewall(FirewallCommand::List { list, reply })).await
+            },
+            about(what),
+        )
     };
-    let change = |list: Verdict, add: bool| {
-        post(
+    let change = |list: Verdict, add: bool, what: &'static str| {
+        post_with(
             async move |Shared(state): Shared<State>,
                         Asked(options): Asked<ChangeOptions>,
                         Caller(by): Caller,
@@ -104,18 +112,22 @@ pub(super) fn routes() -> Router<State> {
                     |reply| Command::Firewall(FirewallCommand::Change { list, add, prefixes, by, reply });
                 state.change(options, command).await
             },
+            about(what),
         )
     };
-    Router::new()
-        .route("/v1/deny", list(Verdict::Deny))
-        .route("/v1/deny/add", change(Verdict::Deny, true))
-        .route("/v1/deny/remove", change(Verdict::Deny, false))
-        .route("/v1/allow", list(Verdict::Allow))
-        .route("/v1/allow/add", change(Verdict::Allow, true))
-        .route("/v1/allow/remove", change(Verdict::Allow, false))
-        .route("/v1/limits", get(limits))
-        .route("/v1/services/{service}/limits", put(set_limits))
-        .route("/v1/services/{service}/limits/clear", post(clear_limits))
+    ApiRouter::new()
+        .api_route("/v1/deny", list(Verdict::Deny, "Sources whose packets are dropped"))
+        .api_route("/v1/deny/add", change(Verdict::Deny, true, "Denies sources"))
+        .api_route("/v1/deny/remove", change(Verdict::Deny, false, "Denies sources no more"))
+        .api_route("/v1/allow", list(Verdict::Allow, "Exceptions inside denied prefixes"))
+        .api_route("/v1/allow/add", change(Verdict::Allow, true, "Makes exceptions"))
+        .api_route("/v1/allow/remove", change(Verdict::Allow, false, "Ends exceptions"))
+        .api_route("/v1/limits", get_with(limits, about("Limits of every service")))
+        .api_route("/v1/services/{service}/limits", put_with(set_limits, about("Sets limits of a service")))
+        .api_route(
+            "/v1/services/{service}/limits/clear",
+            post_with(clear_limits, about("Back to the limits of the configuration")),
+        )
 }
 
 async fn limits(Shared(state): Shared<State>) -> Answered<Vec<LimitsView>> {

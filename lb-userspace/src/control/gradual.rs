@@ -6,16 +6,18 @@ use super::{
     client::{Client, ClientError},
     command::{Command, Reply},
     extract::OfBackend,
+    openapi::about,
     request::{SetAdmin, SetWeight},
     server::{Answered, State},
 };
 use crate::model::{Admin, BackendName, Health, ServiceName};
-use axum::{Router, extract::State as Shared, routing::get};
+use aide::axum::{ApiRouter, routing::get_with};
+use axum::extract::State as Shared;
 use http::Method;
 use serde::{Deserialize, Serialize};
 
 /// The query of every change: `?plan=true`, `?force=true`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeOptions {
     /// Only say what would change.
@@ -38,7 +40,7 @@ impl ChangeOptions {
 }
 
 /// What a change would do.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct PlanView {
     /// Those that it touches.
     pub services: Vec<ServicePlan>,
@@ -48,7 +50,7 @@ pub struct PlanView {
 
 /// What a change would do to a service. An established flow stays where it is as long as its backend takes packets: what ends
 /// are the flows of backends that do so no more.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ServicePlan {
     pub service: String,
     /// `added`, `changed`, or `removed` (also: made anew with another ring).
@@ -79,7 +81,7 @@ pub struct ServicePlan {
 }
 
 /// Slots of a backend.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct BackendPlan {
     pub name: String,
     pub slots_before: u32,
@@ -90,7 +92,7 @@ pub struct BackendPlan {
 }
 
 /// Of a backend: what of it changes by itself, and who is still there.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct GradualView {
     /// Its share of new flows at present; 0 while it takes none.
     #[serde(default)]
@@ -111,7 +113,7 @@ pub struct GradualView {
 }
 
 /// A share on its way.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RampView {
     /// `slow-start` or `weight`.
     pub cause: String,
@@ -121,7 +123,7 @@ pub struct RampView {
 }
 
 /// `GET /v1/services/{service}/backends/{backend}/drain`: who is still there, counted when asked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct DrainView {
     pub service: String,
     pub backend: String,
@@ -173,8 +175,11 @@ pub enum GradualCommand {
     },
 }
 
-pub(super) fn routes() -> Router<State> {
-    Router::new().route("/v1/services/{service}/backends/{backend}/drain", get(drain))
+pub(super) fn routes() -> ApiRouter<State> {
+    ApiRouter::new().api_route(
+        "/v1/services/{service}/backends/{backend}/drain",
+        get_with(drain, about("Who is still with a backend, counted when asked")),
+    )
 }
 
 async fn drain(Shared(state): Shared<State>, OfBackend(service, backend): OfBackend) -> Answered<DrainView> {

@@ -4,19 +4,26 @@
 //! services: it parses a request, sends one [`command::Command`] to the daemon's loop and writes the answer.
 
 pub mod api;
+pub mod changes;
 pub mod client;
 pub mod command;
 mod extract;
 pub mod firewall;
 pub mod gradual;
+pub mod guard;
 pub mod observe;
+pub mod openapi;
 pub mod pair;
 pub mod passive;
+pub mod peer;
 pub mod request;
 pub mod server;
 pub mod socket;
 mod stream;
 pub mod timing;
+pub mod tls;
+pub mod watch;
+pub mod way;
 
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/lbd/lbd.sock";

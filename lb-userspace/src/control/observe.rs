@@ -1,10 +1,11 @@
 //! What `explain`, `flows` and `trace` ask and answer. As in [`super::api`]: fields are added, never renamed.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 
 /// The headers of a packet as it leaves.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct HeadersView {
     pub destination_mac: String,
     pub source_mac: String,
@@ -20,7 +21,7 @@ pub struct HeadersView {
 }
 
 /// One IP header and the ports after it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HeaderView {
     pub source: IpAddr,
     pub destination: IpAddr,
@@ -60,7 +61,7 @@ impl std::fmt::Display for HeaderView {
 }
 
 /// `GET /v1/flows`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AskFlows {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -78,7 +79,7 @@ impl AskFlows {
 }
 
 /// `flows`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct FlowsView {
     /// Flows that fit the question.
     pub total: u64,
@@ -90,7 +91,7 @@ pub struct FlowsView {
 }
 
 /// One tracked flow.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowView {
     pub protocol: String,
     pub client: SocketAddr,
@@ -108,13 +109,14 @@ pub struct FlowView {
 }
 
 /// `GET /v1/trace`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AskTrace {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
     /// Prefix of the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub source: Option<ipnet::IpNet>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dest: Option<SocketAddr>,
@@ -127,7 +129,7 @@ pub struct AskTrace {
 }
 
 /// One line of `trace`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 #[expect(clippy::large_enum_variant, reason = "lines pass one at a time, most of them packets")]
 pub enum TraceLine {
@@ -139,7 +141,7 @@ pub enum TraceLine {
 }
 
 /// A packet and what became of it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TraceView {
     /// Seconds since 1970.
     pub time: f64,

@@ -5,21 +5,23 @@ use super::{
     client::{Client, ClientError},
     command::{Command, Reply},
     extract::{Body, Caller},
+    openapi::about,
     request::Example,
     server::{Answered, State},
 };
 use crate::model::VrrpName;
-use axum::{
-    Router,
-    extract::State as Shared,
-    routing::{get, post},
+use aide::axum::{
+    ApiRouter,
+    routing::{get_with, post_with},
 };
+use axum::extract::State as Shared;
 use http::Method;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr};
 
 /// One virtual router, as in `pair`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PairView {
     pub name: String,
     pub interface: String,
@@ -60,21 +62,21 @@ pub struct PairView {
 }
 
 /// VRRP packets of no effect, by reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RefusedView {
     pub reason: String,
     pub packets: u64,
 }
 
 /// `POST /v1/pair/failover`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Failover {
     pub name: VrrpName,
 }
 
 /// `POST /v1/pair/hold`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Hold {
     pub on: bool,
@@ -110,12 +112,15 @@ pub enum PairCommand {
     },
 }
 
-pub(super) fn routes() -> Router<State> {
-    Router::new()
-        .route("/v1/pair", get(list))
-        .route("/v1/pair/refused", get(refused))
-        .route("/v1/pair/failover", post(failover))
-        .route("/v1/pair/hold", post(hold))
+pub(super) fn routes() -> ApiRouter<State> {
+    ApiRouter::new()
+        .api_route("/v1/pair", get_with(list, about("Every virtual router of the pair")))
+        .api_route("/v1/pair/refused", get_with(refused, about("VRRP packets of no effect, by reason")))
+        .api_route(
+            "/v1/pair/failover",
+            post_with(failover, about("Gives the addresses of a virtual router to the peer")),
+        )
+        .api_route("/v1/pair/hold", post_with(hold, about("Keeps this node from being master, or lets it")))
 }
 
 async fn list(Shared(state): Shared<State>) -> Answered<Vec<PairView>> {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// What a backend's clients met, of services with passive health checks. Counted since the daemon watches the backend.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct PassiveView {
     /// It takes no new connections until its time is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -24,7 +24,7 @@ pub struct PassiveView {
 }
 
 /// An ejection.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct EjectionView {
     /// E.g. "19 of 20 SYNs came again without an answer, where the median is 0 %".
     pub reason: String,

@@ -1,7 +1,8 @@
 //! What the control API takes: bodies and queries. Unknown fields are errors, so that a misspelt one is
 //! never silently ignored.
 
-use crate::model::{Admin, BackendName, Protocol};
+use crate::model::{Admin, BackendName, Protocol, ServiceName};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,7 +15,7 @@ pub trait Example {
 }
 
 /// `POST /v1/services/{service}/backends`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewBackend {
     pub name: BackendName,
@@ -28,7 +29,7 @@ pub struct NewBackend {
 }
 
 /// `PUT /v1/services/{service}/backends/{backend}/admin`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetAdmin {
     pub admin: Admin,
@@ -38,7 +39,7 @@ pub struct SetAdmin {
 }
 
 /// `PUT /v1/services/{service}/backends/{backend}/weight`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetWeight {
     pub weight: u16,
@@ -48,7 +49,7 @@ pub struct SetWeight {
 }
 
 /// `POST /v1/reload`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Reload {
     /// Only say what would change.
@@ -56,13 +57,25 @@ pub struct Reload {
     pub plan: bool,
 }
 
-/// `POST /v1/reset` and `POST /v1/detach`: nothing to say.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// `POST /v1/reset`: everything where nothing is named.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Reset {
+    /// Only the changes of this service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceName>,
+    /// Only those of this backend of the service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<BackendName>,
+}
+
+/// `POST /v1/detach`: nothing to say.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Nothing {}
 
 /// `GET /v1/explain`. Texts, so that the server can say which of them it does not understand and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Explain {
     /// `tcp` or `udp`.
@@ -89,6 +102,10 @@ impl Example for SetWeight {
 }
 impl Example for Reload {
     const EXAMPLE: &'static str = r#"{"plan": true}, or an empty body"#;
+}
+impl Example for Reset {
+    const EXAMPLE: &'static str =
+        r#"{"service": "www", "backend": "web1"}, {"service": "www"}, or an empty body"#;
 }
 impl Example for Nothing {
     const EXAMPLE: &'static str = "an empty body";

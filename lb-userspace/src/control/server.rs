@@ -6,17 +6,22 @@
 
 use super::api::*;
 use super::command::{Command, Commands, ExplainPacket, Reply};
-use super::extract::{Asked, Body, Caller, Failure, OfBackend, OfService, Peer};
+use super::extract::{Asked, Body, Caller, Failure, OfBackend, OfService};
 use super::gradual::ChangeOptions;
+use super::guard;
 use super::observe::{AskFlows, AskTrace, FlowsView};
+use super::openapi::{self, about};
+use super::peer::{Peer, Role, Who};
 use super::request::{self, parse_endpoint, parse_flags, parse_protocol, same_family, shorten};
 use super::socket::ControlSocket;
 use super::stream::Lines;
+use super::tls::{self, TlsListener};
 use crate::model::Admin;
+use aide::axum::ApiRouter;
+use aide::axum::routing::{delete_with, get_with, post_with, put_with};
 use axum::body::Body as AnyBody;
 use axum::extract::State as Shared;
 use axum::response::Response;
-use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
 use http::{Method, StatusCode, Uri};
 use hyper::body::Incoming;
@@ -26,6 +31,7 @@ use hyper_util::service::TowerToHyperService;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
@@ -71,18 +77,48 @@ pub(super) struct State {
     pub limits: Limits,
 }
 
+/// Where clients come in.
+#[derive(Debug)]
+pub enum Door {
+    Socket(ControlSocket, Role),
+    Tls(TlsListener),
+}
+
+impl From<ControlSocket> for Door {
+    /// A socket for admins.
+    fn from(socket: ControlSocket) -> Self {
+        Self::Socket(socket, Role::Admin)
+    }
+}
+
+/// A client at the door.
+enum Arrived {
+    Socket(UnixStream, Role),
+    Tls(tls::Arrival),
+}
+
+impl Door {
+    async fn accept(&self) -> std::io::Result<Arrived> {
+        match self {
+            Self::Socket(socket, role) => Ok(Arrived::Socket(socket.listener().accept().await?.0, *role)),
+            Self::Tls(listener) => Ok(Arrived::Tls(listener.accept().await?)),
+        }
+    }
+}
+
 /// Serves until `shutdown` completes; then lets the requests under way finish and removes the socket's file.
-pub async fn serve(socket: ControlSocket, commands: Commands, shutdown: impl Future<Output = ()>) {
-    serve_with(socket, commands, shutdown, Limits::default()).await;
+pub async fn serve(door: impl Into<Door>, commands: Commands, shutdown: impl Future<Output = ()>) {
+    serve_with(door, commands, shutdown, Limits::default()).await;
 }
 
 /// [`serve`] with other limits.
 pub async fn serve_with(
-    socket: ControlSocket,
+    door: impl Into<Door>,
     commands: Commands,
     shutdown: impl Future<Output = ()>,
     limits: Limits,
 ) {
+    let door = door.into();
     let app = router(State { commands, limits });
     let (stop, stopped) = watch::channel(());
     let permits = Arc::new(Semaphore::new(limits.connections));
@@ -91,7 +127,7 @@ pub async fn serve_with(
     loop {
         let accepted = async {
             let permit = permits.clone().acquire_owned().await;
-            (socket.listener().accept().await, permit)
+            (door.accept().await, permit)
         };
         let (accepted, permit) = tokio::select! {
             () = &mut shutdown => break,
@@ -99,22 +135,22 @@ pub async fn serve_with(
             accepted = accepted => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok(arrived) => {
                 let (app, stopped) = (app.clone(), stopped.clone());
                 connections.spawn(async move {
-                    connection(stream, app, limits, stopped).await;
+                    arrival(arrived, app, limits, stopped).await;
                     drop(permit);
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "the control socket cannot accept a connection");
+                tracing::warn!(%error, "the control API cannot accept a connection");
                 // Out of descriptors or memory: one may be free soon.
                 sleep(Duration::from_millis(100)).await;
             }
         }
     }
     // No new connections from here on.
-    drop(socket);
+    drop(door);
     drop(stop);
     let finish = async { while connections.join_next().await.is_some() {} };
     if timeout(limits.shutdown_time, finish).await.is_err() {
@@ -122,16 +158,52 @@ pub async fn serve_with(
     }
 }
 
-async fn connection(stream: UnixStream, app: Router, limits: Limits, mut stopped: watch::Receiver<()>) {
-    let peer = Peer(stream.peer_cred().ok().map(|peer| peer.uid()));
+async fn arrival(arrived: Arrived, app: Router, limits: Limits, mut stopped: watch::Receiver<()>) {
+    // The sender is dropped, never used.
+    let stop = async move { drop(stopped.changed().await) };
+    match arrived {
+        Arrived::Socket(stream, role) => {
+            let who = Who::User(stream.peer_cred().ok().map(|peer| peer.uid()));
+            connection(stream, Peer { who, role }, app, limits, stop).await;
+        }
+        Arrived::Tls(arrival) => {
+            let mut stop = std::pin::pin!(stop);
+            let admitted = tokio::select! {
+                () = &mut stop => return,
+                admitted = timeout(limits.request_time, arrival.admit()) => admitted,
+            };
+            let Ok(Ok(tls::Admitted { stream, name, role, mut access })) = admitted else {
+                tracing::debug!("a client of the control API did not shake hands");
+                return;
+            };
+            let stop = async move {
+                tokio::select! {
+                    () = stop => {}
+                    // Others are let in than before.
+                    _ = access.changed() => {}
+                }
+            };
+            let who = Who::Certificate(name.into());
+            connection(stream, Peer { who, role }, app, limits, stop).await;
+        }
+    }
+}
+
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    app: Router,
+    limits: Limits,
+    stop: impl Future<Output = ()>,
+) {
     let app = TowerToHyperService::new(app);
     let streams = Arc::new(AtomicBool::new(false));
     let streaming = streams.clone();
     let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
-        if request.uri().path() == TRACE {
+        if STREAMS.contains(&request.uri().path()) {
             streaming.store(true, Ordering::Relaxed);
         }
-        request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(peer.clone());
         app.call(request)
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -142,7 +214,7 @@ async fn connection(stream: UnixStream, app: Router, limits: Limits, mut stopped
     let mut connection = std::pin::pin!(connection);
     let long = async {
         sleep(limits.connection_time).await;
-        // A trace lasts as long as its reader likes.
+        // A trace or a watch lasts as long as its reader likes.
         if streams.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
         }
@@ -154,8 +226,7 @@ async fn connection(stream: UnixStream, app: Router, limits: Limits, mut stopped
             }
             return;
         }
-        // The sender is dropped, never used.
-        _ = stopped.changed() => {}
+        () = stop => {}
         () = long => {}
     }
     connection.as_mut().graceful_shutdown();
@@ -164,49 +235,90 @@ async fn connection(stream: UnixStream, app: Router, limits: Limits, mut stopped
 }
 
 const TRACE: &str = "/v1/trace";
+/// Answers that go on.
+const STREAMS: [&str; 2] = [TRACE, super::watch::PATH];
 
-fn router(state: State) -> Router {
-    Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/services", get(services))
-        .route("/v1/services/{service}", get(service))
-        .route("/v1/services/{service}/backends", post(backend_add))
-        .route("/v1/services/{service}/backends/{backend}", delete(backend_remove))
-        .route("/v1/services/{service}/backends/{backend}/admin", put(backend_admin))
-        .route("/v1/services/{service}/backends/{backend}/weight", put(backend_weight))
-        .route("/v1/drops", get(drops))
-        .route("/v1/config", get(config))
-        .route("/v1/explain", get(explain))
-        .route("/v1/flows", get(flows))
-        .route(TRACE, get(trace))
-        .route("/v1/reload", post(reload))
-        .route("/v1/reset", post(reset))
-        .route("/v1/detach", post(detach))
+/// Every path that is served, with its description.
+pub(super) fn routes() -> ApiRouter<State> {
+    ApiRouter::new()
+        .api_route("/v1/status", get_with(status, about("The daemon, its interfaces and its configuration")))
+        .api_route("/v1/services", get_with(services, about("Every service and its backends")))
+        .api_route("/v1/services/{service}", get_with(service, about("One service and its backends")))
+        .api_route(
+            "/v1/services/{service}/backends",
+            post_with(backend_add, about("Adds a backend to a service")),
+        )
+        .api_route(
+            "/v1/services/{service}/backends/{backend}",
+            delete_with(backend_remove, about("Removes a backend; connections on it end")),
+        )
+        .api_route(
+            "/v1/services/{service}/backends/{backend}/admin",
+            put_with(backend_admin, about("Drains, disables or enables a backend")),
+        )
+        .api_route(
+            "/v1/services/{service}/backends/{backend}/weight",
+            put_with(backend_weight, about("Sets a backend's share of new connections")),
+        )
+        .api_route("/v1/drops", get_with(drops, about("Packets dropped, by reason")))
+        .api_route("/v1/config", get_with(config, about("Every setting, its value and where it comes from")))
+        .api_route("/v1/explain", get_with(explain, about("What would be done with a packet, and why")))
+        .api_route("/v1/flows", get_with(flows, about("Flows that are tracked")))
+        .api_route(
+            TRACE,
+            get_with(trace, |op| {
+                openapi::lines::<super::observe::TraceLine>(
+                    about("Packets and what becomes of them, a line of JSON each; for admins only")(op),
+                    "application/x-ndjson",
+                )
+            }),
+        )
+        .api_route("/v1/reload", post_with(reload, about("Reads the configuration file again")))
+        .api_route(
+            "/v1/reset",
+            post_with(reset, about("Drops runtime changes: all, or those of a service or of a backend")),
+        )
+        .api_route(
+            "/v1/detach",
+            post_with(detach, about("Removes the load balancer from the kernel and ends the daemon")),
+        )
+        .api_route(openapi::PATH, get_with(openapi::serve, about("This description")))
         .merge(super::firewall::routes())
         .merge(super::gradual::routes())
         .merge(super::pair::routes())
+        .merge(super::changes::routes())
+        .merge(super::watch::routes())
+}
+
+fn router(state: State) -> Router {
+    openapi::described(routes())
         .route_layer(axum::middleware::from_fn(super::timing::observe))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
+        .layer(axum::middleware::from_fn(guard::conditional))
         .with_state(state)
 }
 
 pub(super) type Answered<T> = Result<Json<T>, Failure>;
 
 impl State {
-    /// One command to the daemon's loop and its answer.
+    /// One command to the daemon's loop and its answer, under the condition of the request's `If-Match`.
     pub(super) async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Answered<T> {
         let wait = self.limits.answer_time;
         let deadline = Instant::now() + wait;
         let (reply, answer) = oneshot::channel();
+        let (command, verdict) = guard::guarded(command(reply))?;
         let Ok(room) = timeout_at(deadline, self.commands.reserve()).await else {
             return Err(Failure::busy(wait));
         };
-        room.map_err(|_| Failure::gone())?.send(command(reply));
+        room.map_err(|_| Failure::gone())?.send(command);
         match timeout_at(deadline, answer).await {
             Err(_) => Err(Failure::unanswered(wait)),
-            Ok(Err(_)) => Err(Failure::gone()),
-            Ok(Ok(answer)) => Ok(Json(answer?)),
+            Ok(Err(_)) => Err(verdict.refusal().map_or_else(Failure::gone, Failure::from)),
+            Ok(Ok(answer)) => {
+                let _ = timeout_at(deadline, verdict.note()).await;
+                Ok(Json(answer?))
+            }
         }
     }
 }
@@ -341,9 +453,13 @@ async fn reset(
     Shared(state): Shared<State>,
     Asked(options): Asked<ChangeOptions>,
     Caller(by): Caller,
-    Body(request::Nothing {}): Body<request::Nothing>,
+    Body(request::Reset { service, backend }): Body<request::Reset>,
 ) -> Answered<ChangeView> {
-    state.change(options, |reply| Command::Reset { by, reply }).await
+    if backend.is_some() && service.is_none() {
+        let error = "a backend is named and its service is not; expected {\"service\": \"www\", \"backend\": \"web1\"}";
+        return Err(Failure::request(StatusCode::UNPROCESSABLE_ENTITY, error));
+    }
+    state.change(options, |reply| Command::Reset { service, backend, by, reply }).await
 }
 
 async fn detach(

@@ -5,6 +5,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Group, chown};
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -34,6 +35,10 @@ pub enum BindError {
         "the path of the control socket, {path}, has {length} bytes; at most {MAX_PATH} are possible: choose a shorter run_dir"
     )]
     TooLong { path: PathBuf, length: usize },
+    #[error(
+        "there is no group '{group}' on this host for the control socket; make it with: groupadd --system {group}"
+    )]
+    NoGroup { group: String },
     #[error("cannot make the control socket: {what} {path}: {source}")]
     Io { what: &'static str, path: PathBuf, source: io::Error },
 }
@@ -52,6 +57,11 @@ impl ControlSocket {
     ///
     /// Two daemons starting at once exclude each other by a lock file that exists only for that moment.
     pub fn bind(path: &Path) -> Result<Self, BindError> {
+        Self::bind_for(path, None)
+    }
+
+    /// As [`ControlSocket::bind`], for the members of a group, else of the daemon's own.
+    pub fn bind_for(path: &Path, group: Option<&str>) -> Result<Self, BindError> {
         let error = |what, path: &Path| {
             let path = path.to_owned();
             move |source: io::Error| BindError::Io { what, path, source }
@@ -77,6 +87,12 @@ impl ControlSocket {
         // The umask may have taken bits away; nobody can connect before `listen`.
         fs::set_permissions(path, Permissions::from_mode(MODE))
             .map_err(error("setting the mode of", path))?;
+        if let Some(group) = group {
+            let no_group = || BindError::NoGroup { group: group.to_owned() };
+            let found = Group::from_name(group).ok().flatten().ok_or_else(no_group)?;
+            chown(path, None, Some(found.gid))
+                .map_err(|errno| error("giving to its group", path)(errno.into()))?;
+        }
         let backlog = Backlog::new(BACKLOG).map_err(|errno| error("listening on", path)(errno.into()))?;
         socket::listen(&socket, backlog).map_err(|errno| error("listening on", path)(errno.into()))?;
         let listener = UnixListener::from_std(socket.into()).map_err(error("listening on", path))?;

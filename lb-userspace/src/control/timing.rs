@@ -1,6 +1,6 @@
 //! How long requests took.
 
-use super::command::Command;
+use super::{command::Command, gradual::GradualCommand};
 use crate::metrics::Durations;
 use axum::{
     extract::{MatchedPath, Request},
@@ -64,6 +64,9 @@ impl Command {
             Self::Pair(_) => "pair",
             Self::Flows { .. } => "flows_list",
             Self::Trace { .. } => "trace",
+            Self::Guarded(guarded) => guarded.command.name(),
+            Self::Gradual(GradualCommand::With { command, .. }) => command.name(),
+            Self::Gradual(GradualCommand::Drain { .. }) => "drain",
             _ => "other",
         }
     }

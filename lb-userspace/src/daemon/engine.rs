@@ -9,12 +9,14 @@ use super::{
     error::EngineError,
     flows::Rounds,
     sessions::NatState,
+    tell,
     trace::Tracers,
 };
 use crate::{
     config::{self, Config},
-    control::gradual::ChangeOptions,
+    control::{gradual::ChangeOptions, tls::TlsDoor, watch::Watchers},
     dataplane::{Attached, Capacities, Kernel, XdpMode},
+    events::Bus,
     health::{HealthEvent, HealthHandle, Target, TargetKey},
     maglev,
     metrics::Instruments,
@@ -82,6 +84,11 @@ pub struct Engine {
     pub(super) hop_task: NextHopHandle,
     pub(super) instruments: Instruments,
     pub(super) walks: super::walk::Walks,
+    /// What happens is told here.
+    pub(super) events: Bus,
+    pub(super) watchers: Watchers,
+    /// Of the API over TCP, if it is on.
+    pub(super) tls_door: Option<TlsDoor>,
 }
 
 /// What the engine is made of.
@@ -100,7 +107,11 @@ impl Engine {
     /// Takes over what the kernel holds. Nothing is changed yet but that flows of backends that are gone are forgotten.
     pub fn adopt(parts: Parts) -> Result<Self, EngineError> {
         let image = parts.kernel.observe()?;
+        let events = Bus::default();
         let mut engine = Self {
+            watchers: Watchers::new(events.clone()),
+            events,
+            tls_door: None,
             config_file: parts.config_file,
             config: parts.config,
             state_dir: parts.state_dir,
@@ -324,6 +335,7 @@ impl Engine {
             } else {
                 matters.insert(service.clone());
                 tracing::info!(%service, %backend, %from, %to, reason, "health changed");
+                tell::health(&self.events, event, from);
             }
         }
         if !matters.is_empty() {

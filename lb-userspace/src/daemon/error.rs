@@ -35,6 +35,8 @@ pub enum EngineError {
          (weight --over, drain), or say --force"
     )]
     Disruption { service: String, plan: String, allowed: u8 },
+    #[error("{0}")]
+    Tls(crate::control::tls::TlsError),
     #[error("the VRRP threads could not be started: {0}")]
     Vrrp(std::io::Error),
     #[error("{0}")]
@@ -49,7 +51,7 @@ impl From<EngineError> for CommandError {
     fn from(error: EngineError) -> Self {
         let text = error.to_string();
         match error {
-            EngineError::Config(_) | EngineError::Prefix { .. } => Self::Invalid(text),
+            EngineError::Config(_) | EngineError::Prefix { .. } | EngineError::Tls(_) => Self::Invalid(text),
             EngineError::Change(error) => match error.kind() {
                 ChangeErrorKind::NotFound => Self::NotFound(text),
                 ChangeErrorKind::Invalid => Self::Invalid(text),
@@ -84,6 +86,8 @@ pub enum StartError {
     #[error("{0}")]
     Metrics(#[from] metrics::BindError),
     #[error("{0}")]
+    Tls(#[from] crate::control::tls::TlsError),
+    #[error("{0}")]
     Net(#[from] NetError),
     #[error("{0}")]
     Engine(#[from] EngineError),
@@ -98,7 +102,7 @@ impl StartError {
     #[must_use]
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Log(_) | Self::Engine(EngineError::Config(_)) => 2,
+            Self::Config(_) | Self::Log(_) | Self::Tls(_) | Self::Engine(EngineError::Config(_)) => 2,
             _ => 1,
         }
     }

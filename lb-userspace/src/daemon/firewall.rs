@@ -103,12 +103,15 @@ impl Engine {
             ([one], done) => format!("{one} {done} the {list} list"),
             (many, done) => format!("{} prefixes {done} the {list} list", many.len()),
         };
-        self.change(message, by, |changes, config, _| {
+        self.change(message, by, |changes, config, stamp| {
             let changed = if add {
                 changes.add_prefixes(&config.firewall, &present, list, prefixes)?
             } else {
                 changes.remove_prefixes(&config.firewall, &present, list, prefixes)?
             };
+            if changed > 0 {
+                changes.stamp_lists(stamp);
+            }
             Ok(changed > 0)
         })
     }
@@ -161,6 +164,8 @@ impl Engine {
                 key: format!("firewall.{key}"),
                 value: serde_json::json!(prefixes),
                 origin: "runtime".to_owned(),
+                by: None,
+                at: None,
             });
         }
     }

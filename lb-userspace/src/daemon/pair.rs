@@ -7,8 +7,9 @@ use crate::{
         command::{Answer, CommandError, Reply},
         pair::{PairCommand, PairView, RefusedView},
     },
+    events::Bus,
     model::VrrpSpec,
-    vrrp::{Missing, NoticeReader, RequestError, RouterView, Vrrp},
+    vrrp::{Missing, Notice, NoticeReader, RequestError, RouterView, Vrrp},
 };
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -32,7 +33,7 @@ impl Engine {
                 return Ok(());
             }
             let (vrrp, notices) = Vrrp::spawn().map_err(EngineError::Vrrp)?;
-            tokio::spawn(log(notices));
+            tokio::spawn(log(notices, self.events.clone()));
             self.pair.vrrp = Some(vrrp);
         }
         // First what is missing, so that no router starts without knowing it.
@@ -102,6 +103,7 @@ impl Engine {
             return;
         };
         let asked = ask(vrrp);
+        let revision = self.changes.revision();
         tokio::spawn(async move {
             let answer: Answer<ChangeView> = match asked {
                 Ok(answer) => answer.await.unwrap_or(Err(RequestError::Ended)),
@@ -109,7 +111,7 @@ impl Engine {
             }
             .map(|()| {
                 tracing::info!(by, "{message}");
-                ChangeView { message, ..ChangeView::default() }
+                ChangeView { message, revision, ..ChangeView::default() }
             })
             .map_err(CommandError::from);
             let _ = reply.send(answer);
@@ -129,12 +131,15 @@ impl From<RequestError> for CommandError {
 }
 
 /// Writes what the threads have to say to the log, until they end.
-async fn log(mut notices: NoticeReader) {
+async fn log(mut notices: NoticeReader, events: Bus) {
     while let Some((notice, lost)) = notices.recv().await {
         if lost > 0 {
             tracing::warn!(lost, "vrrp had more to say than was read");
         }
         notice.log();
+        if let Notice::Changed { name, from, to, cause, priority: _ } = &notice {
+            super::tell::pair(&events, name, from.name(), to.name(), cause.describe());
+        }
     }
 }
 

@@ -15,8 +15,10 @@ use crate::{
         api::ChangeView,
         command::{Command, CommandError},
         gradual::ChangeOptions,
-        server,
+        peer::Role,
+        server::{self, Door},
         socket::ControlSocket,
+        tls::TlsListener,
     },
     dataplane::{Capacities, Kernel, abi_name},
     health::{HealthTask, ProbeObserver, TargetKey},
@@ -76,7 +78,20 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         return Err(missing.into());
     }
     raise_open_files();
-    let socket = ControlSocket::bind(&config.node.run_dir.join("lbd.sock"))?;
+    let access = &config.control;
+    let bind =
+        |name: &str, group: Option<&str>| ControlSocket::bind_for(&config.node.run_dir.join(name), group);
+    let socket = bind("lbd.sock", access.admin_group.as_deref())?;
+    let mut doors = vec![Door::from(socket)];
+    if let Some(group) = &access.read_group {
+        doors.push(Door::Socket(bind("lbd-ro.sock", Some(group))?, Role::Reader));
+    }
+    let mut tls_door = None;
+    if let Some(tls) = &access.tls {
+        let (listener, door) = TlsListener::bind(tls).await?;
+        doors.push(Door::Tls(listener));
+        tls_door = Some(door);
+    }
     let metrics_listener = match config.metrics.listen {
         Some(address) => Some(metrics::bind(address).await?),
         None => None,
@@ -90,6 +105,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let loaded = state_dir.load(SystemTime::now()).map_err(EngineError::from)?;
     if let Some(warning) = loaded.outcome.warning() {
         tracing::error!("{warning}");
+        // So that its revision counts from now on, even if nothing is changed before the next start.
+        state_dir.store(&loaded.changes).map_err(EngineError::from)?;
     }
     let (health_tx, mut health_rx) = mpsc::channel(QUEUE);
     let health_task = HealthTask::spawn(health_tx, Arc::new(Observer(instruments.clone())));
@@ -121,6 +138,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         hop_task,
         instruments: instruments.clone(),
     })?;
+    engine.tls_door = tls_door;
     engine.settle_hops(HOP_PATIENCE).await;
     while let Some(news) = hop_rx.try_recv() {
         engine.note_hops(news);
@@ -138,7 +156,10 @@ pub async fn run(options: Options) -> Result<(), StartError> {
 
     let (commands, mut command_rx) = mpsc::channel(QUEUE);
     let (stop_tx, stop_rx) = watch::channel(false);
-    let control = tokio::spawn(server::serve(socket, commands.clone(), stopped(stop_rx.clone())));
+    let control: Vec<_> = doors
+        .into_iter()
+        .map(|door| tokio::spawn(server::serve(door, commands.clone(), stopped(stop_rx.clone()))))
+        .collect();
     let metrics = metrics_listener
         .map(|listener| tokio::spawn(metrics::serve(listener, commands, instruments, stopped(stop_rx))));
     let io = |source| StartError::Io { path: "signals".into(), source };
@@ -236,7 +257,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         reader.abort();
     }
     stop_tx.send_replace(true);
-    let _ = control.await;
+    for door in control {
+        let _ = door.await;
+    }
     if let Some(metrics) = metrics {
         let _ = metrics.await;
     }
@@ -355,13 +378,18 @@ impl Engine {
                 send(reply, self.reload(plan, &by));
                 self.asked = ChangeOptions::default();
             }
-            Command::Reset { by, reply } => send(reply, self.reset(&by)),
+            Command::Reset { service, backend, by, reply } => {
+                send(reply, self.reset(service.as_ref(), backend.as_ref(), &by));
+            }
             Command::Explain { protocol, source, destination, packet, reply } => {
                 send(reply, Ok::<_, CommandError>(self.explain(protocol, source, destination, packet)));
             }
             Command::Firewall(command) => self.answer_firewall(command),
             Command::Gradual(command) => self.answer_gradual(command),
             Command::Pair(command) => self.answer_pair(command),
+            Command::Watch { after, reply } => send(reply, self.watchers.admit(after.as_deref())),
+            Command::Changes(reply) => send(reply, Ok::<_, CommandError>(self.runtime_changes())),
+            Command::Guarded(guarded) => self.answer_guarded(*guarded),
             Command::Flows { ask, reply } => self.list_flows(ask, reply),
             Command::Trace { ask, reply } => self.start_trace(ask, reply),
             Command::Detach { .. } => unreachable!("the loop takes it"),

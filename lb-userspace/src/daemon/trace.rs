@@ -158,8 +158,9 @@ impl Engine {
         }
     }
 
-    /// Ends every trace, as the daemon ends.
+    /// Ends every trace and watch, as the daemon ends.
     pub(super) fn end_traces(&mut self) {
+        self.watchers.end();
         self.tracers.all.clear();
         self.prune_tracers();
     }

@@ -60,6 +60,7 @@ impl Engine {
             services_hash,
             tables: self.tables(),
             runtime_changes: self.changes.count(),
+            revision: self.changes.revision(),
             interfaces,
             services: self.effective.services.len(),
             backends: self.effective.services.iter().map(|s| s.backends.len()).sum(),
@@ -236,6 +237,8 @@ impl Engine {
                 },
                 key: setting.key,
                 value: setting.value,
+                by: None,
+                at: None,
             })
             .collect();
         self.mark_firewall_changes(&mut settings);
@@ -257,6 +260,8 @@ impl Engine {
                     value: serde_json::json!(backend.admin),
                     origin: if backend.admin_origin == Origin::Runtime { "runtime" } else { "default" }
                         .to_owned(),
+                    by: None,
+                    at: None,
                 });
             }
             for name in &service.removed {
@@ -264,9 +269,12 @@ impl Engine {
                     key: format!("service.{}.backend.{name}", service.spec.name),
                     value: serde_json::json!("removed"),
                     origin: "runtime".to_owned(),
+                    by: None,
+                    at: None,
                 });
             }
         }
+        self.sign(&mut settings);
         for setting in settings.iter().filter(|setting| setting.origin != "file") {
             places.remove(&setting.key);
         }

@@ -131,6 +131,7 @@ pub(super) fn snapshot() -> Snapshot {
             config_hash: "00112233aabbccdd".to_owned(),
             services_hash: "8899aabb44556677".to_owned(),
             runtime_changes: 2,
+            revision: 0,
             interfaces: vec![
                 interface("eth0", 2, "native", None),
                 interface("eth1", 3, "generic", Some("the driver has no XDP")),

@@ -94,7 +94,7 @@ pub const MAX_BURST_MS: u32 = 60_000;
 pub const DEFAULT_BURST_MS: u32 = 1_000;
 
 /// The limits of a service, per second; 0 = no limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct LimitSpec {
     pub packets_per_second: u32,
     pub connections_per_second: u32,
@@ -152,7 +152,7 @@ impl LimitSpec {
 }
 
 /// Some of a service's limits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LimitPatch {
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -26,6 +26,9 @@ pub struct Stamp {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RuntimeChanges {
+    /// Counts the changes that were made, undone ones included: it never goes back.
+    #[serde(default)]
+    revision: u64,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) services: BTreeMap<ServiceName, BTreeMap<BackendName, BackendChanges>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -118,6 +121,21 @@ impl BackendChanges {
 }
 
 impl RuntimeChanges {
+    /// Changes made so far. Two states of one revision are the same.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// One change more was made.
+    pub fn advance(&mut self) {
+        self.revision += 1;
+    }
+
+    /// Without changes, for a successor of a state that is lost, whose revision nobody knows.
+    pub(super) fn after_loss(revision: u64) -> Self {
+        Self { revision, ..Self::default() }
+    }
+
     /// Every change of a backend, by service and backend.
     pub fn list(&self) -> Vec<Change> {
         let backends = self.services.iter().flat_map(|(s, backends)| backends.iter().map(move |b| (s, b)));
@@ -137,7 +155,7 @@ impl RuntimeChanges {
     /// The services whose backends or limits differ between the two; `None` if anything else does that services depend on.
     pub fn differing(&self, other: &Self) -> Option<BTreeSet<ServiceName>> {
         // The lists are no service's.
-        let Self { services, rings, lists: _, limits, gradual } = self;
+        let Self { services, rings, lists: _, limits, gradual, revision: _ } = self;
         let mut names = BTreeSet::new();
         differing(services, &other.services, &mut names);
         differing(limits, &other.limits, &mut names);

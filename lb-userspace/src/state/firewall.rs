@@ -13,7 +13,7 @@ use lb_common::abi::PREFIX_CAPACITY;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, sync::Arc};
 
-/// Prefixes that were added and removed. Sets without a stamp for each: there may be 100,000 of them.
+/// Prefixes that were added and removed. Sets with one stamp for all: there may be 100,000 of them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListChanges {
@@ -24,6 +24,9 @@ pub struct ListChanges {
     /// What the configuration says of these does not count.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub removed: BTreeSet<IpNet>,
+    /// Of the last change; absent in files of version 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stamp: Option<Stamp>,
 }
 
 impl ListChanges {
@@ -73,6 +76,11 @@ impl RuntimeChanges {
     /// Changes of the deny list and its exceptions.
     pub fn lists(&self) -> &Arc<ListChanges> {
         &self.lists
+    }
+
+    /// Says who changed the lists last.
+    pub fn stamp_lists(&mut self, stamp: Stamp) {
+        Arc::make_mut(&mut self.lists).stamp = Some(stamp);
     }
 
     /// Limits that were set, by service.

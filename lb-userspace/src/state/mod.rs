@@ -6,9 +6,11 @@
 
 mod apply;
 mod changes;
+mod difference;
 mod edit;
 mod firewall;
 mod gradual;
+mod record;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -17,6 +19,8 @@ pub use apply::{
     Effective, EffectiveBackend, EffectiveService, Origin, StaleChange, StaleReason, apply, apply_one,
 };
 pub use changes::{Change, ChangeKind, RuntimeChanges, Stamp};
+pub use difference::{Difference, DifferenceKind, differences, differences_of};
 pub use edit::{ChangeError, ChangeErrorKind, NewBackend};
 pub use firewall::ListChanges;
+pub use record::{Part, Record};
 pub use store::{Loaded, Outcome, StateDir, StateError};

@@ -12,8 +12,8 @@ use std::{
 
 const FILE: &str = "runtime.json";
 const TEMPORARY: &str = ".runtime.json.new";
-/// The version this program writes and reads.
-const VERSION: u64 = 1;
+/// The version this program writes; it reads all from 1, which had no revision.
+const VERSION: u64 = 2;
 /// Longest file that is read, in bytes.
 const MAX_FILE: u64 = 64 << 20;
 
@@ -93,8 +93,8 @@ struct Version {
 fn decode(bytes: &[u8]) -> Result<RuntimeChanges, String> {
     let broken = |error: serde_json::Error| format!("not a valid state file ({error})");
     let Version { version } = serde_json::from_slice(bytes).map_err(broken)?;
-    if version != VERSION {
-        return Err(format!("a state file of version {version}, this program reads version {VERSION}"));
+    if !(1..=VERSION).contains(&version) {
+        return Err(format!("a state file of version {version}, this program reads versions 1 to {VERSION}"));
     }
     let mut value: serde_json::Map<String, serde_json::Value> =
         serde_json::from_slice(bytes).map_err(broken)?;
@@ -147,7 +147,9 @@ impl StateDir {
             Err(why) => match self.set_aside(now) {
                 Ok(moved_to) => {
                     let outcome = Outcome::SetAside { file: path, moved_to, why };
-                    Ok(Loaded { changes: RuntimeChanges::default(), outcome })
+                    // No revision that somebody remembers may come again; there is no change a second for decades.
+                    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+                    Ok(Loaded { changes: RuntimeChanges::after_loss(seconds), outcome })
                 }
                 Err(source) => Err(StateError::SetAside { path, why, source }),
             },

@@ -2,7 +2,7 @@
 
 use super::engine::Daemon;
 use lb_userspace::control::client::{Client, ClientError};
-use lb_userspace::control::request::NewBackend;
+use lb_userspace::control::request::{NewBackend, Reset};
 use lb_userspace::model::{Admin, Protocol};
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use std::future::Future;
@@ -40,7 +40,7 @@ fn every_call() {
         assert_eq!(explained.reason, "2001:db8::10 is no virtual address");
         assert!(client.reload(true).await.unwrap().planned_only);
         assert!(client.reload(false).await.unwrap_err().is_usage());
-        assert!(!client.reset().await.unwrap_err().is_usage());
+        assert!(!client.reset(&Reset::default()).await.unwrap_err().is_usage());
         client.detach().await.unwrap();
     });
 }

@@ -33,6 +33,9 @@ pub enum Manner {
     Slow(Duration),
 }
 
+/// Of the runtime state.
+pub const REVISION: u64 = 7;
+
 pub struct Daemon {
     runtime: Option<tokio::runtime::Runtime>,
     stop: Option<oneshot::Sender<()>>,
@@ -246,14 +249,14 @@ pub fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<
             note(by);
             let changes = vec!["add backend web4 to www".to_owned(), "www: 12 slots move".to_owned()];
             let message = "2 changes".to_owned();
-            answer(reply, Ok(ChangeView { message, changes, planned_only: true, plan: None }));
+            answer(reply, Ok(ChangeView { message, changes, planned_only: true, ..ChangeView::default() }));
         }
         Command::Reload { plan: false, by, reply } => {
             note(by);
             let error = "/etc/lbd/lbd.toml:7: key 'service.www.port': found 70000, expected a port";
             answer(reply, Err(CommandError::Invalid(error.to_owned())));
         }
-        Command::Reset { by, reply } => {
+        Command::Reset { by, reply, .. } => {
             note(by);
             answer(reply, Err(CommandError::Failed("cannot write /var/lib/lbd: disk full".to_owned())));
         }
@@ -261,6 +264,11 @@ pub fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<
             note(by);
             services.clear();
             answer(reply, Ok(changed("removed from eth0 and eth1".to_owned())));
+        }
+        Command::Changes(reply) => answer(reply, Ok(super::guarded::changes())),
+        Command::Watch { after, reply } => answer(reply, super::guarded::watch(after.as_deref())),
+        Command::Guarded(guarded) => {
+            super::guarded::obey(*guarded, |command| obey(command, services, asked_by));
         }
         Command::Firewall(command) => obey_firewall(command, note),
         Command::Gradual(command) => crate::gradual::obey(command, services, asked_by),
@@ -390,6 +398,7 @@ fn status(services: &[ServiceView]) -> StatusView {
         config_hash: "fedcba9876543210".to_owned(),
         services_hash: "0123456789abcdef".to_owned(),
         runtime_changes: 1,
+        revision: REVISION,
         interfaces: vec![
             interface("eth0", 2, "native", None),
             interface("eth1", 13, "generic", Some("the driver has no XDP")),
@@ -496,6 +505,8 @@ fn config() -> ConfigView {
         key: key.to_owned(),
         value,
         origin: origin.to_owned(),
+        by: (origin == "runtime").then(|| "uid 0 (root)".to_owned()),
+        at: (origin == "runtime").then_some(1_700_000_000),
     };
     ConfigView {
         file: "/etc/lbd/lbd.toml".to_owned(),

@@ -5,5 +5,7 @@ mod client;
 mod command_line;
 mod engine;
 mod gradual;
+mod guarded;
 mod hostile;
+mod openapi;
 mod server;

@@ -70,7 +70,10 @@ fn changes_are_done_and_signed() {
     let (code, answer) = daemon.http("POST", "/v1/services/www/backends", new);
     assert_eq!(
         (code, answer),
-        (200, json!({"message": "backend web4 added to www", "changes": [], "planned_only": false}))
+        (
+            200,
+            json!({"message": "backend web4 added to www", "changes": [], "planned_only": false, "revision": 0})
+        )
     );
     let web4 = || daemon.http("GET", "/v1/services/www", "").1["backends"][3].clone();
     assert_eq!((&web4()["port"], &web4()["weight"]), (&json!(8443), &json!(50)));

@@ -443,11 +443,26 @@ fn config() -> impl Strategy<Value = Config> {
         ..FirewallConfig::default()
     });
     let vrrp = (0..3u8).prop_flat_map(|count| (0..count).map(router).collect::<Vec<_>>());
-    (node, listen, tunnel, firewall, flows, services, vrrp).prop_map(
-        |(node, metrics, tunnel, firewall, flows, services, vrrp)| Config {
+    let names = || vec("[a-z]{1,9}", 1..3);
+    let control = (option::of("[a-z]{1,9}"), option::of("[a-z]{1,9}"), option::of(1..9u16), names(), names());
+    let control = control.prop_map(|(admin_group, read_group, port, admins, readers)| ControlConfig {
+        admin_group,
+        read_group,
+        tls: port.map(|port| ControlTls {
+            listen: (Ipv4Addr::LOCALHOST, port).into(),
+            cert_file: "/etc/lbd/a.crt".into(),
+            key_file: "/etc/lbd/a.key".into(),
+            client_ca_file: "/etc/lbd/ca.crt".into(),
+            readers: readers.into_iter().filter(|name| !admins.contains(name)).collect(),
+            admins,
+        }),
+    });
+    (node, listen, tunnel, firewall, flows, services, vrrp, control).prop_map(
+        |(node, metrics, tunnel, firewall, flows, services, vrrp, control)| Config {
             file: "lbd.toml".to_owned(),
             node,
             metrics,
+            control,
             tunnel,
             firewall: firewall.into(),
             flows,
@@ -486,6 +501,7 @@ proptest! {
         prop_assert_eq!(&read.metrics, &config.metrics);
         prop_assert_eq!(&read.tunnel, &config.tunnel);
         prop_assert_eq!(&read.firewall, &config.firewall);
+        prop_assert_eq!(&read.control, &config.control);
         prop_assert_eq!(&read.flows, &config.flows);
         prop_assert_eq!(&read.services, &config.services);
         prop_assert_eq!(read.hash(), config.hash());

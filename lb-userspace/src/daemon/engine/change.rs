@@ -4,10 +4,10 @@ use super::Engine;
 use crate::{
     config::Config,
     control::{api::ChangeView, gradual::PlanView},
-    daemon::{error::EngineError, gradual::unix_ms},
+    daemon::{error::EngineError, gradual::unix_ms, tell},
     model::{Admin, BackendName, ServiceName},
     plan::Action,
-    state::{self, NewBackend, RuntimeChanges, Stamp},
+    state::{self, NewBackend, RuntimeChanges, Stamp, StateError},
 };
 use std::time::{Duration, SystemTime};
 
@@ -79,13 +79,26 @@ impl Engine {
         })
     }
 
-    /// Drops every runtime change.
-    pub fn reset(&mut self, by: &str) -> Result<ChangeView, EngineError> {
-        let count = self.changes.count();
-        self.change(format!("{count} runtime changes dropped"), by, |changes, _, _| {
-            let changed = !changes.is_empty();
-            changes.reset();
-            Ok(changed)
+    /// Drops every runtime change, or those of one service or backend.
+    pub fn reset(
+        &mut self,
+        service: Option<&ServiceName>,
+        backend: Option<&BackendName>,
+        by: &str,
+    ) -> Result<ChangeView, EngineError> {
+        let Some(service) = service else {
+            let count = self.changes.count();
+            return self.change(format!("{count} runtime changes dropped"), by, |changes, _, _| {
+                let changed = !changes.is_empty();
+                changes.reset();
+                Ok(changed)
+            });
+        };
+        let what =
+            backend.map_or_else(|| service.to_string(), |backend| format!("backend {backend} of {service}"));
+        let dropped = self.changes.clone().reset_some(&self.config.services, service, backend)?;
+        self.change(format!("{dropped} runtime changes of {what} dropped"), by, |changes, config, _| {
+            Ok(changes.reset_some(&config.services, service, backend)? > 0)
         })
     }
 
@@ -112,12 +125,27 @@ impl Engine {
         let mut changes = before.clone();
         if !edit(&mut changes, &self.config, Stamp { at, by: by.to_owned() })? {
             let plan = self.asked.plan.then(PlanView::default);
-            return Ok(ChangeView { message, planned_only: self.asked.plan, plan, ..ChangeView::default() });
+            return Ok(ChangeView {
+                planned_only: self.asked.plan,
+                plan,
+                ..self.changed(message, Vec::new())
+            });
         }
         if let Some(plan) = self.foresee(None, &changes)? {
-            return Ok(ChangeView { message, planned_only: true, plan: Some(plan), ..ChangeView::default() });
+            return Ok(ChangeView {
+                planned_only: true,
+                plan: Some(plan),
+                ..self.changed(message, Vec::new())
+            });
         }
-        self.state_dir.store(&changes)?;
+        changes.advance();
+        if let Err(error) = self.state_dir.store(&changes) {
+            // Its new file may be in place already, and the change will be answered as refused.
+            if matches!(error, StateError::Sync { .. }) {
+                self.unstore(&before);
+            }
+            return Err(error.into());
+        }
         let touched = changes.differing(&before);
         self.changes = changes;
         let converged = match touched {
@@ -126,19 +154,29 @@ impl Engine {
         };
         match converged {
             Ok(actions) => {
-                tracing::info!(by, "{message}");
-                Ok(ChangeView { message, changes: describe(&actions), ..ChangeView::default() })
+                tracing::info!(by, revision = self.changes.revision(), "{message}");
+                tell::change(&self.events, &before, &self.changes, &self.config.services, &message, by);
+                Ok(self.changed(message, describe(&actions)))
             }
             Err(error) => {
+                self.effective = state::apply(&self.config.services, &before);
+                self.unstore(&before);
                 self.changes = before;
                 self.hash.take();
-                self.effective = state::apply(&self.config.services, &self.changes);
-                if let Err(second) = self.state_dir.store(&self.changes) {
-                    tracing::error!(error = %second, "could not take a refused change out of the state file again");
-                }
                 Err(error)
             }
         }
+    }
+
+    fn unstore(&self, before: &RuntimeChanges) {
+        if let Err(second) = self.state_dir.store(before) {
+            tracing::error!(error = %second, "could not take a refused change out of the state file again");
+        }
+    }
+
+    /// The answer to a change, with the revision it led to.
+    pub(super) fn changed(&self, message: String, changes: Vec<String>) -> ChangeView {
+        ChangeView { message, changes, revision: self.changes.revision(), ..ChangeView::default() }
     }
 }
 

@@ -3,9 +3,10 @@
 use super::Engine;
 use crate::{
     config::{self, Config},
-    control::api::ChangeView,
-    daemon::error::EngineError,
+    control::{api::ChangeView, tls::Access},
+    daemon::{error::EngineError, tell},
     model::{ServiceName, ServiceSpec},
+    state,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +29,7 @@ impl Engine {
     fn try_reload(&mut self, plan_only: bool) -> Result<ChangeView, EngineError> {
         let new = config::load(&self.config_file)?;
         restart_needed(&self.config, &new)?;
+        let access = new.control.tls.as_ref().map(Access::load).transpose().map_err(EngineError::Tls)?;
         let changes = setting_changes(&self.config, &new);
         let file = self.config_file.display().to_string();
         let kept = self.changes.clone();
@@ -37,12 +39,13 @@ impl Engine {
                 0 => format!("{file}: nothing would change"),
                 n => format!("{file}: {n} settings would change"),
             };
-            return Ok(ChangeView { message, changes, planned_only: true, plan });
+            return Ok(ChangeView { planned_only: true, plan, ..self.changed(message, changes) });
         }
         let interfaces = (&new.node.interfaces, new.node.xdp_mode)
             != (&self.config.node.interfaces, self.config.node.xdp_mode);
         let old = std::mem::replace(&mut self.config, new);
         let before = self.changes.clone();
+        let services = state::apply(&old.services, &before).services;
         // What fails most is done before anything of the services is touched.
         let attached = if interfaces { self.attach() } else { Ok(()) };
         if let Err(error) = attached.and_then(|()| self.converge().map(|_| ())) {
@@ -60,6 +63,10 @@ impl Engine {
             }
             return Err(error);
         }
+        if let (Some(access), Some(door)) = (access, &self.tls_door) {
+            door.replace(access);
+        }
+        tell::reload(&self.events, &services, &self.effective.services, changes.len());
         self.check_forwarding();
         for stale in &self.effective.stale {
             tracing::warn!(%stale, "a runtime change has no effect with this configuration; it is kept");
@@ -72,13 +79,15 @@ impl Engine {
             0 => format!("{file} read again: nothing changed"),
             n => format!("{file} read again: {n} settings changed"),
         };
-        Ok(ChangeView { message, changes, ..ChangeView::default() })
+        Ok(self.changed(message, changes))
     }
 }
 
 /// Settings that only a start reads.
 fn restart_needed(running: &Config, new: &Config) -> Result<(), EngineError> {
     let listen = |c: &Config| c.metrics.listen.map_or("off".to_owned(), |a| a.to_string());
+    let tcp = |c: &Config| c.control.tls.as_ref().map_or("off".to_owned(), |tls| tls.listen.to_string());
+    let group = |group: &Option<String>| group.clone().unwrap_or_else(|| "not set".to_owned());
     let rows = [
         ("node.pin_dir", new.node.pin_dir.display().to_string(), running.node.pin_dir.display().to_string()),
         (
@@ -88,6 +97,9 @@ fn restart_needed(running: &Config, new: &Config) -> Result<(), EngineError> {
         ),
         ("node.run_dir", new.node.run_dir.display().to_string(), running.node.run_dir.display().to_string()),
         ("metrics.listen", listen(new), listen(running)),
+        ("control.listen", tcp(new), tcp(running)),
+        ("control.admin_group", group(&new.control.admin_group), group(&running.control.admin_group)),
+        ("control.read_group", group(&new.control.read_group), group(&running.control.read_group)),
     ];
     match rows.into_iter().find(|(_, found, running)| found != running) {
         Some((key, found, running)) => Err(EngineError::NeedsRestart { key, found, running }),

@@ -47,13 +47,14 @@ fn changes_last() {
     assert_eq!(mode(dir.path().join("a/b")) & !0o750, 0);
 }
 
-/// Files of this version are read by all that follow.
+/// Files of this version, and of those before, are read by all that follow.
 #[test]
 fn the_form_on_disk() {
     let dir = tempfile::tempdir().unwrap();
     let state = StateDir::open(dir.path()).unwrap();
     let text = r#"{
-  "version": 1,
+  "version": 2,
+  "revision": 0,
   "services": {
     "www": {
       "web1": {
@@ -96,6 +97,11 @@ fn the_form_on_disk() {
 "#;
     state.store(&some_changes()).unwrap();
     assert_eq!(fs::read_to_string(state.file()).unwrap(), text);
+    // Version 1 had no revision.
+    let old = text.replace("\"version\": 2,\n  \"revision\": 0,", "\"version\": 1,");
+    assert!(old.contains("\"version\": 1,") && !old.contains("revision"));
+    fs::write(state.file(), old).unwrap();
+    assert_eq!(state.load(now()).unwrap(), Loaded { changes: some_changes(), outcome: Outcome::Read });
 }
 
 #[test]
@@ -141,8 +147,8 @@ fn what_cannot_be_understood_is_moved_aside() {
         (b"{\"version\":1", "not a valid state file (EOF while parsing an object at line 1 column 12)"),
         (b"{}", "not a valid state file (missing field `version` at line 1 column 2)"),
         (b"\xff", "not a valid state file (expected value at line 1 column 1)"),
-        (b"{\"version\":2,\"x\":[]}", "a state file of version 2, this program reads version 1"),
-        (b"{\"version\":1,\"x\":1}", "not a valid state file (unknown field `x`, expected one of `services`, `rings`, `lists`, `limits`, `gradual`)"),
+        (b"{\"version\":3,\"x\":[]}", "a state file of version 3, this program reads versions 1 to 2"),
+        (b"{\"version\":1,\"x\":1}", "not a valid state file (unknown field `x`, expected one of `revision`, `services`, `rings`, `lists`, `limits`, `gradual`)"),
         (
             b"{\"version\":1,\"rings\":{\"www\":4}}",
             "not a valid state file (the ring of service 'www' has 4 slots, not a prime)",

@@ -2,6 +2,7 @@
 
 mod disk;
 mod model;
+mod revision;
 
 use super::*;
 use crate::{

@@ -1,0 +1,301 @@
+//! `GET /v1/watch`: what happens, as server-sent events (the WHATWG's HTML standard, section 9.2).
+//!
+//! An event's id is the time this daemon began and the event's number. Whoever comes back with the last id it has seen
+//! (`Last-Event-ID`) misses nothing, or is told that it did by `reset`. Nobody waits for a slow reader: it is told how
+//! much it missed, and the watch ends.
+
+use super::{
+    client::{Client, ClientError},
+    command::{Command, CommandError},
+    extract::Failure,
+    openapi::{LastEventId, about, lines},
+    server::State,
+};
+use crate::events::{Bus, Event, Kind};
+use aide::{
+    axum::{ApiRouter, routing::get_with},
+    transform::TransformOperation,
+};
+use axum::{body::Body as AnyBody, extract::State as Shared, response::Response};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use hyper::body::{Body, Frame};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    ops::ControlFlow,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, watch},
+    time::{Interval, interval},
+};
+
+pub(super) const PATH: &str = "/v1/watch";
+/// Watchers at once.
+const WATCHERS: usize = 64;
+/// A comment goes out this often: writing it finds out who has gone, and keeps what lies between from closing.
+const BEAT: Duration = Duration::from_secs(5);
+
+/// One event of a watch.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct WatchView {
+    /// To come back with, as `Last-Event-ID`.
+    pub id: String,
+    /// `hello` (the watch begins), `reset` (events before this one are lost: look at everything anew), `dropped` (the
+    /// reader was too slow, and the watch ends), or what happened: `backend` (its health, or whether it is there),
+    /// `admin`, `weight`, `service`, `pair`, `reload`, `change` (any runtime change, from revision to revision).
+    pub event: String,
+    /// Milliseconds since 1970 (UTC).
+    pub time_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// Virtual router of the pair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// The state before and after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// Why, in words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+fn name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Service => "service",
+        Kind::Backend => "backend",
+        Kind::Admin => "admin",
+        Kind::Weight => "weight",
+        Kind::Pair => "pair",
+        Kind::Reload => "reload",
+        Kind::Change => "change",
+    }
+}
+
+/// Lets watchers in, so many at once.
+#[derive(Debug)]
+pub struct Watchers {
+    bus: Bus,
+    room: Arc<Semaphore>,
+    end: watch::Sender<bool>,
+}
+
+impl Watchers {
+    /// Watchers of that bus.
+    pub fn new(bus: Bus) -> Self {
+        Self { bus, room: Arc::new(Semaphore::new(WATCHERS)), end: watch::Sender::new(false) }
+    }
+
+    /// The daemon ends: no watch shall keep it.
+    pub fn end(&self) {
+        self.end.send_replace(true);
+    }
+
+    /// One more watcher, which has seen the event of that id.
+    pub fn admit(&self, after: Option<&str>) -> Result<Watcher, CommandError> {
+        let permit = Arc::clone(&self.room).try_acquire_owned().map_err(|_| {
+            CommandError::Busy(format!(
+                "{WATCHERS} watches are under way, and no more are served: end some, or ask later"
+            ))
+        })?;
+        let epoch = self.bus.epoch();
+        let seen = after.map(|id| {
+            let seen =
+                id.split_once('-').and_then(|(began, seq)| Some((began.parse().ok()?, seq.parse().ok()?)));
+            seen.filter(|(began, _): &(u64, u64)| *began == epoch).map(|(_, seq)| seq)
+        });
+        let resumed = self.bus.resume(seen.flatten().unwrap_or(self.bus.last()));
+        let (event, reason) = match seen {
+            None => ("hello", String::new()),
+            Some(Some(_)) if resumed.whole => {
+                ("hello", format!("{} events since then", resumed.events.len()))
+            }
+            Some(_) => {
+                ("reset", "the events since then are no longer known: look at everything anew".to_owned())
+            }
+        };
+        let last = resumed.last;
+        // A part of what happened would look like the whole.
+        let events = if event == "reset" { Vec::new() } else { resumed.events };
+        let first = events.first().map_or(last, |event| event.seq - 1);
+        let first = WatchView {
+            id: format!("{epoch}-{first}"),
+            event: event.to_owned(),
+            reason,
+            ..WatchView::default()
+        };
+        let lines = [first].into_iter().chain(events.iter().map(|event| view(epoch, event)));
+        Ok(Watcher {
+            waiting: lines.collect(),
+            receiver: resumed.receiver,
+            epoch,
+            last,
+            end: self.end.subscribe(),
+            _permit: permit,
+        })
+    }
+}
+
+fn view(epoch: u64, event: &Event) -> WatchView {
+    let name_of = |name: &String| (!name.is_empty()).then(|| name.clone());
+    let (service, instance) = match event.kind {
+        Kind::Pair => (None, name_of(&event.service)),
+        _ => (name_of(&event.service), None),
+    };
+    WatchView {
+        id: format!("{epoch}-{}", event.seq),
+        event: name(event.kind).to_owned(),
+        time_ms: event.time_ms,
+        service,
+        backend: event.backend.clone(),
+        instance,
+        from: Some(event.from.clone()),
+        to: Some(event.to.clone()),
+        reason: event.reason.clone(),
+    }
+}
+
+/// What one watcher is to be told.
+#[derive(Debug)]
+pub struct Watcher {
+    waiting: VecDeque<WatchView>,
+    receiver: broadcast::Receiver<Arc<Event>>,
+    epoch: u64,
+    /// Number of the last event told.
+    last: u64,
+    end: watch::Receiver<bool>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Watcher {
+    /// The next event; `None`: the watch ends. Cancelled, none is lost.
+    async fn next(&mut self) -> Option<WatchView> {
+        if let Some(waiting) = self.waiting.pop_front() {
+            return Some(waiting);
+        }
+        let received = tokio::select! {
+            _ = self.end.wait_for(|end| *end) => return None,
+            received = self.receiver.recv() => received,
+        };
+        match received {
+            Ok(event) => {
+                self.last = event.seq;
+                Some(view(self.epoch, &event))
+            }
+            Err(broadcast::error::RecvError::Lagged(missed)) => Some(WatchView {
+                id: format!("{}-{}", self.epoch, self.last),
+                event: "dropped".to_owned(),
+                reason: format!(
+                    "{missed} events were not read in time: come back with this id, and read faster"
+                ),
+                ..WatchView::default()
+            }),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+/// The body of the answer: a task takes the events, the connection takes them from it one by one.
+struct Events {
+    lines: mpsc::Receiver<WatchView>,
+    beat: Interval,
+    begun: bool,
+}
+
+impl Events {
+    fn new(mut watcher: Watcher) -> Self {
+        let (sender, lines) = mpsc::channel(1);
+        tokio::spawn(async move {
+            loop {
+                let view = tokio::select! {
+                    () = sender.closed() => break,
+                    view = watcher.next() => view,
+                };
+                let Some(view) = view else { break };
+                let dropped = view.event == "dropped";
+                if sender.send(view).await.is_err() || dropped {
+                    break;
+                }
+            }
+        });
+        Self { lines, beat: interval(BEAT), begun: false }
+    }
+}
+
+impl Body for Events {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let text = match self.lines.poll_recv(cx) {
+            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Ready(Some(view)) => {
+                // Texts and numbers, on one line: they can always be written.
+                let data = serde_json::to_string(&view).unwrap_or_default();
+                // How soon a browser comes back, in milliseconds.
+                let retry = if self.begun { "" } else { "retry: 1000\n" };
+                self.begun = true;
+                format!("{retry}id: {}\nevent: {}\ndata: {data}\n\n", view.id, view.event)
+            }
+            Poll::Pending => {
+                ready!(self.beat.poll_tick(cx));
+                ":\n\n".to_owned()
+            }
+        };
+        Poll::Ready(Some(Ok(Frame::data(text.into()))))
+    }
+}
+
+fn describe(operation: TransformOperation<'_>) -> TransformOperation<'_> {
+    let operation = about("What happens, as server-sent events; Last-Event-ID resumes")(operation);
+    lines::<WatchView>(operation.input::<LastEventId>(), "text/event-stream")
+}
+
+pub(super) fn routes() -> ApiRouter<State> {
+    ApiRouter::new().api_route(PATH, get_with(watching, describe))
+}
+
+pub(super) async fn watching(Shared(state): Shared<State>, headers: HeaderMap) -> Result<Response, Failure> {
+    let after = match headers.get("last-event-id").map(HeaderValue::to_str) {
+        None => None,
+        Some(Ok(id)) => Some(id.to_owned()),
+        Some(Err(_)) => {
+            let error = "Last-Event-ID is no text; expected the id of an event, e.g. 1790000000000-17";
+            return Err(Failure::request(StatusCode::BAD_REQUEST, error));
+        }
+    };
+    let axum::Json(watcher) = state.ask(|reply| Command::Watch { after, reply }).await?;
+    let mut response = Response::new(AnyBody::new(Events::new(watcher)));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+impl Client {
+    /// Gives every event to `take` until that has enough or the watch ends; `after` is the id of the last one seen.
+    pub async fn watch(
+        &self,
+        after: Option<&str>,
+        mut take: impl FnMut(WatchView) -> ControlFlow<()>,
+    ) -> Result<(), ClientError> {
+        self.lines(PATH, after, |line| {
+            let Some(data) = line.strip_prefix(b"data: ") else { return Ok(ControlFlow::Continue(())) };
+            Ok(take(serde_json::from_slice(data)?))
+        })
+        .await
+    }
+}
