@@ -117,6 +117,7 @@ impl Engine {
         for action in actions {
             self.image.apply(action);
         }
+        self.walks.slots_changed();
         self.tracking.note_changes(&before, &self.image, Instant::now());
         Ok(())
     }

@@ -16,6 +16,7 @@ impl Engine {
         self.instruments.pulse.converged(begun.elapsed(), result.as_deref().ok());
         // A failed one may have got half of the way.
         self.walks.converged += 1;
+        self.walks.slots_changed();
         result
     }
 

@@ -5,7 +5,7 @@ use crate::{
     config::Origin as ConfigOrigin,
     control::api::{
         BackendView, ConfigView, DropView, InterfaceView, NatTotals, NatView, QuicView, ServiceView,
-        SettingView, SlotsView, StatusView,
+        SettingView, StatusView,
     },
     control::command::CommandError,
     dataplane::abi_name,
@@ -14,10 +14,7 @@ use crate::{
     plan,
     state::{EffectiveBackend, EffectiveService, Origin},
 };
-use lb_common::{
-    abi::{ServiceEntry, SlotState},
-    core::DropReason,
-};
+use lb_common::{abi::ServiceEntry, core::DropReason};
 use std::collections::HashMap;
 
 impl Engine {
@@ -98,17 +95,7 @@ impl Engine {
             Some(id) => self.kernel.maps().service_stats(id).map_err(failed)?,
             None => lb_common::abi::Stats::default(),
         };
-        let mut slots = SlotsView::default();
-        let mut owned: HashMap<u32, u32> = HashMap::new();
-        for slot in id.and_then(|id| self.image.rings.get(&id)).into_iter().flatten() {
-            slots.total += 1;
-            *owned.entry(slot.owner()).or_default() += 1;
-            match slot.state() {
-                SlotState::Plain => slots.plain += 1,
-                SlotState::Moving => slots.moving += 1,
-                SlotState::Tracked => slots.tracked += 1,
-            }
-        }
+        let (slots, owned) = id.and_then(|id| self.walks.census(id)).unwrap_or_default();
         let backends = service
             .backends
             .iter()
@@ -121,7 +108,9 @@ impl Engine {
                 Ok(self.backend(
                     service,
                     backend,
-                    id.map_or(0, |id| owned.get(&id).copied().unwrap_or(0)),
+                    id.map_or(0, |id| {
+                        owned.iter().find(|(owner, _)| *owner == id).map_or(0, |(_, slots)| *slots)
+                    }),
                     stats,
                     reasons,
                 ))
