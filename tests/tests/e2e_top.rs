@@ -22,6 +22,9 @@ impl Terminal {
         let terminal =
             Self { server: format!("lbd-test-{}-{}", std::process::id(), balancer.node.ns.name()) };
         terminal.tmux(&["new-session", "-d", "-x", "80", "-y", "24", "exec env PS1='$ ' HISTFILE= sh"]);
+        // It would take a line.
+        terminal.tmux(&["set", "-g", "status", "off"]);
+        terminal.tmux(&["resize-window", "-x", "80", "-y", "24"]);
         terminal
     }
 

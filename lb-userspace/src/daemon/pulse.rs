@@ -22,6 +22,7 @@ impl Engine {
         self.instruments.pulse.converged(took, actions);
         // A failed one may have got half of the way.
         self.walks.converged += 1;
+        self.walks.slots_changed();
     }
 
     /// Does a piece of the loop's work and takes the time.

@@ -1,11 +1,11 @@
 //! What the control API and the metrics show of the engine.
 
-use super::{engine::Engine, entries::address_of, sessions::Obstacle};
+use super::{engine::Engine, entries::address_of, sessions::Obstacle, walk::Census};
 use crate::{
     config::Origin as ConfigOrigin,
     control::api::{
         BackendView, ConfigView, DropView, InterfaceView, NatTotals, NatView, QuicView, ServiceView,
-        SettingView, SlotsView, StatusView,
+        SettingView, StatusView,
     },
     control::{command::CommandError, gradual::GradualView},
     dataplane::abi_name,
@@ -14,10 +14,7 @@ use crate::{
     plan,
     state::{EffectiveBackend, EffectiveService, Origin},
 };
-use lb_common::{
-    abi::{ServiceEntry, SlotState},
-    core::DropReason,
-};
+use lb_common::{abi::ServiceEntry, core::DropReason};
 use std::collections::{BTreeMap, HashMap};
 
 impl Engine {
@@ -103,21 +100,9 @@ impl Engine {
             Some(id) => self.kernel.maps().service_stats(id).map_err(failed)?,
             None => lb_common::abi::Stats::default(),
         };
-        let mut slots = SlotsView::default();
-        let mut owned: HashMap<u32, u32> = HashMap::new();
-        let mut leaving: HashMap<u32, u32> = HashMap::new();
-        for slot in id.and_then(|id| self.image.rings.get(&id)).into_iter().flatten() {
-            slots.total += 1;
-            *owned.entry(slot.owner()).or_default() += 1;
-            if slot.home() != slot.owner() {
-                *leaving.entry(slot.home()).or_default() += 1;
-            }
-            match slot.state() {
-                SlotState::Plain => slots.plain += 1,
-                SlotState::Moving => slots.moving += 1,
-                SlotState::Tracked => slots.tracked += 1,
-            }
-        }
+        let none = Census::default();
+        let census = id.and_then(|id| self.walks.census(id)).unwrap_or(&none);
+        let slots = census.slots;
         let backends = service
             .backends
             .iter()
@@ -127,9 +112,11 @@ impl Engine {
                     Some(id) => self.kernel.maps().backend_stats(id).map_err(failed)?,
                     None => lb_common::abi::Stats::default(),
                 };
-                let of = |map: &HashMap<u32, u32>| id.and_then(|id| map.get(&id)).copied().unwrap_or(0);
-                let view = self.backend(service, backend, of(&owned), stats, reasons);
-                let gradual = self.gradual_view(service, backend, id, of(&leaving));
+                let of = |slots: &[(u32, u32)]| {
+                    slots.iter().find(|(backend, _)| Some(*backend) == id).map_or(0, |(_, slots)| *slots)
+                };
+                let view = self.backend(service, backend, of(&census.owned), stats, reasons);
+                let gradual = self.gradual_view(service, backend, id, of(&census.leaving));
                 let passive = self.passive_view(service, &backend.spec.name, id).map_err(failed)?;
                 Ok(BackendView { gradual, passive, ..view })
             })

@@ -4,13 +4,14 @@
 use super::engine::Engine;
 use crate::{
     control::{
-        api::ServiceView,
+        api::{ServiceView, SlotsView},
         command::{CommandError, Reply},
     },
     health::TargetKey,
     plan,
     state::EffectiveService,
 };
+use lb_common::abi::{Slot, SlotState};
 use std::{
     collections::{HashMap, VecDeque},
     time::{Duration, Instant},
@@ -27,6 +28,28 @@ pub(super) struct Walks {
     hashes: Option<Hashes>,
     /// Changes of the maps so far.
     pub converged: u64,
+    census: HashMap<u32, Census>,
+}
+
+/// Slots of a ring by state, and by backend: those whose new flows it takes, and those whose new flows go elsewhere and whose
+/// established ones are still with it. Rings have thousands, and change seldom.
+#[derive(Debug, Default)]
+pub(super) struct Census {
+    pub(super) slots: SlotsView,
+    pub(super) owned: Vec<(u32, u32)>,
+    pub(super) leaving: Vec<(u32, u32)>,
+}
+
+impl Walks {
+    /// Rings were written; whatever was counted is void.
+    pub(super) fn slots_changed(&mut self) {
+        self.census.clear();
+    }
+
+    /// As it was counted for the row.
+    pub(super) fn census(&self, service: u32) -> Option<&Census> {
+        self.census.get(&service)
+    }
 }
 
 #[derive(Debug)]
@@ -92,14 +115,20 @@ impl Engine {
                 }
             },
         };
-        while let Some(service) = services.get(at) {
+        while let Some(service) = self.effective.services.get(at) {
+            let id = self.walks.index.services.get(service.spec.name.as_str()).copied();
+            if let Some(id) = id
+                && let Some(ring) = self.image.rings.get(&id)
+            {
+                self.walks.census.entry(id).or_insert_with(|| count(ring));
+            }
             rows.push(self.row(service)?);
             at += 1;
             if begun.elapsed() >= PART {
                 break;
             }
         }
-        Ok(at >= services.len())
+        Ok(at >= self.effective.services.len())
     }
 
     /// The index must be of the present image.
@@ -147,6 +176,25 @@ impl Engine {
         }
         self.walks.hashes.as_ref().map_or_else(Default::default, |h| (h.config.clone(), h.services.clone()))
     }
+}
+
+fn count<'a>(ring: impl IntoIterator<Item = &'a Slot>) -> Census {
+    let mut slots = SlotsView::default();
+    let mut owned: HashMap<u32, u32> = HashMap::new();
+    let mut leaving: HashMap<u32, u32> = HashMap::new();
+    for slot in ring {
+        slots.total += 1;
+        *owned.entry(slot.owner()).or_default() += 1;
+        if slot.home() != slot.owner() {
+            *leaving.entry(slot.home()).or_default() += 1;
+        }
+        match slot.state() {
+            SlotState::Plain => slots.plain += 1,
+            SlotState::Moving => slots.moving += 1,
+            SlotState::Tracked => slots.tracked += 1,
+        }
+    }
+    Census { slots, owned: owned.into_iter().collect(), leaving: leaving.into_iter().collect() }
 }
 
 impl Index {

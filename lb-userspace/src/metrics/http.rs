@@ -10,7 +10,7 @@ use super::{
     dashboard,
     encode::{Format, encode},
     instruments::Instruments,
-    source::{Snapshot, SnapshotError, Source},
+    source::{Snapshot, SnapshotError, Source, unhealthy},
 };
 use crate::telemetry::Throttle;
 use axum::{
@@ -230,7 +230,10 @@ impl<S: Source> App<S> {
 }
 
 async fn healthz<S: Source>(State(app): State<Arc<App<S>>>) -> Response {
-    match app.snapshot(app.limits.health_deadline).await.map(|snapshot| snapshot.unhealthy()) {
+    let deadline = app.limits.health_deadline;
+    let status =
+        timeout(deadline, app.source.status()).await.unwrap_or(Err(SnapshotError::Timeout(deadline)));
+    match status.map(|status| unhealthy(&status)) {
         Ok(None) => "ok\n".into_response(),
         Ok(Some(reason)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
         Err(error) => RequestError::from(error).into_response(),

@@ -36,11 +36,20 @@ pub enum SnapshotError {
 /// once; the future may be dropped at any await.
 pub trait Source: Send + Sync + 'static {
     fn snapshot(&self) -> impl Future<Output = Result<Snapshot, SnapshotError>> + Send;
+
+    /// The part that does not grow with the configuration.
+    fn status(&self) -> impl Future<Output = Result<StatusView, SnapshotError>> + Send {
+        async { Ok(self.snapshot().await?.status) }
+    }
 }
 
 /// The daemon's loop as the source. The answers are taken one after the other: a change in
 /// between shows in the later ones only.
 impl Source for Commands {
+    async fn status(&self) -> Result<StatusView, SnapshotError> {
+        ask(self, Command::Status).await
+    }
+
     async fn snapshot(&self) -> Result<Snapshot, SnapshotError> {
         Ok(Snapshot {
             status: ask(self, Command::Status).await?,
@@ -59,24 +68,21 @@ async fn ask<T>(commands: &Commands, command: impl FnOnce(Reply<T>) -> Command) 
     Ok(answer.await.map_err(|_| SnapshotError::Stopped)??)
 }
 
-impl Snapshot {
-    /// Why this node cannot forward, in words; `None` if the program is attached everywhere.
-    pub fn unhealthy(&self) -> Option<String> {
-        if self.status.interfaces.is_empty() {
-            return Some("the program is attached to no interface".to_owned());
-        }
-        let missing: Vec<String> = self
-            .status
-            .interfaces
-            .iter()
-            .filter(|interface| !attached(interface))
-            .map(|interface| {
-                let why = interface.warning.as_deref().unwrap_or(&interface.mode);
-                format!("the program is not attached to {}: {why}", interface.name)
-            })
-            .collect();
-        (!missing.is_empty()).then(|| missing.join("\n"))
+/// Why this node cannot forward, in words; `None` if the program is attached everywhere.
+pub(super) fn unhealthy(status: &StatusView) -> Option<String> {
+    if status.interfaces.is_empty() {
+        return Some("the program is attached to no interface".to_owned());
     }
+    let missing: Vec<String> = status
+        .interfaces
+        .iter()
+        .filter(|interface| !attached(interface))
+        .map(|interface| {
+            let why = interface.warning.as_deref().unwrap_or(&interface.mode);
+            format!("the program is not attached to {}: {why}", interface.name)
+        })
+        .collect();
+    (!missing.is_empty()).then(|| missing.join("\n"))
 }
 
 /// True if packets of this interface pass the program.
@@ -135,14 +141,14 @@ mod tests {
     #[test]
     fn an_interface_without_the_program_is_unhealthy() {
         let mut snapshot = sample::snapshot();
-        assert_eq!(snapshot.unhealthy(), None, "a warning about generic mode is no failure");
+        assert_eq!(unhealthy(&snapshot.status), None, "a warning about generic mode is no failure");
         snapshot.status.interfaces[1].mode = "detached".to_owned();
         snapshot.status.interfaces[1].warning = Some("the interface is gone".to_owned());
         assert_eq!(
-            snapshot.unhealthy().as_deref(),
+            unhealthy(&snapshot.status).as_deref(),
             Some("the program is not attached to eth1: the interface is gone")
         );
         snapshot.status.interfaces.clear();
-        assert_eq!(snapshot.unhealthy().as_deref(), Some("the program is attached to no interface"));
+        assert_eq!(unhealthy(&snapshot.status).as_deref(), Some("the program is attached to no interface"));
     }
 }

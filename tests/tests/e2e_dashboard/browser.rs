@@ -6,10 +6,7 @@ use std::{
     time::Duration,
 };
 
-use lb_tests::{
-    client,
-    lab::{Lab, Netns, Process, Result, wait_until},
-};
+use lb_tests::lab::{Lab, Netns, Process, Result, wait_until};
 use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
@@ -51,8 +48,10 @@ impl Page {
         let address = SocketAddr::from(([127, 0, 0, 1], PORT));
         let mut url = None;
         wait_until("Chromium's empty page", PATIENCE, || {
-            let Ok(answer) = client::get(ns, address, "/json/list", PATIENCE) else { return false };
-            let pages: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+            let Ok(answer) = ns.exec("curl", &["-sS", &format!("http://{address}/json/list")]) else {
+                return false;
+            };
+            let pages: Value = serde_json::from_str(&answer).unwrap_or_default();
             url = pages[0]["webSocketDebuggerUrl"].as_str().map(str::to_owned);
             url.is_some()
         })?;

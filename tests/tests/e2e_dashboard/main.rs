@@ -126,7 +126,7 @@ const NOTHING: Value = Value::Array(Vec::new());
 
 #[test]
 fn the_page_shows_what_is_and_what_happens() -> Result<()> {
-    require!(Need::Root, Need::Tool("ip"), Need::Tool("chromium-headless-shell"));
+    require!(Need::Root, Need::Tool("ip"), Need::Tool("curl"), Need::Tool("chromium-headless-shell"));
     let topology = Topology::new(&Shape { vips_on_link: true, ..Shape::default() })?;
     let mut servers = web_servers(&topology, 0)?;
     let mut balancer = Balancer::start(&topology, settings(&topology))?;

@@ -82,7 +82,12 @@ pub(super) fn draw(frame: &mut Frame<'_>, app: &mut App) {
 fn page(frame: &mut Frame<'_>, app: &mut App, live: bool) {
     let head = head(app);
     let height = |lines: &[Line<'_>]| u16::try_from(lines.len()).unwrap_or(u16::MAX);
-    let details = if app.details { details(app) } else { Vec::new() };
+    let mut details = if app.details { details(app) } else { Vec::new() };
+    // Where there is little room, the table and the keys come first.
+    let mut head = head;
+    let room = usize::from(frame.area().height).saturating_sub(3 + usize::from(live));
+    head.truncate(room);
+    details.truncate(room - head.len());
     let [top, middle, bottom, keys] = Layout::vertical([
         Constraint::Length(height(&head)),
         Constraint::Min(3),
@@ -213,44 +218,56 @@ fn rows(frame: &mut Frame<'_>, area: Rect, app: &App, live: bool) {
     let right = |text: String| Cell::from(Line::from(text).right_aligned());
     let title = |text: &'static str| Cell::from(text);
     let right_title = |text: &'static str| Cell::from(Line::from(text).right_aligned());
-    let (header, widths, rows): (Vec<Cell<'_>>, Vec<Constraint>, Vec<Row<'_>>) = match &app.view {
-        View::Services => (
-            vec![
-                title("SERVICE"),
-                title("ADDRESS"),
-                title("PROTO"),
-                title("FORWARD"),
-                right_title("BACKENDS"),
-                right_title("PKT/S"),
-                right_title("BIT/S"),
-                right_title("PACKETS"),
-            ],
-            [Constraint::Fill(2), Constraint::Fill(3)]
-                .into_iter()
-                .chain([9, 7, 9, 7, 7, 8].map(Constraint::Length))
-                .collect(),
-            items.iter().map(|item| service_row(item, &right)).collect(),
-        ),
-        View::Backends(only) => (
-            vec![
-                title(if only.is_some() { "ADDRESS" } else { "SERVICE" }),
-                title("BACKEND"),
-                title("ADMIN"),
-                title("HEALTH"),
-                right_title("WEIGHT"),
-                right_title("SHARE"),
-                right_title("PKT/S"),
-                right_title("BIT/S"),
-            ],
-            [Constraint::Fill(1), Constraint::Fill(1)]
-                .into_iter()
-                .chain([8, 8, 6, 6, 7, 7].map(Constraint::Length))
-                .collect(),
-            items.iter().map(|item| backend_row(item, only.is_some(), &right)).collect(),
-        ),
+    let (header, widths, rows): (Vec<Cell<'static>>, Vec<Constraint>, Vec<Vec<Cell<'static>>>) =
+        match &app.view {
+            View::Services => (
+                vec![
+                    title("SERVICE"),
+                    title("ADDRESS"),
+                    title("PROTO"),
+                    title("FORWARD"),
+                    right_title("BACKENDS"),
+                    right_title("PKT/S"),
+                    right_title("BIT/S"),
+                    right_title("PACKETS"),
+                ],
+                [Constraint::Fill(2), Constraint::Fill(3)]
+                    .into_iter()
+                    .chain([9, 7, 9, 7, 7, 8].map(Constraint::Length))
+                    .collect(),
+                items.iter().map(|item| service_row(item, &right)).collect(),
+            ),
+            View::Backends(only) => (
+                vec![
+                    title(if only.is_some() { "ADDRESS" } else { "SERVICE" }),
+                    title("BACKEND"),
+                    title("ADMIN"),
+                    title("HEALTH"),
+                    right_title("WEIGHT"),
+                    right_title("SHARE"),
+                    right_title("PKT/S"),
+                    right_title("BIT/S"),
+                ],
+                [Constraint::Fill(1), Constraint::Fill(1)]
+                    .into_iter()
+                    .chain([8, 8, 6, 6, 7, 7].map(Constraint::Length))
+                    .collect(),
+                items.iter().map(|item| backend_row(item, only.is_some(), &right)).collect(),
+            ),
+        };
+    // A narrow terminal has room for who, how, and how much.
+    let narrow = area.width < 60;
+    let kept: &[usize] = match (narrow, &app.view) {
+        (false, _) => &[0, 1, 2, 3, 4, 5, 6, 7],
+        (true, View::Services) => &[0, 4, 5],
+        (true, View::Backends(_)) => &[1, 3, 6],
     };
-    let table = Table::new(rows, widths)
-        .header(Row::new(header).style(STRONG))
+    let keep = |cells: Vec<Cell<'static>>| {
+        Row::new(cells.into_iter().enumerate().filter(|(at, _)| kept.contains(at)).map(|(_, cell)| cell))
+    };
+    let widths = kept.iter().map(|at| widths[*at]);
+    let table = Table::new(rows.into_iter().map(keep), widths)
+        .header(keep(header).style(STRONG))
         .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
     let mut state = TableState::default();
     if live {
@@ -259,7 +276,7 @@ fn rows(frame: &mut Frame<'_>, area: Rect, app: &App, live: bool) {
     frame.render_stateful_widget(table, area, &mut state);
 }
 
-fn service_row<'a>(item: &Item<'a>, right: &impl Fn(String) -> Cell<'a>) -> Row<'a> {
+fn service_row(item: &Item<'_>, right: &impl Fn(String) -> Cell<'static>) -> Vec<Cell<'static>> {
     let service = item.service;
     let (usable, all) = (service.backends.iter().filter(|b| is_usable(b)).count(), service.backends.len());
     let (style, sign) = match usable {
@@ -269,7 +286,7 @@ fn service_row<'a>(item: &Item<'a>, right: &impl Fn(String) -> Cell<'a>) -> Row<
     };
     let addresses: Vec<String> = service.addresses.iter().map(ToString::to_string).collect();
     let port = if service.port == "0" { "any".to_owned() } else { service.port.clone() };
-    Row::new(vec![
+    vec![
         Cell::from(printable(&service.name)),
         Cell::from(addresses.join(" ")),
         Cell::from(printable(&format!("{} {port}", service.protocol))),
@@ -278,7 +295,7 @@ fn service_row<'a>(item: &Item<'a>, right: &impl Fn(String) -> Cell<'a>) -> Row<
         right(packets(item.rate)),
         right(bits(item.rate)),
         right(scaled(service.packets as f64)),
-    ])
+    ]
 }
 
 /// The checks' word, or that packets cannot get there.
@@ -295,12 +312,16 @@ fn share(item: &Item<'_>, backend: &BackendView) -> String {
     format!("{:.1}%", 100.0 * f64::from(backend.slots) / f64::from(item.service.slots.total.max(1)))
 }
 
-fn backend_row<'a>(item: &Item<'a>, of_one: bool, right: &impl Fn(String) -> Cell<'a>) -> Row<'a> {
-    let Some(backend) = item.backend else { return Row::default() };
+fn backend_row(
+    item: &Item<'_>,
+    of_one: bool,
+    right: &impl Fn(String) -> Cell<'static>,
+) -> Vec<Cell<'static>> {
+    let Some(backend) = item.backend else { return Vec::new() };
     let first = if of_one { backend.address.to_string() } else { printable(&item.service.name) };
     let (word, style) = health(backend);
     let admin = if backend.admin == Admin::Enabled { Style::new() } else { WARN };
-    Row::new(vec![
+    vec![
         Cell::from(first),
         Cell::from(printable(&backend.name)),
         Cell::from(Span::styled(backend.admin.to_string(), admin)),
@@ -309,7 +330,7 @@ fn backend_row<'a>(item: &Item<'a>, of_one: bool, right: &impl Fn(String) -> Cel
         right(share(item, backend)),
         right(packets(item.rate)),
         right(bits(item.rate)),
-    ])
+    ]
 }
 
 fn details(app: &App) -> Vec<Line<'static>> {
@@ -332,12 +353,12 @@ fn details(app: &App) -> Vec<Line<'static>> {
 }
 
 fn help(frame: &mut Frame<'_>) {
-    let keys = super::TOP_EXAMPLES.split_once("Keys:").map_or("", |(_, keys)| keys);
-    let lines: Vec<Line<'_>> = keys.lines().map(|line| Line::raw(line.trim())).collect();
+    let keys = super::TOP_EXAMPLES.split_once("Keys:").map_or("", |(_, keys)| keys.trim_start_matches('\n'));
+    let lines: Vec<Line<'_>> = keys.lines().map(Line::raw).collect();
     let area = frame.area();
     let (width, height) = (area.width.min(78), area.height.min(lines.len() as u16 + 2));
     let place = Rect { x: (area.width - width) / 2, y: (area.height - height) / 2, width, height };
     frame.render_widget(Clear, place);
     let block = Block::bordered().title(" keys; any key goes back ");
-    frame.render_widget(Paragraph::new(lines).wrap(Wrap { trim: true }).block(block), place);
+    frame.render_widget(Paragraph::new(lines).wrap(Wrap { trim: false }).block(block), place);
 }

@@ -31,13 +31,14 @@ Examples:
   lbctl top --once                  one frame, for a pipe or a log
   lbctl -o json top --once | jq '.rates[] | select(.packets_per_second > 1000)'
 
-Keys: arrows, j, k, PgUp, PgDn, Home, End   move
-      Enter, Esc                            the backends of a service, details of a backend; back
-      b                                     all backends, or services
-      s, S                                  sort by another column; the other way round
-      /                                     show only names that contain what is typed; Esc ends it
-      p                                     hold the picture
-      ?, q                                  help; quit";
+Keys:
+  arrows j k PgUp PgDn Home End   move
+  Enter, Esc   open a service, or the details of a backend; back
+  b            all backends, or services
+  s, S         sort by the next column; the other way round
+  /            only names that contain what is typed; Esc ends it
+  p            hold the picture
+  ?, q         help; quit";
 
 /// `lbctl top`.
 #[derive(Debug, Clone, Copy, clap::Args)]

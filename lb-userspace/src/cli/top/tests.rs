@@ -135,6 +135,7 @@ fn the_pictures_are_as_recorded() {
     old.take(Err("nobody answers".to_owned()));
     press(&mut old, "/ns");
     golden("old.txt", &shown(&mut old, 80, 14));
+    golden("narrow.txt", &shown(&mut one, 40, 16));
     golden("once.txt", &draw::text(&mut app(), 100));
 }
 
