@@ -21,8 +21,8 @@ const WINDOWS: u32 = 2;
 const EJECTION: Duration = Duration::from_secs(15);
 /// The window in which the trouble begins, those that must be bad, the daemon's round, and a busy machine.
 const FOUND: Duration = Duration::from_secs(2 + 2 * 2 + 1 + 12);
-/// A client repeats its SYN once, then gives up.
-const CLIENT: Duration = Duration::from_millis(2500);
+/// A client repeats its SYN twice, then gives up.
+const CLIENT: Duration = Duration::from_secs(4);
 
 const VIP: &str = "192.0.2.10";
 const POOL: &str = "10.0.0.250";

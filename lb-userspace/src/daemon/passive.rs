@@ -19,11 +19,18 @@ use std::{
 #[derive(Debug, Default)]
 pub(super) struct Passive(BTreeMap<ServiceName, Watched>);
 
+/// How long a client waits before it repeats its SYN (RFC 6298 section 2.1), and the time between two rounds.
+const REPETITION: Duration = Duration::from_secs(1);
+/// Rounds are never exact.
+const SLACK: Duration = Duration::from_millis(100);
+
 #[derive(Debug, Default)]
 struct Watched {
     detector: Detector,
     /// The end of the last window.
     judged: Option<Instant>,
+    /// When the maps were read last.
+    read: Option<Instant>,
     counted: BTreeMap<BackendName, Counted>,
 }
 
@@ -33,6 +40,8 @@ struct Counted {
     id: u32,
     /// As read last.
     last: Signals,
+    /// As at the end of the last window, its watched SYNs as they were [`REPETITION`] before.
+    judged: Signals,
     total: Totals,
 }
 
@@ -58,6 +67,28 @@ impl Totals {
     }
 }
 
+/// What a service's turn is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Round {
+    None,
+    /// To read: the end of the window is a client's patience away.
+    Read,
+    /// To read and to judge.
+    Judge,
+}
+
+impl Round {
+    fn of(watched: Option<&Watched>, interval: Duration, now: Instant) -> Self {
+        let Some(judged) = watched.and_then(|watched| watched.judged) else { return Self::Judge };
+        let age = now.duration_since(judged) + SLACK;
+        match () {
+            () if age >= interval => Self::Judge,
+            () if age + REPETITION >= interval => Self::Read,
+            () => Self::None,
+        }
+    }
+}
+
 impl Passive {
     /// Does the backend take no new flows for what its clients met?
     pub(super) fn is_ejected(&self, service: &ServiceName, backend: &BackendName) -> bool {
@@ -72,7 +103,7 @@ impl Passive {
     /// The maps count from zero again.
     pub(super) fn begin_anew(&mut self) {
         for counted in self.0.values_mut().flat_map(|watched| watched.counted.values_mut()) {
-            counted.last = Signals::default();
+            (counted.last, counted.judged) = (Signals::default(), Signals::default());
         }
     }
 }
@@ -80,25 +111,27 @@ impl Passive {
 impl Engine {
     /// One round, every second.
     pub(super) fn tend_passive(&mut self, now: Instant) {
-        let due = |service: &EffectiveService| {
-            let Some(spec) = &service.spec.passive else { return false };
-            let judged = self.passive.0.get(&service.spec.name).and_then(|watched| watched.judged);
-            judged.is_none_or(|judged| now.duration_since(judged) >= spec.interval)
+        let round = |service: &EffectiveService| match &service.spec.passive {
+            None => Round::None,
+            Some(spec) => Round::of(self.passive.0.get(&service.spec.name), spec.interval, now),
         };
-        let due: Vec<bool> = self.effective.services.iter().map(due).collect();
+        let rounds: Vec<Round> = self.effective.services.iter().map(round).collect();
         let mut passive = std::mem::take(&mut self.passive);
-        let ids = if due.contains(&true) { self.ids() } else { HashMap::new() };
+        let reads = rounds.iter().any(|round| *round != Round::None);
+        let ids = if reads { self.ids() } else { HashMap::new() };
         let none = HashMap::new();
         let mut changed = false;
-        for (service, due) in self.effective.services.iter().zip(due) {
+        for (service, round) in self.effective.services.iter().zip(rounds) {
             let Some(spec) = &service.spec.passive else { continue };
             let name = &service.spec.name;
             let watched = passive.0.entry(name.clone()).or_default();
             let mut events = watched.detector.tick(spec, now);
-            if due {
-                watched.judged = Some(now);
-                match self.window(service, watched, ids.get(name.as_str()).unwrap_or(&none)) {
-                    Ok(window) => events.extend(watched.detector.judge(spec, &window, now)),
+            if round != Round::None {
+                match self.read(service, watched, ids.get(name.as_str()).unwrap_or(&none), round, now) {
+                    Ok(window) if round == Round::Judge => {
+                        events.extend(watched.detector.judge(spec, &window, now));
+                    }
+                    Ok(_) => {}
                     Err(error) => {
                         tracing::error!(service = %name, %error, "could not read what passive health checks count");
                     }
@@ -113,26 +146,44 @@ impl Engine {
         }
     }
 
-    /// What was counted since the last window.
-    fn window(
+    /// Reads what was counted; at the end of a window, what was counted in it. A SYN belongs to the window in which its repetition
+    /// would come: whatever comes in bursts is counted together with what became of it.
+    fn read(
         &self,
         service: &EffectiveService,
         watched: &mut Watched,
         ids: &HashMap<&str, u32>,
+        round: Round,
+        now: Instant,
     ) -> Result<Vec<Observed>, DataplaneError> {
+        if round == Round::Judge {
+            watched.judged = Some(now);
+        }
+        // A round that came too late is no measure of a client's patience.
+        let lagging =
+            watched.read.replace(now).is_some_and(|read| now.duration_since(read) < 2 * REPETITION + SLACK);
         watched.counted.retain(|name, _| ids.contains_key(name.as_str()));
         let backends = service.backends.iter();
         let backends = backends.filter_map(|backend| Some((backend, *ids.get(backend.spec.name.as_str())?)));
         backends
             .map(|(backend, id)| {
-                let now = self.kernel.maps().signals().of(id)?;
+                let read = self.kernel.maps().signals().of(id)?;
                 let name = backend.spec.name.clone();
                 let counted = watched.counted.get(&name).copied().filter(|counted| counted.id == id);
                 // What the id counted before belongs to others.
-                let counted = counted.unwrap_or(Counted { id, last: now, total: Totals::default() });
-                let seen = now.since(counted.last);
-                let total = counted.total.plus(seen);
-                watched.counted.insert(name.clone(), Counted { id, last: now, total });
+                let mut counted =
+                    counted.unwrap_or(Counted { id, last: read, judged: read, total: Totals::default() });
+                let mut until = read;
+                if lagging {
+                    until.watched = counted.last.watched;
+                }
+                let seen = until.since(counted.judged);
+                counted.total = counted.total.plus(read.since(counted.last));
+                counted.last = read;
+                if round == Round::Judge {
+                    counted.judged = until;
+                }
+                watched.counted.insert(name.clone(), counted);
                 Ok(Observed { backend: name, usable: self.is_usable(service, backend), seen })
             })
             .collect()
