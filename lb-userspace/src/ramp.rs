@@ -172,13 +172,16 @@ impl Watch {
     /// Takes note of who of a service takes new flows; the backends whose slow start begins.
     ///
     /// A service that is met for the first time starts as it is. Those of its backends that join within the time of a slow start (the first
-    /// word of their checks, or their next hop, came later) belong to that start.
+    /// word of their checks, or their next hop, came later) belong to that start, unless they are known to be away then: found down by an earlier
+    /// daemon, or put aside by an operator.
+    ///
+    /// Each backend comes with whether it takes new flows, and whether it is known to be away.
     pub fn look<'a>(
         &mut self,
         now_ms: u64,
         service: &ServiceName,
         slow_start: Duration,
-        backends: impl Iterator<Item = (&'a BackendName, bool)>,
+        backends: impl Iterator<Item = (&'a BackendName, bool, bool)>,
     ) -> Vec<BackendName> {
         let first = !self.services.contains_key(service);
         let seen = self
@@ -187,13 +190,13 @@ impl Watch {
             .or_insert_with(|| Seen { since_ms: now_ms, backends: BTreeMap::new() });
         let starting = Duration::from_millis(now_ms.saturating_sub(seen.since_ms)) < slow_start;
         let (mut begin, mut present) = (Vec::new(), BTreeMap::new());
-        for (name, takes) in backends {
+        for (name, takes, away) in backends {
             let before = seen.backends.get(name).copied();
             let before = before.unwrap_or(Taking { now: false, counts: !first });
             if takes && !before.now && (before.counts || !(first || starting)) && !slow_start.is_zero() {
                 begin.push(name.clone());
             }
-            present.insert(name.clone(), Taking { now: takes, counts: before.counts || takes });
+            present.insert(name.clone(), Taking { now: takes, counts: before.counts || takes || away });
         }
         seen.backends = present;
         begin

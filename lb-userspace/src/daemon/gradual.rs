@@ -9,7 +9,7 @@ use crate::{
     },
     dataplane::tracked_flows,
     model::{Admin, BackendName, Health, ServiceName},
-    plan::{self, WantedBackend},
+    plan,
     ramp::{Cause, Ramp, WHOLE},
     state::{EffectiveBackend, EffectiveService},
 };
@@ -85,20 +85,26 @@ impl Engine {
                 effective.service(service).is_some_and(|s| s.backend(backend).is_some())
             });
         let slow = |service: &&EffectiveService| !service.spec.gradual.slow_start.is_zero();
-        let seen: Vec<(ServiceName, Duration, Vec<(BackendName, bool)>)> = effective
+        type Known = (BackendName, bool, bool);
+        let seen: Vec<(ServiceName, Duration, Vec<Known>)> = effective
             .services
             .iter()
             .filter(slow)
             .map(|service| {
-                let backends =
-                    service.backends.iter().map(|b| (b.spec.name.clone(), self.would_take(service, b)));
+                let backends = service.backends.iter().map(|backend| {
+                    let down = self.health_of(&service.spec, &backend.spec) == Health::Down;
+                    // Not merely by what the configuration assumes before the first check.
+                    let known_down = down && service.spec.health.initial != Health::Down;
+                    let away = backend.admin != Admin::Enabled || known_down;
+                    (backend.spec.name.clone(), self.would_take(service, backend), away)
+                });
                 (service.spec.name.clone(), service.spec.gradual.slow_start, backends.collect())
             })
             .collect();
         self.watch.retain(|name| seen.iter().any(|(service, ..)| service == name));
         let mut began = Vec::new();
         for (service, over, backends) in seen {
-            let backends = backends.iter().map(|(name, takes)| (name, *takes));
+            let backends = backends.iter().map(|(name, takes, away)| (name, *takes, *away));
             for backend in self.watch.look(now_ms, &service, over, backends) {
                 let under_way = self.changes.ramp(&service, &backend);
                 // A weight that grows from nothing is slow already.
@@ -118,10 +124,15 @@ impl Engine {
 
     /// It takes new flows, whatever its share is at present.
     fn would_take(&self, service: &EffectiveService, backend: &EffectiveBackend) -> bool {
+        backend.spec.weight > 0 && self.is_ready(service, backend)
+    }
+
+    /// Nothing but its share keeps it from taking new flows.
+    fn is_ready(&self, service: &EffectiveService, backend: &EffectiveBackend) -> bool {
         backend.admin == Admin::Enabled
-            && backend.spec.weight > 0
             && self.health_of(&service.spec, &backend.spec) != Health::Down
             && self.hops.get(&backend.spec.address).is_some_and(Result::is_ok)
+            && !self.passive.is_ejected(&service.spec.name, &backend.spec.name)
     }
 
     /// The message of a change of weight, and its ramp. A slow start under way goes on towards the new weight.
@@ -167,22 +178,16 @@ impl Engine {
         let (name, of) = (&backend.spec.name, &service.spec.name);
         let ramp = self.changes.ramp(of, name);
         let under_way = ramp.and_then(|ramp| Some((ramp, ramp.progress(now_ms)?)));
-        let wanted = WantedBackend {
-            spec: backend.spec.clone(),
-            admin: backend.admin,
-            health: self.health_of(&service.spec, &backend.spec),
-            next_hop: self.hops.get(&backend.spec.address).and_then(|hop| hop.as_ref().ok().copied()),
-            ejected: self.passive.is_ejected(&service.spec.name, &backend.spec.name),
-            ramp: under_way.map(|(_, progress)| progress),
-        };
-        let share = if wanted.takes_new() { wanted.share() } else { 0 };
+        let weight = backend.spec.weight;
+        let share = under_way.map_or(u32::from(weight) << 16, |(_, progress)| progress.share(weight));
+        let share = if self.is_ready(service, backend) { share } else { 0 };
         let count = |counts: &std::collections::BTreeMap<u32, u64>| {
             id.and_then(|id| counts.get(&id)).copied().unwrap_or(0)
         };
         GradualView {
             // Nobody with a share is shown with none.
             effective_weight: ((share >> 16) as u16).max(u16::from(share > 0)),
-            ramp: under_way.filter(|_| wanted.takes_new()).map(|(ramp, progress)| RampView {
+            ramp: under_way.filter(|_| share > 0).map(|(ramp, progress)| RampView {
                 cause: match ramp.cause {
                     Cause::SlowStart => "slow-start",
                     Cause::Weight => "weight",

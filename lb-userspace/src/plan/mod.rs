@@ -34,6 +34,8 @@ pub use sessions::{ORPHAN_LIFE, Pair, SessionCounts, Sweep, sweep};
 pub use tend::{CLOSING_LIFE, Flow, GRACE, HALF_OPEN_LIFE, MARGIN, Naming, Tracking, Walk};
 
 #[cfg(test)]
+mod gradual_tests;
+#[cfg(test)]
 mod nat_tests;
 #[cfg(test)]
 mod tests;

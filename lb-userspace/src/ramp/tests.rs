@@ -139,7 +139,7 @@ fn when_a_slow_start_begins() {
     let minute = Duration::from_secs(60);
     let mut watch = Watch::default();
     let mut look = |ms: u64, some: &[(&BackendName, bool)]| {
-        let names = watch.look(ms, &service, minute, some.iter().copied());
+        let names = watch.look(ms, &service, minute, some.iter().map(|(name, takes)| (*name, *takes, false)));
         names.iter().map(ToString::to_string).collect::<Vec<_>>().concat()
     };
     assert_eq!(look(0, &[(&a, true), (&b, false)]), "", "a start is no recovery");
@@ -154,9 +154,13 @@ fn when_a_slow_start_begins() {
     // One that was down when the daemon started, and for long.
     let mut watch = Watch::default();
     let none: Vec<BackendName> = Vec::new();
-    assert_eq!(watch.look(0, &service, minute, [(&a, false)].into_iter()), none);
-    assert_eq!(watch.look(61_000, &service, minute, [(&a, true)].into_iter()), vec![a.clone()]);
+    assert_eq!(watch.look(0, &service, minute, [(&a, false, false)].into_iter()), none);
+    assert_eq!(watch.look(61_000, &service, minute, [(&a, true, false)].into_iter()), vec![a.clone()]);
     // Without slow start nothing begins.
-    assert_eq!(watch.look(62_000, &service, Duration::ZERO, [(&a, false)].into_iter()), none);
-    assert_eq!(watch.look(63_000, &service, Duration::ZERO, [(&a, true)].into_iter()), none);
+    assert_eq!(watch.look(62_000, &service, Duration::ZERO, [(&a, false, false)].into_iter()), none);
+    assert_eq!(watch.look(63_000, &service, Duration::ZERO, [(&a, true, false)].into_iter()), none);
+    // Known to be down, or disabled, when the daemon starts: it recovers, however soon.
+    let mut watch = Watch::default();
+    assert_eq!(watch.look(0, &service, minute, [(&a, false, true)].into_iter()), none);
+    assert_eq!(watch.look(1_000, &service, minute, [(&a, true, false)].into_iter()), vec![a]);
 }

@@ -89,7 +89,12 @@ fn a_drain_is_waited_for() {
 #[test]
 fn a_drain_that_takes_too_long_says_what_is_left() {
     let daemon = Daemon::start();
-    let said = fails(&daemon.socket, "backend drain www web1 --wait --timeout 1s", 1);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lbctl"));
+    command.arg("--socket").arg(&daemon.socket);
+    let output =
+        command.args(["backend", "drain", "www", "web1", "--wait", "--timeout", "1s"]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("not over after 1s; it goes on: web1 of www, draining: "), "{said}");
     fails(&daemon.socket, "backend drain www web1 --timeout 1s", 2);
     fails(&daemon.socket, "backend drain www web1 --wait --deadline 5", 2);
