@@ -68,6 +68,7 @@ pub struct Engine {
     behind: bool,
     /// Of what is in force, once somebody has asked for it.
     pub(super) hash: OnceLock<String>,
+    pub(super) calm: super::sizes::Calm,
     /// Health as an earlier daemon left it in the maps, until the checks of this one have spoken.
     remembered: BTreeMap<TargetKey, (IpAddr, Health)>,
     pub(super) started: Instant,
@@ -111,6 +112,7 @@ impl Engine {
             rings: maglev::Cache::default(),
             behind: true,
             hash: OnceLock::new(),
+            calm: super::sizes::Calm::default(),
             remembered: remembered(&image),
             started: Instant::now(),
             health_task: parts.health_task,
@@ -242,7 +244,7 @@ impl Engine {
 
     fn set_targets(&mut self) {
         let mut targets = Vec::with_capacity(self.health.len());
-        let mut health = BTreeMap::new();
+        let mut health = Vec::with_capacity(self.health.len());
         for service in &self.effective.services {
             // Its backends are checked alike.
             let spec = Arc::new(service.spec.health.clone());
@@ -252,11 +254,11 @@ impl Engine {
                     TargetKey { service: service.spec.name.clone(), backend: backend.spec.name.clone() };
                 let address = SocketAddr::new(backend.spec.address, port);
                 let initial = self.health_of(&service.spec, &backend.spec);
-                health.insert(key.clone(), Known { address, health: initial });
+                health.push((key.clone(), Known { address, health: initial }));
                 targets.push(Target { key, address, spec: Arc::clone(&spec), initial });
             }
         }
-        self.health = health;
+        self.health = health.into_iter().collect();
         let services: BTreeSet<&str> = self.effective.services.iter().map(|s| s.spec.name.as_str()).collect();
         self.instruments.health.retain(|service| services.contains(service));
         self.health_task.set_targets(targets);

@@ -35,3 +35,4 @@ mod views;
 pub use engine::Engine;
 pub use error::{EngineError, StartError};
 pub use run::{Options, check, detach, run};
+pub use sizes::prepare_memory;

@@ -152,7 +152,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         tracing::error!(%error, "no VRRP on this node");
     }
     engine.log_ready();
-    sizes::release_memory();
+    engine.calm.disturb();
     let mut tend = tokio::time::interval(TEND_INTERVAL);
     tend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut prune = tokio::time::interval(trace::PRUNE);
@@ -207,6 +207,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             _ = tend.tick() => {
                 resequencer.announce();
                 engine.tend_flows(std::time::Instant::now());
+                engine.calm.tick();
             }
             _ = hangup.recv() => {
                 // The outcome is logged and counted.

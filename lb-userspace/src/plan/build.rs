@@ -204,6 +204,8 @@ pub fn build(
         image.port_ranges.extend(tables.ranges);
     }
     nat::build(wanted, &all_ids, observed, &mut image)?;
+    // Made at once and in order its nodes are full: of one entry after the other they would be half empty.
+    image.backends = std::mem::take(&mut image.backends).into_iter().collect();
     Ok(image)
 }
 
