@@ -30,7 +30,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -69,6 +69,8 @@ pub struct Engine {
     /// Of what is in force, once somebody has asked for it.
     pub(super) hash: OnceLock<String>,
     pub(super) calm: super::sizes::Calm,
+    /// Where the image has what, once a part of it was looked for.
+    index: Option<plan::Index>,
     /// Health as an earlier daemon left it in the maps, until the checks of this one have spoken.
     remembered: BTreeMap<TargetKey, (IpAddr, Health)>,
     pub(super) started: Instant,
@@ -113,6 +115,7 @@ impl Engine {
             behind: true,
             hash: OnceLock::new(),
             calm: super::sizes::Calm::default(),
+            index: None,
             remembered: remembered(&image),
             started: Instant::now(),
             health_task: parts.health_task,
@@ -141,6 +144,7 @@ impl Engine {
     /// Makes the kernel what configuration, changes, health and next hops ask for.
     pub fn converge(&mut self) -> Result<Vec<Action>, EngineError> {
         self.hash.take();
+        self.index = None;
         let result = self.try_converge();
         self.behind = result.is_err();
         result
@@ -243,22 +247,10 @@ impl Engine {
     }
 
     fn set_targets(&mut self) {
-        let mut targets = Vec::with_capacity(self.health.len());
-        let mut health = Vec::with_capacity(self.health.len());
-        for service in &self.effective.services {
-            // Its backends are checked alike.
-            let spec = Arc::new(service.spec.health.clone());
-            for backend in &service.backends {
-                let port = spec.port.or(backend.spec.port).or(service.spec.port.single()).unwrap_or(0);
-                let key =
-                    TargetKey { service: service.spec.name.clone(), backend: backend.spec.name.clone() };
-                let address = SocketAddr::new(backend.spec.address, port);
-                let initial = self.health_of(&service.spec, &backend.spec);
-                health.push((key.clone(), Known { address, health: initial }));
-                targets.push(Target { key, address, spec: Arc::clone(&spec), initial });
-            }
-        }
-        self.health = health.into_iter().collect();
+        let services = self.effective.services.iter();
+        let targets: Vec<Target> = services.flat_map(|service| self.targets_of(service)).collect();
+        let known = |target: &Target| Known { address: target.address, health: target.initial };
+        self.health = targets.iter().map(|target| (target.key.clone(), known(target))).collect();
         let services: BTreeSet<&str> = self.effective.services.iter().map(|s| s.spec.name.as_str()).collect();
         self.instruments.health.retain(|service| services.contains(service));
         self.health_task.set_targets(targets);

@@ -155,18 +155,25 @@ impl Engine {
 
     pub(super) fn set_destinations(&mut self, wanted: &HashSet<IpAddr>, now: Instant) {
         let gone: Vec<_> = self.destinations.keys().filter(|a| !wanted.contains(a)).copied().collect();
-        for address in gone {
-            self.depend(address, None, now);
-            self.destinations.remove(&address);
-            self.outbox.remove(&address);
-            self.stale.remove(&address);
-            self.dirty.remove(&address);
-        }
-        for address in wanted {
-            if !self.destinations.contains_key(address) {
-                self.destinations.insert(*address, Destination { asked: true, ..Destination::default() });
-                self.queue.push_back(Request::Route(*address));
+        gone.into_iter().for_each(|address| self.set_destination(address, false, now));
+        wanted.iter().for_each(|address| self.set_destination(*address, true, now));
+    }
+
+    /// Whether one destination is watched.
+    pub(super) fn set_destination(&mut self, address: IpAddr, wanted: bool, now: Instant) {
+        match (wanted, self.destinations.contains_key(&address)) {
+            (false, true) => {
+                self.depend(address, None, now);
+                self.destinations.remove(&address);
+                self.outbox.remove(&address);
+                self.stale.remove(&address);
+                self.dirty.remove(&address);
             }
+            (true, false) => {
+                self.destinations.insert(address, Destination { asked: true, ..Destination::default() });
+                self.queue.push_back(Request::Route(address));
+            }
+            (true, true) | (false, false) => {}
         }
     }
 
