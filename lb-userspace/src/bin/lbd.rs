@@ -58,6 +58,7 @@ fn start(args: &Args) -> Result<(), StartError> {
     if args.detach {
         return daemon::detach(&options);
     }
+    daemon::prepare_memory();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -34,7 +34,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -77,6 +77,9 @@ pub struct Engine {
     pub(super) watch: ramp::Watch,
     /// Of what is in force, once somebody has asked for it.
     pub(super) hash: OnceLock<String>,
+    pub(super) calm: super::sizes::Calm,
+    /// Where the image has what, once a part of it was looked for.
+    index: Option<plan::Index>,
     /// Health as an earlier daemon left it in the maps, until the checks of this one have spoken.
     remembered: BTreeMap<TargetKey, (IpAddr, Health)>,
     pub(super) started: Instant,
@@ -133,6 +136,8 @@ impl Engine {
             rings: maglev::Cache::default(),
             behind: true,
             hash: OnceLock::new(),
+            calm: super::sizes::Calm::default(),
+            index: None,
             remembered: remembered(&image),
             started: Instant::now(),
             health_task: parts.health_task,
@@ -162,6 +167,7 @@ impl Engine {
     /// See [`Engine::converge`], which takes the time.
     pub(super) fn carry_out(&mut self) -> Result<Vec<Action>, EngineError> {
         self.hash.take();
+        self.index = None;
         let result = self.try_carry_out();
         self.behind = result.is_err();
         result
@@ -277,22 +283,10 @@ impl Engine {
     }
 
     fn set_targets(&mut self) {
-        let mut targets = Vec::with_capacity(self.health.len());
-        let mut health = BTreeMap::new();
-        for service in &self.effective.services {
-            // Its backends are checked alike.
-            let spec = Arc::new(service.spec.health.clone());
-            for backend in &service.backends {
-                let port = spec.port.or(backend.spec.port).or(service.spec.port.single()).unwrap_or(0);
-                let key =
-                    TargetKey { service: service.spec.name.clone(), backend: backend.spec.name.clone() };
-                let address = SocketAddr::new(backend.spec.address, port);
-                let initial = self.health_of(&service.spec, &backend.spec);
-                health.insert(key.clone(), Known { address, health: initial });
-                targets.push(Target { key, address, spec: Arc::clone(&spec), initial });
-            }
-        }
-        self.health = health;
+        let services = self.effective.services.iter();
+        let targets: Vec<Target> = services.flat_map(|service| self.targets_of(service)).collect();
+        let known = |target: &Target| Known { address: target.address, health: target.initial };
+        self.health = targets.iter().map(|target| (target.key.clone(), known(target))).collect();
         let services: BTreeSet<&str> = self.effective.services.iter().map(|s| s.spec.name.as_str()).collect();
         self.instruments.health.retain(|service| services.contains(service));
         self.instruments.pulse.retain(|service| services.contains(service));

@@ -42,3 +42,4 @@ mod walk;
 pub use engine::Engine;
 pub use error::{EngineError, StartError};
 pub use run::{Options, check, detach, run};
+pub use sizes::prepare_memory;

@@ -175,7 +175,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         tracing::error!(%error, "no VRRP on this node");
     }
     engine.log_ready();
-    sizes::release_memory();
+    engine.calm.disturb();
     let mut tend = tokio::time::interval(TEND_INTERVAL);
     tend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut prune = tokio::time::interval(trace::PRUNE);
@@ -233,6 +233,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                 engine.timed("flows", |engine| engine.tend_flows(std::time::Instant::now()));
                 engine.timed("gradual", Engine::tend_gradual);
                 engine.timed("passive", |engine| engine.tend_passive(std::time::Instant::now()));
+                engine.calm.tick();
             }
             _ = hangup.recv() => {
                 // The outcome is logged and counted.

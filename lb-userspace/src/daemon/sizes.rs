@@ -1,6 +1,7 @@
 //! How much room a configuration takes: in the maps, and in the memory of the daemon.
 
 use crate::{config::Config, dataplane::Capacities, maglev, state::RuntimeChanges};
+use std::time::{Duration, Instant};
 
 /// Maps that are made larger than by default have sizes that are multiples of these.
 const RING_STEP: u32 = 1 << 20;
@@ -28,9 +29,42 @@ fn with_room(entries: u64, least: u32, step: u32) -> u32 {
     if entries < u64::from(least) { least } else { u32::try_from(wanted).unwrap_or(u32::MAX) }
 }
 
+/// To be called before the first thread is started. With one arena, what reading the configuration leaves free is used for what
+/// is made of it; by default each thread has its own. And large tables stay mappings of their own, which are given back at
+/// once when they are replaced; by default the first to be freed ends that.
+pub fn prepare_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt(3) only sets parameters of the allocator.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024);
+    }
+}
+
+/// When memory is to be given back, after things have calmed down.
+#[derive(Debug, Default)]
+pub(super) struct Calm(Option<Instant>);
+
+impl Calm {
+    /// Checks, next hops and the first answers take a moment after a start and a reload.
+    const AFTER: Duration = Duration::from_secs(3);
+
+    pub(super) fn disturb(&mut self) {
+        self.0 = Some(Instant::now());
+    }
+
+    /// To be called now and then.
+    pub(super) fn tick(&mut self) {
+        if self.0.is_some_and(|since| since.elapsed() >= Self::AFTER) {
+            self.0 = None;
+            release_memory();
+        }
+    }
+}
+
 /// Gives memory that nobody needs any more back to the kernel: reading a large configuration takes many times what it
 /// becomes, and malloc keeps that for later.
-pub(super) fn release_memory() {
+fn release_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim(3) is safe to call at any time, from any thread.
     unsafe {

@@ -14,7 +14,7 @@ use super::{
     wire::EventSocket,
 };
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashSet, VecDeque},
     io,
     net::IpAddr,
     sync::{
@@ -41,6 +41,8 @@ pub struct NextHopTask {
     ways: watch::Sender<u64>,
     solicits: mpsc::Receiver<NeighbourKey>,
     mailbox: Arc<Mailbox>,
+    /// The version of the destinations that was last looked at.
+    seen: u64,
 }
 
 /// Neighbours that wait to be asked for at most; whoever asks for more asks again.
@@ -51,6 +53,38 @@ const SOLICITS: usize = 256;
 struct Wanted {
     version: u64,
     destinations: Arc<HashSet<IpAddr>>,
+    /// Single changes with the versions they led to, of every version after `whole`.
+    recent: VecDeque<(u64, IpAddr)>,
+    whole: u64,
+}
+
+/// Single changes remembered; who has not looked for longer looks at all destinations.
+const RECENT: usize = 1024;
+
+impl Wanted {
+    fn set(&mut self, destinations: HashSet<IpAddr>) {
+        self.version += 1;
+        self.destinations = Arc::new(destinations);
+        self.recent.clear();
+        self.whole = self.version;
+    }
+
+    fn change(&mut self, gone: &[IpAddr], new: &[IpAddr]) {
+        self.version += 1;
+        let destinations = Arc::make_mut(&mut self.destinations);
+        gone.iter().for_each(|address| _ = destinations.remove(address));
+        destinations.extend(new);
+        self.recent.extend(gone.iter().chain(new).map(|address| (self.version, *address)));
+        while self.recent.len() > RECENT {
+            self.whole = self.recent.pop_front().map_or(self.whole, |(version, _)| version);
+        }
+    }
+
+    /// What may have changed since a version; `None` for anything.
+    fn since(&self, version: u64) -> Option<Vec<IpAddr>> {
+        let after = self.recent.iter().skip_while(|(at, _)| *at <= version);
+        (version >= self.whole).then(|| after.map(|(_, address)| *address).collect())
+    }
 }
 
 /// What the rest of the daemon holds of the watch. Dropping it ends the watch.
@@ -114,6 +148,7 @@ impl NextHopTask {
             ways,
             solicits: solicits_rx,
             mailbox: Arc::clone(&mailbox),
+            seen: 0,
         };
         tokio::spawn(task.run());
         let handle = NextHopHandle { wanted, settled: settled_rx, links: links_rx, ways: ways_rx, solicits };
@@ -153,8 +188,15 @@ impl NextHopTask {
                 if changed.is_err() {
                     return false;
                 }
-                let destinations = Arc::clone(&self.wanted.borrow_and_update().destinations);
-                self.engine.set_destinations(&destinations, Instant::now());
+                let wanted = self.wanted.borrow_and_update();
+                match wanted.since(self.seen) {
+                    None => self.engine.set_destinations(&wanted.destinations, Instant::now()),
+                    Some(changed) => for address in changed {
+                        let is = wanted.destinations.contains(&address);
+                        self.engine.set_destination(address, is, Instant::now());
+                    },
+                }
+                self.seen = wanted.version;
             }
             Some(neighbour) = self.solicits.recv() => self.engine.solicit(neighbour),
             () = tokio::time::sleep_until(deadline) => {}
@@ -219,10 +261,12 @@ impl NextHopHandle {
     /// Names the destinations to watch, in place of those named before. Results of those that are new
     /// follow; there may still be one on its way of a destination that is no longer wanted.
     pub fn set_destinations(&self, destinations: HashSet<IpAddr>) {
-        self.wanted.send_modify(|wanted| {
-            wanted.version += 1;
-            wanted.destinations = Arc::new(destinations);
-        });
+        self.wanted.send_modify(|wanted| wanted.set(destinations));
+    }
+
+    /// As [`NextHopHandle::set_destinations`] for a few: those are not wanted any more, these are from now on.
+    pub fn change_destinations(&self, gone: &[IpAddr], new: &[IpAddr]) {
+        self.wanted.send_modify(|wanted| wanted.change(gone, new));
     }
 
     /// Waits until every destination of the last [`NextHopHandle::set_destinations`] has been answered
@@ -300,5 +344,29 @@ impl LinkEvents {
                 return Some(events);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn single_changes_are_told_as_long_as_they_are_remembered() {
+        let address = |n: u32| IpAddr::from(n.to_be_bytes());
+        let mut wanted = Wanted::default();
+        assert_eq!(wanted.since(0), Some(vec![]));
+        wanted.set([address(1), address(2)].into());
+        assert_eq!(wanted.since(0), None);
+        let seen = wanted.version;
+        wanted.change(&[address(1)], &[address(3)]);
+        wanted.change(&[address(3)], &[]);
+        assert_eq!(wanted.since(seen), Some(vec![address(1), address(3), address(3)]));
+        assert_eq!(wanted.since(seen + 1), Some(vec![address(3)]));
+        assert_eq!(wanted.since(wanted.version), Some(vec![]));
+        assert_eq!(*wanted.destinations, [address(2)].into());
+        (0..RECENT as u32).for_each(|n| wanted.change(&[], &[address(n)]));
+        assert_eq!(wanted.since(seen + 1), None);
+        assert_eq!(wanted.since(seen + 2).map(|changed| changed.len()), Some(RECENT));
     }
 }

@@ -131,12 +131,24 @@ pub fn build(
     avoid: &BTreeSet<u32>,
     rings: &mut maglev::Cache,
 ) -> Result<Image, BuildError> {
+    build_from(wanted, observed, tunnel, avoid, rings, 1)
+}
+
+/// As [`build`], with ids of new backends from `first` on.
+pub(super) fn build_from(
+    wanted: &[WantedService],
+    observed: &Image,
+    tunnel: &TunnelSettings,
+    avoid: &BTreeSet<u32>,
+    rings: &mut maglev::Cache,
+    first: u32,
+) -> Result<Image, BuildError> {
     let mut image = Image::empty(observed.ring_capacity, observed.backend_capacity);
     let mut places = Places::of(observed);
     let mut words = Words::of(observed);
     let mut service_ids = Ids::new(observed.services.keys().copied(), 0, MAX_SERVICES);
     let mut backend_ids =
-        Ids::new(observed.backends.keys().chain(avoid).copied(), 1, observed.backend_capacity);
+        Ids::new(observed.backends.keys().chain(avoid).copied(), first, observed.backend_capacity);
     let mut claims: BTreeMap<IpAddr, Vec<Claim>> = BTreeMap::new();
     let known = KnownIds::of(observed);
     let mut all_ids = Vec::with_capacity(wanted.len());
@@ -217,6 +229,8 @@ pub fn build(
         image.port_ranges.extend(tables.ranges);
     }
     nat::build(wanted, &all_ids, observed, &mut image)?;
+    // Made at once and in order its nodes are full: of one entry after the other they would be half empty.
+    image.backends = std::mem::take(&mut image.backends).into_iter().collect();
     Ok(image)
 }
 

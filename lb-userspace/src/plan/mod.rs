@@ -27,7 +27,7 @@ pub(crate) use lists::{added as list_added, removed as list_removed};
 pub use marks::{marks4, marks6, regions4};
 pub use memory::{Memory, MemoryOfFlow};
 pub use nat::{NatChange, NatImage, mapped, unmapped};
-pub use part::Part;
+pub use part::{Index, Part};
 pub use ring::Ring;
 pub use schedule::{ScheduleRecord, flags as scheduler_flags};
 pub use sessions::{ORPHAN_LIFE, Pair, SessionCounts, Sweep, sweep};

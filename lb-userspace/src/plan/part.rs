@@ -1,21 +1,18 @@
-//! The image after a change of a few services, by looking at these alone: what [`build`] would make of all of them.
+//! The image after a change of a few services, by looking at these alone: what [`build`](super::build) would make of all of them.
 //!
 //! A service's ring, schedule and backends depend on the service and on what is observed of it. What services share is
 //! left as it is: their ids, the places of rings, virtual addresses and ports, the addresses that NAT answers for. A change that
 //! touches any of these is not a part's: [`Part::build`] says so, and the caller builds everything.
 
 use super::{
-    Action, BuildError, Image, TunnelSettings, WantedBackend, WantedService,
-    build::{KnownIds, build},
+    Action, BuildError, Image, ServiceRecord, TunnelSettings, WantedBackend, WantedService,
+    build::{KnownIds, build_from},
     diff, install, name_of,
 };
-use crate::{
-    maglev,
-    model::{Prefixes, ServiceName},
-};
+use crate::{maglev, model::Prefixes};
 use lb_common::abi::ServiceEntry;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -24,6 +21,39 @@ use std::{
 pub struct Part {
     pub before: Image,
     pub after: Image,
+}
+
+/// Where an image has what: services by name, backends by service.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Index {
+    services: HashMap<String, u32>,
+    backends: HashMap<u32, BTreeSet<u32>>,
+}
+
+impl Index {
+    /// Of a whole image.
+    #[must_use]
+    pub fn of(image: &Image) -> Self {
+        let name = |record: &ServiceRecord| name_of(&record.identity).to_owned();
+        let services = image.services.iter().map(|(id, record)| (name(record), *id)).collect();
+        let mut index = Self { services, backends: HashMap::with_capacity(image.services.len()) };
+        for (id, record) in &image.backends {
+            index.backends.entry(record.entry.service).or_default().insert(*id);
+        }
+        index
+    }
+
+    /// Takes note of an action of a part.
+    pub fn apply(&mut self, action: &Action) {
+        if let Action::Backend { id, old, new } = action {
+            if let Some(old) = old {
+                self.backends.entry(old.entry.service).or_default().remove(id);
+            }
+            if let Some(new) = new {
+                self.backends.entry(new.entry.service).or_default().insert(*id);
+            }
+        }
+    }
 }
 
 /// Flags of a service that depend on other services.
@@ -37,29 +67,29 @@ impl Part {
     pub fn build(
         touched: &[WantedService],
         observed: &Image,
+        index: &Index,
         denied: &Arc<Prefixes>,
         tunnel: &TunnelSettings,
         avoid: &BTreeSet<u32>,
         rings: &mut maglev::Cache,
     ) -> Option<Self> {
-        let ids = ids_of(touched.iter().map(|service| &service.spec.name), observed)?;
-        let mut before = extract(observed, &ids.values().copied().collect());
+        let id = |service: &WantedService| index.services.get(service.spec.name.as_str()).copied();
+        let ids = touched.iter().map(id).collect::<Option<BTreeSet<u32>>>()?;
+        let mut before = extract(observed, index, &ids);
         let known = KnownIds::of(&before);
-        let mut all_known = true;
+        let mut new_backends = 0;
         for service in touched {
             let id = known.service(&before, service)?;
             let new = |backend: &&WantedBackend| known.backend(id, &backend.spec).is_none();
             let added = service.backends.iter().filter(new).count();
-            all_known &= added == 0;
+            new_backends += added;
             if service.spec.forward.rewrites() && !same_listeners(service, id, added, &before) {
                 return None;
             }
         }
         drop(known);
-        let all = |avoid: &BTreeSet<u32>| observed.backends.keys().chain(avoid).copied().collect();
-        let widened = (!all_known).then(|| all(avoid));
-        let avoid = widened.as_ref().unwrap_or(avoid);
-        let mut after = match build(touched, &before, tunnel, avoid, rings) {
+        let (first, taken) = free_ids(observed, avoid, new_backends);
+        let mut after = match build_from(touched, &before, tunnel, &taken, rings, first) {
             Ok(after) => after,
             // The maps must grow, or what is wrong is said of all services.
             Err(
@@ -106,22 +136,34 @@ impl Part {
     }
 }
 
-/// Ids by name; `None` if one has none.
-fn ids_of<'a>(
-    names: impl Iterator<Item = &'a ServiceName>,
-    observed: &Image,
-) -> Option<BTreeMap<&'a str, u32>> {
-    let mut ids: BTreeMap<&str, u32> = names.map(|name| (name.as_str(), u32::MAX)).collect();
-    for (id, record) in &observed.services {
-        if let Some(found) = ids.get_mut(name_of(&record.identity)) {
-            *found = *id;
+/// The least id that is free, and those that are not between it and the last of the least `count` that are.
+fn free_ids(observed: &Image, avoid: &BTreeSet<u32>, count: usize) -> (u32, BTreeSet<u32>) {
+    let (mut first, mut taken, mut left) = (1, BTreeSet::new(), count);
+    if left == 0 {
+        return (first, taken);
+    }
+    let mut used = observed.backends.keys().peekable();
+    for id in 1.. {
+        while used.next_if(|used| **used < id).is_some() {}
+        if used.peek() == Some(&&id) || avoid.contains(&id) {
+            if left < count {
+                taken.insert(id);
+            }
+            continue;
+        }
+        if left == count {
+            first = id;
+        }
+        left -= 1;
+        if left == 0 || id >= observed.backend_capacity {
+            break;
         }
     }
-    ids.values().all(|id| *id != u32::MAX).then_some(ids)
+    (first, taken)
 }
 
 /// What an image says of some services only. Places that the schedules of others take count as at rest.
-fn extract(observed: &Image, ids: &BTreeSet<u32>) -> Image {
+fn extract(observed: &Image, index: &Index, ids: &BTreeSet<u32>) -> Image {
     let mut part = Image::empty(observed.ring_capacity, observed.backend_capacity);
     part.schedule_capacity = observed.schedule_capacity;
     part.denied = Arc::clone(&observed.denied);
@@ -130,10 +172,10 @@ fn extract(observed: &Image, ids: &BTreeSet<u32>) -> Image {
         part.services.extend(observed.services.get(id).map(|record| (*id, *record)));
         part.rings.extend(observed.rings.get(id).map(|ring| (*id, ring.clone())));
         part.limits.extend(observed.limits.get(id).map(|limits| (*id, *limits)));
+        let backends = index.backends.get(id).into_iter().flatten();
+        part.backends.extend(backends.filter_map(|id| Some((*id, *observed.backends.get(id)?))));
     }
     let of_part = |id: &u32| ids.contains(id);
-    part.backends
-        .extend(observed.backends.iter().filter(|(_, r)| of_part(&r.entry.service)).map(|(i, r)| (*i, *r)));
     part.allowed.extend(observed.allowed.iter().filter(|(id, _)| of_part(id)).copied());
     part.cids.extend(observed.cids.iter().filter(|(key, _)| of_part(&key.service)).map(|(k, v)| (*k, *v)));
     for (id, schedule) in &observed.schedules {

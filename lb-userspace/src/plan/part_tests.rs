@@ -3,7 +3,10 @@
 use super::*;
 use crate::{
     model::{Admin, Health, PortSpec, Verdict},
-    plan::tests::{backend, service, tunnel},
+    plan::{
+        build,
+        tests::{backend, service, tunnel},
+    },
 };
 use proptest::prelude::*;
 
@@ -69,6 +72,7 @@ proptest! {
         let mut image = build(&wanted, &empty, &tunnel(), &BTreeSet::new(), &mut rings).unwrap();
         install(&mut image, &denied);
         let mut parts = 0;
+        let mut index = Index::of(&image);
         for (changes, more) in history {
             let mut touched = BTreeSet::new();
             for (at, number, change) in &changes {
@@ -89,7 +93,7 @@ proptest! {
             install(&mut whole, &denied);
 
             let part: Vec<_> = touched.iter().map(|at| wanted[*at].clone()).collect();
-            match Part::build(&part, &image, &denied, &tunnel(), &avoid, &mut rings) {
+            match Part::build(&part, &image, &index, &denied, &tunnel(), &avoid, &mut rings) {
                 Some(part) => {
                     parts += 1;
                     let actions = part.actions();
@@ -97,7 +101,10 @@ proptest! {
                     image.resting.clear();
                     for action in &actions {
                         image.apply(action);
+                        index.apply(action);
                     }
+                    index.backends.retain(|_, backends| !backends.is_empty());
+                    prop_assert_eq!(&index, &Index::of(&image));
                     prop_assert_eq!(&image, &whole);
                 }
                 // Only changes of the listeners that NAT answers for are not a part's.
@@ -107,6 +114,7 @@ proptest! {
                     let toggled = |(_, _, change): &(usize, u8, Change)| matches!(change, Change::Toggle);
                     prop_assert!(changes.iter().any(toggled));
                     image = whole;
+                    index = Index::of(&image);
                 }
             }
         }
@@ -125,6 +133,7 @@ fn a_service_that_is_not_there_is_not_a_parts() {
         Part::build(
             wanted,
             image,
+            &Index::of(image),
             &Arc::default(),
             &tunnel(),
             &BTreeSet::new(),

@@ -103,8 +103,14 @@ impl Effective {
         self.services.iter().find(|service| service.spec.name == *name)
     }
 
-    /// Puts what [`apply_one`] made of the service at that place of the configuration into the place of what was there.
-    pub fn replace(&mut self, index: usize, service: EffectiveService, stale: Vec<StaleChange>) {
+    /// Puts what [`apply_one`] made of the service at that place of the configuration into the place of what was there, which is
+    /// returned.
+    pub fn replace(
+        &mut self,
+        index: usize,
+        service: EffectiveService,
+        stale: Vec<StaleChange>,
+    ) -> EffectiveService {
         let name = &service.spec.name;
         self.stale.retain(|stale| stale.change.service != *name);
         if !stale.is_empty() {
@@ -114,7 +120,7 @@ impl Effective {
             let at = self.stale.partition_point(|stale| before.contains(&stale.change.service));
             self.stale.splice(at..at, stale);
         }
-        self.services[index] = service;
+        std::mem::replace(&mut self.services[index], service)
     }
 }
 

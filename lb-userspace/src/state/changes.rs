@@ -31,14 +31,33 @@ pub struct RuntimeChanges {
     revision: u64,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) services: BTreeMap<ServiceName, BTreeMap<BackendName, BackendChanges>>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    rings: BTreeMap<ServiceName, u32>,
+    /// Shared, since there is one for each service and they hardly ever change.
+    #[serde(default, with = "shared_rings", skip_serializing_if = "shared_rings::is_empty")]
+    rings: Arc<BTreeMap<ServiceName, u32>>,
     #[serde(default, with = "shared", skip_serializing_if = "shared::is_empty")]
     pub(super) lists: Arc<ListChanges>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) limits: BTreeMap<ServiceName, Stamped<LimitPatch>>,
     #[serde(default, skip_serializing_if = "Gradual::is_empty")]
     pub(super) gradual: Gradual,
+}
+
+mod shared_rings {
+    use super::{Arc, BTreeMap, Deserialize, Serialize, ServiceName};
+
+    type Rings = Arc<BTreeMap<ServiceName, u32>>;
+
+    pub fn serialize<S: serde::Serializer>(rings: &Rings, to: S) -> Result<S::Ok, S::Error> {
+        rings.as_ref().serialize(to)
+    }
+
+    pub fn deserialize<'d, D: serde::Deserializer<'d>>(from: D) -> Result<Rings, D::Error> {
+        BTreeMap::deserialize(from).map(Arc::new)
+    }
+
+    pub fn is_empty(rings: &Rings) -> bool {
+        rings.is_empty()
+    }
 }
 
 /// What was changed of one backend; at least one of the three.
@@ -173,7 +192,7 @@ impl RuntimeChanges {
     pub fn set_ring_size(&mut self, service: &ServiceName, size: u32) -> bool {
         let valid = is_ring_size(size);
         if valid {
-            self.rings.insert(service.clone(), size);
+            Arc::make_mut(&mut self.rings).insert(service.clone(), size);
         }
         valid
     }

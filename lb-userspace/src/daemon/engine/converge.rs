@@ -1,15 +1,17 @@
 //! A change of a few services: what it costs does not depend on how many others there are, or hardly.
 
-use super::{Engine, destinations};
+use super::{Engine, Known};
 use crate::{
     daemon::{error::EngineError, gradual::unix_ms},
+    health::{Target, TargetKey},
     model::ServiceName,
-    plan::{Action, Part, WantedBackend, WantedService},
-    state::{self, EffectiveService},
+    plan::{Action, Index, Part, WantedBackend, WantedService},
+    state::{self, EffectiveBackend, EffectiveService},
 };
 use std::{
     collections::{BTreeSet, HashSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Instant,
 };
 
@@ -58,9 +60,9 @@ impl Engine {
         self.image.resting = self.tracking.resting(Instant::now());
         let (avoid, tunnel) = (self.tracking.reserved(), self.tunnel());
         let denied = self.firewall.prefixes();
-        let Some(part) = Part::build(&wanted, &self.image, denied, &tunnel, &avoid, &mut self.rings) else {
-            return Ok(None);
-        };
+        let index = self.index.get_or_insert_with(|| Index::of(&self.image));
+        let part = Part::build(&wanted, &self.image, index, denied, &tunnel, &avoid, &mut self.rings);
+        let Some(part) = part else { return Ok(None) };
         let actions = part.actions();
         for action in &actions {
             tracing::debug!(%action, "changing the maps");
@@ -74,16 +76,71 @@ impl Engine {
         self.image.resting.clear();
         for action in &actions {
             self.image.apply(action);
+            if let Some(index) = &mut self.index {
+                index.apply(action);
+            }
         }
-        let moved = part.moves_backends();
-        for (place, (service, stale)) in places.into_iter().zip(now) {
-            self.effective.replace(place, service, stale);
+        let mut before = Vec::with_capacity(places.len());
+        for (place, (service, stale)) in places.iter().zip(now) {
+            before.push(self.effective.replace(*place, service, stale));
         }
-        if moved {
-            self.hop_task.set_destinations(destinations(&self.effective));
-            self.set_targets();
+        if part.moves_backends() {
+            self.follow_backends(&places, &before);
         }
         Ok(Some(actions))
+    }
+
+    /// Has next hops and health of those backends watched that are new, and of those no more that are gone. `before` are the services
+    /// at these places as they were.
+    fn follow_backends(&mut self, places: &[usize], before: &[EffectiveService]) {
+        let mut addresses = [HashSet::new(), HashSet::new()];
+        let (mut gone, mut set) = (Vec::new(), Vec::new());
+        for (place, before) in places.iter().zip(before) {
+            let service = &self.effective.services[*place];
+            for (addresses, backends) in addresses.iter_mut().zip([&before.backends, &service.backends]) {
+                addresses.extend(backends.iter().map(|backend| backend.spec.address));
+            }
+            let targets = self.targets_of(service);
+            let there: HashSet<&TargetKey> = targets.iter().map(|target| &target.key).collect();
+            let name = &service.spec.name;
+            let keys = before.backends.iter().map(|backend| TargetKey::of(name, &backend.spec.name));
+            gone.extend(keys.filter(|key| !there.contains(key)));
+            let known = |target: &Target| self.health.get(&target.key).map(|known| known.address);
+            set.extend(targets.iter().filter(|target| known(target) != Some(target.address)).cloned());
+        }
+        for key in &gone {
+            self.health.remove(key);
+        }
+        for target in &set {
+            let known = Known { address: target.address, health: target.initial };
+            self.health.insert(target.key.clone(), known);
+        }
+        self.health_task.change_targets(gone, set);
+        let [were, are] = addresses;
+        // Others may have backends at these addresses, too.
+        let services = self.effective.services.iter().flat_map(|service| &service.backends);
+        let mut left: HashSet<IpAddr> = were.difference(&are).copied().collect();
+        if !left.is_empty() {
+            services.for_each(|backend| _ = left.remove(&backend.spec.address));
+        }
+        let new: Vec<_> = are.difference(&were).copied().collect();
+        self.hop_task.change_destinations(&left.into_iter().collect::<Vec<_>>(), &new);
+    }
+
+    /// How the backends of a service are checked.
+    pub(super) fn targets_of(&self, service: &EffectiveService) -> Vec<Target> {
+        // They are checked alike.
+        let spec = Arc::new(service.spec.health.clone());
+        let target = |backend: &EffectiveBackend| {
+            let port = spec.port.or(backend.spec.port).or(service.spec.port.single()).unwrap_or(0);
+            Target {
+                key: TargetKey::of(&service.spec.name, &backend.spec.name),
+                address: SocketAddr::new(backend.spec.address, port),
+                spec: Arc::clone(&spec),
+                initial: self.health_of(&service.spec, &backend.spec),
+            }
+        };
+        service.backends.iter().map(target).collect()
     }
 
     /// The services with backends at these addresses.

@@ -74,7 +74,7 @@ impl Engine {
         if let Err(error) = self.configure_pair() {
             tracing::error!(%error, "VRRP goes on as before the reload");
         }
-        crate::daemon::sizes::release_memory();
+        self.calm.disturb();
         let message = match changes.len() {
             0 => format!("{file} read again: nothing changed"),
             n => format!("{file} read again: {n} settings changed"),

@@ -5,9 +5,8 @@
 //! and *drains*: whatever else is ready by then is dealt with before it waits again. Each check runs as
 //! a tokio task of its own, owned by the loop's `JoinSet`.
 //!
-//! Cancel safety. Each branch of the loop's `select!` can be dropped without loss: `watch::changed`
-//! marks a value as seen only when it completes, `JoinSet::join_next` and `mpsc::Sender::reserve` take
-//! nothing before they complete, `mpsc::Sender::closed` and a timer hold no data. Nothing else in the loop awaits. A check that
+//! Cancel safety. Each branch of the loop's `select!` can be dropped without loss: `mpsc::UnboundedReceiver::recv`,
+//! `JoinSet::join_next` and `mpsc::Sender::reserve` take nothing before they complete, `mpsc::Sender::closed` and a timer hold no data. Nothing else in the loop awaits. A check that
 //! is aborted (its target is gone, or the loop ended) drops its socket and nothing else.
 //!
 //! A receiver that does not keep up delays nobody: transitions wait in the `Outbox`, one per target.
@@ -30,7 +29,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     task::{AbortHandle, JoinError, JoinHandle, JoinSet},
 };
 
@@ -44,6 +43,14 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 pub struct TargetKey {
     pub service: ServiceName,
     pub backend: BackendName,
+}
+
+impl TargetKey {
+    /// A backend of a service.
+    #[must_use]
+    pub fn of(service: &ServiceName, backend: &BackendName) -> Self {
+        Self { service: service.clone(), backend: backend.clone() }
+    }
 }
 
 impl fmt::Display for TargetKey {
@@ -167,7 +174,7 @@ impl HealthTask {
         observer: Arc<dyn ProbeObserver>,
         max_running: usize,
     ) -> HealthHandle {
-        let (targets, wanted) = watch::channel(Arc::default());
+        let (targets, wanted) = mpsc::unbounded_channel();
         let board = Arc::new(Board::default());
         let shell = Shell {
             observer,
@@ -183,6 +190,17 @@ impl HealthTask {
     }
 }
 
+/// Who is checked from now on.
+#[derive(Debug)]
+enum Targets {
+    All(Vec<Target>),
+    /// As before, but for these.
+    Some {
+        gone: Vec<TargetKey>,
+        set: Vec<Target>,
+    },
+}
+
 /// Half of the files this process may open: the rest is for everybody else in the daemon.
 fn max_running() -> usize {
     let limit = std::fs::read_to_string("/proc/self/limits").ok().and_then(|limits| {
@@ -195,7 +213,7 @@ fn max_running() -> usize {
 /// The way to the task; dropping it ends the task and every check.
 #[derive(Debug)]
 pub struct HealthHandle {
-    targets: watch::Sender<Arc<Vec<Target>>>,
+    targets: mpsc::UnboundedSender<Targets>,
     board: Arc<Board>,
     task: JoinHandle<()>,
 }
@@ -205,7 +223,13 @@ impl HealthHandle {
     /// changed keeps its health and starts to count anew; one with another address is a new one. Of two
     /// with one key the first counts. Returns at once.
     pub fn set_targets(&self, targets: Vec<Target>) {
-        self.targets.send_replace(Arc::new(targets));
+        // The task ends after this handle does, or because nobody takes its events any more.
+        let _ = self.targets.send(Targets::All(targets));
+    }
+
+    /// As [`HealthHandle::set_targets`] for a few: removes those, and adds or replaces these.
+    pub fn change_targets(&self, gone: Vec<TargetKey>, set: Vec<Target>) {
+        let _ = self.targets.send(Targets::Some { gone, set });
     }
 
     /// What is known of every target.
@@ -260,17 +284,18 @@ struct Shell {
 }
 
 impl Shell {
-    async fn run(mut self, mut wanted: watch::Receiver<Arc<Vec<Target>>>, events: mpsc::Sender<HealthEvent>) {
+    async fn run(mut self, mut wanted: mpsc::UnboundedReceiver<Targets>, events: mpsc::Sender<HealthEvent>) {
         loop {
             let next_due = if self.checks.len() < self.max_running { self.roster.next_due() } else { None };
             tokio::select! {
                 biased;
-                changed = wanted.changed() => {
-                    if changed.is_err() {
-                        break;
-                    }
-                    let targets = Arc::clone(&wanted.borrow_and_update());
-                    let applied = self.roster.apply(&targets, Instant::now(), SystemTime::now());
+                targets = wanted.recv() => {
+                    let (now, wall) = (Instant::now(), SystemTime::now());
+                    let applied = match targets {
+                        Some(Targets::All(targets)) => self.roster.apply(&targets, now, wall),
+                        Some(Targets::Some { gone, set }) => self.roster.change(&gone, &set, now, wall),
+                        None => break,
+                    };
                     self.applied(applied);
                 }
                 room = events.reserve(), if !self.outbox.is_empty() => match room {

@@ -85,19 +85,7 @@ impl Roster {
                 tracing::error!(target = %target.key, "the same health check target twice; the first counts");
                 continue;
             }
-            let health = match self.by_key.get(&target.key) {
-                Some(member) if member.address == target.address && member.spec == target.spec => continue,
-                // Another address is another server, of which nothing is known but what the caller says.
-                Some(member) if member.address != target.address => {
-                    applied.forget.push(target.key.clone());
-                    target.initial
-                }
-                Some(member) => member.state.health,
-                None => target.initial,
-            };
-            let old = self.remove(&target.key, &mut applied);
-            let since = old.filter(|old| old.address == target.address).and_then(|old| old.status.since);
-            self.add(target, health, since, now, wall, &mut applied);
+            self.set(target, now, wall, &mut applied);
         }
         let gone: Vec<_> = self.by_key.keys().filter(|key| !wanted.contains(key)).cloned().collect();
         for key in gone {
@@ -105,6 +93,40 @@ impl Roster {
             applied.forget.push(key);
         }
         applied
+    }
+
+    /// Removes some targets, adds or replaces others.
+    pub(super) fn change(
+        &mut self,
+        gone: &[TargetKey],
+        set: &[Target],
+        now: Instant,
+        wall: SystemTime,
+    ) -> Applied {
+        let mut applied = Applied::default();
+        for key in gone {
+            if self.remove(key, &mut applied).is_some() {
+                applied.forget.push(key.clone());
+            }
+        }
+        set.iter().for_each(|target| self.set(target, now, wall, &mut applied));
+        applied
+    }
+
+    fn set(&mut self, target: &Target, now: Instant, wall: SystemTime, applied: &mut Applied) {
+        let health = match self.by_key.get(&target.key) {
+            Some(member) if member.address == target.address && member.spec == target.spec => return,
+            // Another address is another server, of which nothing is known but what the caller says.
+            Some(member) if member.address != target.address => {
+                applied.forget.push(target.key.clone());
+                target.initial
+            }
+            Some(member) => member.state.health,
+            None => target.initial,
+        };
+        let old = self.remove(&target.key, applied);
+        let since = old.filter(|old| old.address == target.address).and_then(|old| old.status.since);
+        self.add(target, health, since, now, wall, applied);
     }
 
     fn remove(&mut self, key: &TargetKey, applied: &mut Applied) -> Option<Member> {

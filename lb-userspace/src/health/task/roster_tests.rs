@@ -310,3 +310,29 @@ proptest! {
         }
     }
 }
+
+/// Changes of a few lead where the whole set leads.
+#[test]
+fn a_few_change_as_all_do() {
+    let all: Vec<_> = (0..6).map(|n| target(n, Up)).collect();
+    let (mut few, _) = Bench::new(&all[..4]);
+    let (mut whole, _) = Bench::new(&all[..4]);
+    let mut moved = target(2, Up);
+    moved.address.set_port(1);
+    let mut paced = target(3, Up);
+    Arc::make_mut(&mut paced.spec).interval = INTERVAL * 3;
+    let gone = [key(0), key(77)];
+    let set = [moved, paced, all[5].clone()];
+    let (now, wall) = (few.now, WALL);
+    let changed = few.roster.change(&gone, &set, now, wall);
+    let wanted: Vec<_> = [all[1].clone()].into_iter().chain(set).collect();
+    let applied = whole.roster.apply(&wanted, now, wall);
+    let sorted = |of: &[TargetKey]| of.iter().cloned().collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(sorted(&changed.forget), sorted(&applied.forget));
+    assert_eq!(changed.stop.len(), applied.stop.len());
+    let members = |bench: &Bench| -> std::collections::BTreeMap<TargetKey, (SocketAddr, Arc<HealthSpec>)> {
+        let by_key = bench.roster.by_key.iter();
+        by_key.map(|(key, member)| (key.clone(), (member.address, Arc::clone(&member.spec)))).collect()
+    };
+    assert_eq!(members(&few), members(&whole));
+}

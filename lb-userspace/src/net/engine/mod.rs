@@ -24,6 +24,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage, route::RouteType}
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -50,7 +51,7 @@ pub(super) type Resolution = Result<NextHop, Unresolved>;
 
 #[derive(Default)]
 struct Destination {
-    lookup: Option<Lookup>,
+    lookup: Option<Arc<Lookup>>,
     /// A lookup is queued or on its way.
     asked: bool,
     /// Interface of the last usable route.
@@ -58,7 +59,20 @@ struct Destination {
     /// The neighbour it counts as a user of.
     neighbour: Option<NeighbourKey>,
     /// What was last published.
-    told: Option<Resolution>,
+    told: Option<Arc<Resolution>>,
+}
+
+/// One thing that thousands of destinations behind one gateway have in common, kept once.
+struct Common<T>(Option<Arc<T>>);
+
+impl<T: PartialEq> Common<T> {
+    /// The value, in the memory of the one before where both are equal.
+    fn share(&mut self, value: T) -> Arc<T> {
+        if self.0.as_deref() != Some(&value) {
+            self.0 = Some(Arc::new(value));
+        }
+        self.0.clone().expect("it was put there")
+    }
 }
 
 #[derive(Default)]
@@ -92,6 +106,8 @@ pub(super) struct Engine {
     links_changed: bool,
     neighbours: HashMap<NeighbourKey, Neighbour>,
     destinations: BTreeMap<IpAddr, Destination>,
+    last_lookup: Common<Lookup>,
+    last_told: Common<Resolution>,
     wants: HashMap<NeighbourKey, Want>,
     timers: BTreeSet<(Instant, NeighbourKey)>,
 
@@ -122,6 +138,8 @@ impl Engine {
             links_changed: false,
             neighbours: HashMap::new(),
             destinations: BTreeMap::new(),
+            last_lookup: Common(None),
+            last_told: Common(None),
             wants: HashMap::new(),
             timers: BTreeSet::new(),
             stale: BTreeSet::new(),
@@ -137,18 +155,25 @@ impl Engine {
 
     pub(super) fn set_destinations(&mut self, wanted: &HashSet<IpAddr>, now: Instant) {
         let gone: Vec<_> = self.destinations.keys().filter(|a| !wanted.contains(a)).copied().collect();
-        for address in gone {
-            self.depend(address, None, now);
-            self.destinations.remove(&address);
-            self.outbox.remove(&address);
-            self.stale.remove(&address);
-            self.dirty.remove(&address);
-        }
-        for address in wanted {
-            if !self.destinations.contains_key(address) {
-                self.destinations.insert(*address, Destination { asked: true, ..Destination::default() });
-                self.queue.push_back(Request::Route(*address));
+        gone.into_iter().for_each(|address| self.set_destination(address, false, now));
+        wanted.iter().for_each(|address| self.set_destination(*address, true, now));
+    }
+
+    /// Whether one destination is watched.
+    pub(super) fn set_destination(&mut self, address: IpAddr, wanted: bool, now: Instant) {
+        match (wanted, self.destinations.contains_key(&address)) {
+            (false, true) => {
+                self.depend(address, None, now);
+                self.destinations.remove(&address);
+                self.outbox.remove(&address);
+                self.stale.remove(&address);
+                self.dirty.remove(&address);
             }
+            (true, false) => {
+                self.destinations.insert(address, Destination { asked: true, ..Destination::default() });
+                self.queue.push_back(Request::Route(address));
+            }
+            (true, true) | (false, false) => {}
         }
     }
 
@@ -271,7 +296,7 @@ impl Engine {
 
     /// True if every destination has been given an answer that is not a transient one.
     pub(super) fn settled(&self) -> bool {
-        let lasting = |told: &Resolution| !told.as_ref().is_err_and(Unresolved::is_transient);
+        let lasting = |told: &Arc<Resolution>| !told.as_ref().as_ref().is_err_and(Unresolved::is_transient);
         self.destinations.values().all(|d| d.told.as_ref().is_some_and(lasting))
     }
 
@@ -455,7 +480,7 @@ impl Engine {
     fn looked_up(&mut self, address: IpAddr, lookup: Lookup, now: Instant) {
         let Some(destination) = self.destinations.get_mut(&address) else { return };
         destination.asked = false;
-        destination.lookup = Some(lookup);
+        destination.lookup = Some(self.last_lookup.share(lookup));
         // At once, so that the neighbour can answer before the result is due.
         self.resolve(address, now);
         self.dirty.insert(address);
@@ -479,8 +504,8 @@ impl Engine {
             let Some(destination) = self.destinations.get_mut(&address) else { continue };
             if destination.asked {
                 self.dirty.insert(address);
-            } else if destination.told.as_ref() != Some(&result) {
-                destination.told = Some(result.clone());
+            } else if destination.told.as_deref() != Some(&result) {
+                destination.told = Some(self.last_told.share(result.clone()));
                 self.outbox.insert(address, result);
             }
         }
@@ -503,11 +528,11 @@ impl Engine {
     /// neighbour it needs.
     fn resolve(&mut self, address: IpAddr, now: Instant) -> Option<Resolution> {
         let destination = self.destinations.get_mut(&address)?;
-        let lookup = destination.lookup.as_ref()?;
-        if let Lookup::Found(Route { kind: RouteType::Unicast, ifindex: Some(ifindex), .. }) = lookup {
+        let lookup = Arc::clone(destination.lookup.as_ref()?);
+        if let Lookup::Found(Route { kind: RouteType::Unicast, ifindex: Some(ifindex), .. }) = &*lookup {
             destination.last_egress = Some(*ifindex);
         }
-        let found = egress(address, lookup, &self.links, destination.last_egress);
+        let found = egress(address, &lookup, &self.links, destination.last_egress);
         self.depend(address, found.as_ref().ok().map(|egress| egress.neighbour), now);
         Some(found.and_then(|egress| {
             let answer = self.wants.get(&egress.neighbour).map(|want| want.state.answer());
