@@ -121,6 +121,7 @@ pub(super) static SERVICE: Schema = Schema {
 
 const HEALTH_KEYS: &[&str] = &[
     "type",
+    "via",
     "path",
     "host",
     "method",

@@ -13,10 +13,10 @@ use super::{
 use crate::{
     config::{self, Config},
     dataplane::{Attached, Capacities, Kernel, XdpMode},
-    health::{HealthEvent, HealthHandle, Target, TargetKey},
+    health::{HealthEvent, HealthHandle, Target, TargetKey, VipWay},
     maglev,
     metrics::Instruments,
-    model::{BackendSpec, Health, HealthCheck, ServiceSpec},
+    model::{BackendSpec, Health, HealthCheck, ServiceSpec, Via},
     net::{
         nexthop::{NextHop, Unresolved},
         watch::NextHopHandle,
@@ -65,6 +65,7 @@ pub struct Engine {
     remembered: BTreeMap<TargetKey, (IpAddr, Health)>,
     pub(super) started: Instant,
     pub(super) health_task: HealthHandle,
+    pub(super) vip_way: VipWay,
     pub(super) hop_task: NextHopHandle,
     instruments: Instruments,
 }
@@ -77,6 +78,7 @@ pub struct Parts {
     pub changes: RuntimeChanges,
     pub kernel: Kernel,
     pub health_task: HealthHandle,
+    pub vip_way: VipWay,
     pub hop_task: NextHopHandle,
     pub instruments: Instruments,
 }
@@ -105,6 +107,7 @@ impl Engine {
             remembered: remembered(&image),
             started: Instant::now(),
             health_task: parts.health_task,
+            vip_way: parts.vip_way,
             hop_task: parts.hop_task,
             instruments: parts.instruments,
             image,
@@ -131,6 +134,7 @@ impl Engine {
     pub fn converge(&mut self) -> Result<Vec<Action>, EngineError> {
         self.choose_ring_sizes()?;
         self.effective = state::apply(&self.config.services, &self.changes);
+        self.open_vip_way()?;
         let wanted = self.wanted();
         let avoid = self.tracking.reserved();
         let tunnel = self.tunnel();
@@ -168,6 +172,7 @@ impl Engine {
         self.tracking.note_changes(&self.image, &goal, Instant::now());
         self.image = goal;
         self.hop_task.set_destinations(destinations(&self.effective));
+        self.aim_checks();
         self.set_targets();
         // Every backend has a word of this daemon's own now.
         self.remembered.clear();
@@ -264,7 +269,8 @@ impl Engine {
                 let address = SocketAddr::new(backend.spec.address, port);
                 let initial = self.health_of(&service.spec, &backend.spec);
                 self.health.insert(key.clone(), Known { address, health: initial });
-                targets.push(Target { key, address, spec: spec.clone(), initial });
+                let vips = if spec.via == Via::Vip { service.spec.addresses.clone() } else { Vec::new() };
+                targets.push(Target { key, address, vips, spec: spec.clone(), initial });
             }
         }
         let keys: BTreeSet<&TargetKey> = targets.iter().map(|t| &t.key).collect();

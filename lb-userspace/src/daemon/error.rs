@@ -30,6 +30,8 @@ pub enum EngineError {
     Build(#[from] BuildError),
     #[error("{prefix}: {error}")]
     Prefix { prefix: ipnet::IpNet, error: crate::model::PrefixError },
+    #[error("{0}")]
+    Via(#[from] crate::health::ViaError),
     #[error("the VRRP threads could not be started: {0}")]
     Vrrp(std::io::Error),
     #[error("{0}")]
@@ -54,6 +56,7 @@ impl From<EngineError> for CommandError {
             EngineError::State(_)
             | EngineError::Dataplane(_)
             | EngineError::Build(_)
+            | EngineError::Via(_)
             | EngineError::Vrrp(_)
             | EngineError::Pair(_) => Self::Failed(text),
         }

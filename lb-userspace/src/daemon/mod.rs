@@ -29,6 +29,7 @@ mod pair;
 mod run;
 mod sessions;
 mod trace;
+mod via;
 mod views;
 
 pub use engine::Engine;

@@ -32,6 +32,8 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "nginx", package: "nginx-light" },
     Tool { program: "mariadbd", package: "mariadb-server" },
     Tool { program: "redis-server", package: "redis-server" },
+    Tool { program: "dnsmasq", package: "dnsmasq-base" },
+    Tool { program: "/usr/lib/python3/dist-packages/grpc/__init__.py", package: "python3-grpcio" },
     Tool { program: "iperf3", package: "iperf3" },
     Tool { program: "keepalived", package: "keepalived" },
 ];

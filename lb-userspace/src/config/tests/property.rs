@@ -4,7 +4,7 @@ use super::*;
 use crate::model::{
     BackendSpec, DnsCheck, ExecCheck, GrpcCheck, GuardSpec, Health, LimitSpec, MAX_BURST_MS, MAX_RATE,
     MysqlCheck, QuicSpec, RedisCheck, Role, ServerId, SnatSpec, StatusRange, TlsSpec, TrackInterface,
-    UdpCheck, VrrpVersion,
+    UdpCheck, Via, VrrpVersion,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -202,6 +202,11 @@ fn health() -> impl Strategy<Value = HealthSpec> {
     ];
     (check, 10..=3_600_000u64, 1..=3_600_000u64, 1..=255u32, 1..=255u32, 1..=u16::MAX).prop_map(
         |(check, interval, timeout, rise, fall, port)| HealthSpec {
+            via: if interval % 2 == 0 && !matches!(check, HealthCheck::None | HealthCheck::Exec(_)) {
+                Via::Vip
+            } else {
+                Via::Backend
+            },
             check,
             interval: Duration::from_millis(interval),
             timeout: Duration::from_millis(timeout.min(interval)),
@@ -267,7 +272,10 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
         (4..=15u8, 0..=6u8),
     );
     (name(), 1..4usize, settings, health(), vec(backend, 0..5), guard()).prop_map(
-        move |(name, addresses, settings, health, backends, mut guard)| {
+        move |(name, addresses, settings, mut health, backends, mut guard)| {
+            if settings.2.rewrites() {
+                health.via = Via::Backend;
+            }
             if settings.1 == Protocol::Udp {
                 guard.limits.connections_per_second = 0;
                 guard.limits.source_connections_per_second = 0;
