@@ -176,7 +176,8 @@ impl OnlyThere {
                     return;
                 }
                 let _ = stream.read(&mut [0; 1024]);
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                let _ =
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
             }
         });
         Self { stop, address, ns: ns.clone() }
@@ -328,7 +329,9 @@ fn every_kind_of_packet_goes_through_the_tunnel() -> Result<()> {
         let service = Service::www(vips).name(name).port(port).forward("gue").nodes(&topology.backends);
         service.health(&health(&format!("via = \"vip\"\n{lines}")))
     };
-    let udp = |name: &str, lines: &str| service(name, 7, &format!("type = \"udp\"\nsend = \"ping\"\n{lines}")).udp();
+    let udp = |name: &str, lines: &str| {
+        service(name, 7, &format!("type = \"udp\"\nsend = \"ping\"\n{lines}")).udp()
+    };
     let services = [
         service("tcp", 80, "type = \"tcp\""),
         service("icmp", 81, "type = \"icmp\""),
@@ -346,7 +349,11 @@ fn every_kind_of_packet_goes_through_the_tunnel() -> Result<()> {
     };
     let reason = |service: &str, backend: &str| {
         let view = balancer.service(service);
-        view.backends.into_iter().find(|b| b.name == backend).and_then(|b| b.health_reason).unwrap_or_default()
+        view.backends
+            .into_iter()
+            .find(|b| b.name == backend)
+            .and_then(|b| b.health_reason)
+            .unwrap_or_default()
     };
     for backend in ["web1", "web2"] {
         for service in ["tcp", "icmp", "answered", "watched"] {

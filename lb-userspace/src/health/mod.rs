@@ -8,9 +8,9 @@ pub mod fsm;
 pub mod probe;
 pub mod schedule;
 pub mod task;
-pub mod via;
 #[cfg(test)]
 mod testing;
+pub mod via;
 
 pub use probe::ProbeFailure;
 pub use task::{

@@ -29,7 +29,8 @@ pub(crate) fn dns(name: &str, record: &str) -> HealthCheck {
 
 /// The same question as bytes.
 pub(crate) fn udp(expect: Option<&[u8]>) -> HealthCheck {
-    let send = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x03www\x07example\x03com\x00\x00\x01\x00\x01";
+    let send =
+        b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x03www\x07example\x03com\x00\x00\x01\x00\x01";
     HealthCheck::Udp(UdpCheck { send: send.to_vec(), expect: expect.map(<[u8]>::to_vec) })
 }
 
@@ -42,7 +43,8 @@ fn dns_asks_and_judges_as_configured() -> Result<()> {
     assert_eq!(host.check(&good, PORT, LONG), Ok(()));
     let none = host.fails(&dns("www.example.com", "AAAA"), PORT);
     assert_eq!(none, "DNS answer without a record of the type asked for");
-    for (name, code) in [("nobody.example.com", "Non-Existent Domain"), ("www.example.org", "Query Refused")] {
+    for (name, code) in [("nobody.example.com", "Non-Existent Domain"), ("www.example.org", "Query Refused")]
+    {
         assert_eq!(host.fails(&dns(name, "A"), PORT), format!("DNS answer: {code}"));
     }
     assert_eq!(host.stops(&server, &good, PORT), "connected, but no answer within 300ms");
@@ -60,7 +62,10 @@ fn udp_looks_for_bytes_in_the_answer() -> Result<()> {
     let (expecting, open) = (udp(Some(&[192, 0, 2, 7])), udp(None));
     assert_eq!(host.check(&open, PORT, LONG), Ok(()));
     let wrong = host.fails(&udp(Some(b"192.0.2.7")), PORT);
-    assert!(wrong.starts_with("answer '\\x124") && wrong.ends_with("does not hold what is expected"), "{wrong}");
+    assert!(
+        wrong.starts_with("answer '\\x124") && wrong.ends_with("does not hold what is expected"),
+        "{wrong}"
+    );
     assert_eq!(host.stops(&server, &expecting, PORT), "connected, but no answer within 300ms");
     server.signal(Signal::SIGSTOP);
     assert_eq!(host.check(&open, PORT, crate::SHORT), Ok(()), "silence passes");

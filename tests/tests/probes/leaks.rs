@@ -102,7 +102,8 @@ async fn probe(kind: &Kind, times: usize) {
     let mut running = JoinSet::new();
     for _ in 0..times {
         if running.len() >= AT_ONCE {
-            let result: std::result::Result<_, _> = running.join_next().await.expect("one").expect("no panic");
+            let result: std::result::Result<_, _> =
+                running.join_next().await.expect("one").expect("no panic");
             assert_eq!(result.is_ok(), kind.passes, "{}: {result:?}", kind.name);
         }
         let (probe, deadline) = (Arc::clone(&probe), Deadline::after(kind.timeout));
@@ -157,7 +158,12 @@ fn a_hundred_thousand_probes_leave_nothing_behind() -> Result<()> {
             let (started, used) = (Instant::now(), cpu());
             probe(kind, kind.times).await;
             let each = (cpu() - used) * 1e6 / kind.times as f64;
-            eprintln!("{:>6} {}: {:?}, {each:.0} us of a core each", kind.times, kind.name, started.elapsed());
+            eprintln!(
+                "{:>6} {}: {:?}, {each:.0} us of a core each",
+                kind.times,
+                kind.name,
+                started.elapsed()
+            );
         }
         // Sockets and children of probes that were given up end a moment later.
         let patience = Instant::now();

@@ -67,7 +67,11 @@ fn exec_asks_by_curl() -> Result<()> {
     let host = Host::new()?;
     let server = nginx(&host, &Authority::new(&host)?)?;
     let curl = |path: &str| {
-        exec(&["/bin/sh", "-c", &format!("exec curl -sf -o /dev/null \"http://$LBD_ADDRESS:$LBD_PORT{path}\"")])
+        exec(&[
+            "/bin/sh",
+            "-c",
+            &format!("exec curl -sf -o /dev/null \"http://$LBD_ADDRESS:$LBD_PORT{path}\""),
+        ])
     };
     assert_eq!(host.check(&curl("/"), PLAIN, LONG), Ok(()));
     // curl's status for an HTTP error, and for a connection that is refused.

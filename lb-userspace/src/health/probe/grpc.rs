@@ -88,7 +88,11 @@ impl GrpcProbe {
 }
 
 /// Passes if the server at `address` says that the service is served.
-pub async fn probe(peer: impl Into<Peer>, params: &GrpcProbe, deadline: Deadline) -> Result<(), ProbeFailure> {
+pub async fn probe(
+    peer: impl Into<Peer>,
+    params: &GrpcProbe,
+    deadline: Deadline,
+) -> Result<(), ProbeFailure> {
     let stream = deadline.limit(Stage::Connect, connect(peer.into())).await?;
     match &params.tls {
         None => exchange(stream, params, deadline).await,

@@ -128,7 +128,11 @@ fn host_of(address: SocketAddr, default_port: u16) -> String {
 }
 
 /// Passes if the server at `address` answers the request as expected.
-pub async fn probe(peer: impl Into<Peer>, params: &HttpProbe, deadline: Deadline) -> Result<(), ProbeFailure> {
+pub async fn probe(
+    peer: impl Into<Peer>,
+    params: &HttpProbe,
+    deadline: Deadline,
+) -> Result<(), ProbeFailure> {
     let stream = deadline.limit(Stage::Connect, connect(peer.into())).await?;
     match &params.tls {
         None => exchange(stream, params, deadline).await,

@@ -14,8 +14,7 @@ const TRIES: u16 = 3;
 /// Passes if the host answers.
 pub async fn probe(peer: impl Into<Peer>, deadline: Deadline) -> Result<(), ProbeFailure> {
     let Peer { address, from } = peer.into();
-    let mut config =
-        Config::builder().kind(if address.is_ipv4() { ICMP::V4 } else { ICMP::V6 });
+    let mut config = Config::builder().kind(if address.is_ipv4() { ICMP::V4 } else { ICMP::V6 });
     if let Some(from) = from {
         // A raw socket: of another the kernel chooses the identifier.
         config = config.bind(SocketAddr::new(from.ip(), 0)).sock_type_hint(Type::RAW);

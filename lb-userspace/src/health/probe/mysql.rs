@@ -39,7 +39,11 @@ const COM_QUIT: u8 = 0x01;
 const COM_QUERY: u8 = 0x03;
 
 /// Passes if the server at `address` lets the user in and has the role.
-pub async fn probe(peer: impl Into<Peer>, check: &MysqlCheck, deadline: Deadline) -> Result<(), ProbeFailure> {
+pub async fn probe(
+    peer: impl Into<Peer>,
+    check: &MysqlCheck,
+    deadline: Deadline,
+) -> Result<(), ProbeFailure> {
     let password = match &check.password_file {
         Some(file) => deadline.limit(Stage::Connect, secret::read(file)).await?,
         None => String::new(),

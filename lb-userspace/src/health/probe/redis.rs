@@ -10,7 +10,11 @@ use std::{io, pin::pin};
 const WHAT: &str = "Redis";
 
 /// Passes if the server at `address` answers, and has the role.
-pub async fn probe(peer: impl Into<Peer>, check: &RedisCheck, deadline: Deadline) -> Result<(), ProbeFailure> {
+pub async fn probe(
+    peer: impl Into<Peer>,
+    check: &RedisCheck,
+    deadline: Deadline,
+) -> Result<(), ProbeFailure> {
     let mut login = RedisConnectionInfo::default().set_skip_set_lib_name();
     if let Some(file) = &check.password_file {
         login = login.set_password(deadline.limit(Stage::Connect, secret::read(file)).await?);

@@ -29,7 +29,10 @@ fn virtual_addresses_are_what_is_checked() {
         let job = bench.next();
         let aims: Vec<_> = job.aims.iter().map(|aim| aim.address.to_string()).collect();
         match &job.key {
-            Some(of) => assert_eq!((of, aims), (&key(1), vec!["192.0.2.10:8001".into(), "[2001:db8::10]:8001".into()])),
+            Some(of) => assert_eq!(
+                (of, aims),
+                (&key(1), vec!["192.0.2.10:8001".into(), "[2001:db8::10]:8001".into()])
+            ),
             None => assert_eq!(aims, ["127.0.0.1:8002"]),
         }
         bench.end(&job, Err(ProbeFailure::Refused));

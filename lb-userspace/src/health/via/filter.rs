@@ -49,7 +49,10 @@ pub(super) fn answers(v6: bool, sources: &BTreeSet<IpAddr>, vips: &BTreeSet<IpAd
 fn one_of(offset: u32, addresses: &[IpAddr]) -> Vec<sock_filter> {
     let words = |address: &IpAddr| -> Vec<u32> {
         let words = |octets: &[u8]| {
-            octets.chunks_exact(4).map(|word| u32::from_be_bytes([word[0], word[1], word[2], word[3]])).collect()
+            octets
+                .chunks_exact(4)
+                .map(|word| u32::from_be_bytes([word[0], word[1], word[2], word[3]]))
+                .collect()
         };
         match address {
             IpAddr::V4(v4) => words(&v4.octets()),

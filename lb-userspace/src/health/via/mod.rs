@@ -36,11 +36,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-use tokio::{
-    runtime::Handle,
-    sync::watch,
-    task::JoinSet,
-};
+use tokio::{runtime::Handle, sync::watch, task::JoinSet};
 
 /// Checks cannot be sent by the way of the traffic.
 #[derive(Debug, thiserror::Error)]
@@ -151,7 +147,9 @@ impl VipWay {
             let address = aims[at].address;
             let source = beyond.source(address.ip()).ok_or_else(|| {
                 let version = if address.is_ipv4() { "IPv4" } else { "IPv6" };
-                cannot(&format!("this node has no {version} address of its own that {address} could answer to"))
+                cannot(&format!(
+                    "this node has no {version} address of its own that {address} could answer to"
+                ))
             })?;
             let leg = Leg { vip: address.ip(), entry: beyond.entry, seed: beyond.seed };
             let flight = open.flights.take(protocol(&aims[at].probe, address), source, leg);

@@ -134,11 +134,7 @@ mod tests {
 
     #[test]
     fn ends_of_packets_and_of_what_errors_are_about() {
-        let out = Ends {
-            proto: 6,
-            src: (NODE, 40_000).into(),
-            dst: (VIP, 80).into(),
-        };
+        let out = Ends { proto: 6, src: (NODE, 40_000).into(), dst: (VIP, 80).into() };
         let syn = v4(6, NODE, VIP, &[&40_000u16.to_be_bytes()[..], &80u16.to_be_bytes(), &[0; 16]].concat());
         assert_eq!(read(&syn), Some(Seen::Of(out)));
         let (ip, _) = parsed(&syn, &out, 7).unwrap();

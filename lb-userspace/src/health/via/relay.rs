@@ -212,7 +212,8 @@ fn receiver(ether_type: i32) -> io::Result<Socket> {
     attach(&socket, &filter::NOTHING)?;
     socket.set_nonblocking(true)?;
     // Beyond the limit of the system where that is allowed; else as much as is.
-    if nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+    if nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err()
+    {
         socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     }
     let on: libc::c_int = 1;
@@ -235,11 +236,7 @@ fn receiver(ether_type: i32) -> io::Result<Socket> {
     address.sll_protocol = (ether_type as u16).to_be();
     // SAFETY: pointer and size are those of a structure on the stack.
     let bound = unsafe {
-        libc::bind(
-            socket.as_raw_fd(),
-            (&raw const address).cast(),
-            size_of_val(&address) as libc::socklen_t,
-        )
+        libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as libc::socklen_t)
     };
     if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
 }
