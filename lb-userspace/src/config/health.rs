@@ -5,7 +5,9 @@ use super::{
     duration::{format_duration, parse_duration},
     reader::{Refusal, Section, Setting, one_of, text, wrong_type},
 };
-use crate::model::{DnsCheck, ExecCheck, Health, HealthCheck, HealthSpec, PortSpec, Protocol, UdpCheck};
+use crate::model::{
+    DnsCheck, ExecCheck, Forward, Health, HealthCheck, HealthSpec, PortSpec, Protocol, UdpCheck, Via,
+};
 use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +42,7 @@ const KINDS: [(&str, Kind); 11] = [
 /// What one section says.
 pub(super) struct HealthSettings {
     kind: Setting<Kind>,
+    via: Setting<Via>,
     /// The keys of the types in `checks`.
     keys: CheckKeys,
     send: Setting<Vec<u8>>,
@@ -61,6 +64,7 @@ impl HealthSettings {
     /// What a section that is not there says.
     pub(super) const ABSENT: Self = Self {
         kind: Setting::Absent,
+        via: Setting::Absent,
         keys: CheckKeys::ABSENT,
         send: Setting::Absent,
         expect: Setting::Absent,
@@ -80,6 +84,7 @@ impl HealthSettings {
     pub(super) fn read(section: &Section<'_>) -> Self {
         Self {
             kind: section.word("type", &KINDS, &[]),
+            via: section.word("via", &VIAS, &[]),
             keys: CheckKeys::read(section),
             send: section.text("send", BYTES, bytes),
             expect: section.text("expect", BYTES, bytes),
@@ -134,6 +139,7 @@ fn too_long(
 /// What a health check is merged for.
 pub(super) struct Checked<'s> {
     pub(super) protocol: Protocol,
+    pub(super) forward: Forward,
     /// The service's ports, where they are known.
     pub(super) port: Option<PortSpec>,
     pub(super) defaults: &'s HealthSettings,
@@ -151,6 +157,7 @@ pub(super) fn merge(section: &Section<'_>, own: &HealthSettings, of: &Checked<'_
     let interval = section.pick("interval", own.interval.or(&defaults.interval), built_in.interval);
     // The built-in time-out gives way to a shorter interval; one that was set does not.
     let timeout = section.pick("timeout", own.timeout.or(&defaults.timeout), built_in.timeout.min(interval));
+    let via = merge_via(section, own, of, kind);
     let port_setting = own.port.or(&defaults.port);
     let port = section.pick("port", &some(port_setting), None);
     let several = of.port.is_some_and(|port| port.single().is_none());
@@ -198,7 +205,28 @@ pub(super) fn merge(section: &Section<'_>, own: &HealthSettings, of: &Checked<'_
     check_pace(section, "backoff", backoff, interval, "at least", |longest| longest >= interval);
     let fast_interval = section.pick("fast_interval", &some(fast), None);
     let backoff = section.pick("backoff", &some(backoff), None);
-    HealthSpec { check, interval, timeout, rise, fall, port, initial, fast_interval, backoff }
+    HealthSpec { check, via, interval, timeout, rise, fall, port, initial, fast_interval, backoff }
+}
+
+/// Words for [`HealthSpec::via`].
+pub(super) const VIAS: [(&str, Via); 2] = [("backend", Via::Backend), ("vip", Via::Vip)];
+
+/// Refused where there is no virtual address on the backend, or no packet is sent; as a default it has no effect there.
+fn merge_via(section: &Section<'_>, own: &HealthSettings, of: &Checked<'_>, kind: Kind) -> Via {
+    let via = section.pick("via", own.via.or(&of.defaults.via), Via::Backend);
+    let why = match (of.forward, kind) {
+        _ if via == Via::Backend => return via,
+        (Forward::Nat | Forward::Snat, _) => {
+            "with forward = \"nat\" or \"snat\" the packets that reach a backend are addressed to the backend itself"
+        }
+        (_, Kind::None | Kind::Exec) => "a check of type \"none\" or \"exec\" sends no packet",
+        (Forward::Dsr | Forward::Ipip | Forward::Gue, _) => return via,
+    };
+    if let Some(at) = own.via.at() {
+        let why = Refusal::advice(format!("{why}: remove the line"));
+        section.refuse(at, "via", "via = \"vip\"".to_owned(), why);
+    }
+    Via::Backend
 }
 
 /// Words for [`HealthSpec::initial`].

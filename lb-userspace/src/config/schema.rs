@@ -156,6 +156,7 @@ pub(super) static SERVICE: Schema = Schema {
 
 const HEALTH_KEYS: &[&str] = &[
     "type",
+    "via",
     "path",
     "host",
     "method",

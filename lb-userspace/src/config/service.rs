@@ -245,10 +245,10 @@ pub(super) fn read_service<'a>(
     let backends =
         backends.into_iter().enumerate().map(|(i, (table, at))| read_backend(&section, table, at, i + 1));
     let backends = backends.collect();
-    let health = read_health(&section, &port, &protocol, defaults);
+    let forward = settings.forward.or(&defaults.forward).clone();
+    let health = read_health(&section, &port, &protocol, &forward, defaults);
     let limits = firewall::read_limits(&section, protocol.value().copied(), &defaults.limits);
     let quic = quic::read(&section);
-    let forward = settings.forward.or(&defaults.forward).clone();
     let snat = SnatSettings::read(&section, &schema::SERVICE_SNAT).or(&defaults.snat);
     let passive = PassiveSettings::read(&section, &schema::SERVICE_PASSIVE).or(&defaults.passive);
     ServiceDraft {
@@ -273,10 +273,12 @@ fn read_health(
     service: &Section<'_>,
     port: &Setting<PortSpec>,
     protocol: &Setting<Protocol>,
+    forward: &Setting<Forward>,
     defaults: &ServiceSettings,
 ) -> HealthSpec {
     let of = Checked {
         protocol: protocol.value().copied().unwrap_or(Protocol::Tcp),
+        forward: forward.value().copied().unwrap_or(Forward::Dsr),
         port: port.value().copied(),
         defaults: &defaults.health,
     };

@@ -3,7 +3,7 @@
 use super::{Config, duration::format_duration, gradual, reader::Place, vrrp};
 use crate::model::{
     Health, HealthCheck, HealthSpec, LimitSpec, MysqlCheck, PortSpec, RedisCheck, Role, ServiceSpec,
-    StatusRange, TlsSpec,
+    StatusRange, TlsSpec, Via,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -160,6 +160,9 @@ fn health_entries(spec: &HealthSpec) -> Vec<(&'static str, Value)> {
             entries.push(("command", json!(exec.command)));
             entries.push(("user", json!(exec.user)));
         }
+    }
+    if spec.via == Via::Vip {
+        entries.push(("via", json!("vip")));
     }
     entries.push(("interval", json!(format_duration(spec.interval))));
     entries.push(("timeout", json!(format_duration(spec.timeout))));

@@ -17,7 +17,7 @@ use crate::{
     control::{gradual::ChangeOptions, tls::TlsDoor, watch::Watchers},
     dataplane::{Attached, Capacities, Kernel, XdpMode},
     events::Bus,
-    health::{HealthEvent, HealthHandle, Target, TargetKey},
+    health::{HealthEvent, HealthHandle, Target, TargetKey, VipWay},
     maglev,
     metrics::Instruments,
     model::{BackendSpec, Health, HealthCheck, ServiceSpec},
@@ -84,6 +84,7 @@ pub struct Engine {
     remembered: BTreeMap<TargetKey, (IpAddr, Health)>,
     pub(super) started: Instant,
     pub(super) health_task: HealthHandle,
+    pub(super) vip_way: VipWay,
     pub(super) hop_task: NextHopHandle,
     pub(super) instruments: Instruments,
     pub(super) walks: super::walk::Walks,
@@ -102,6 +103,7 @@ pub struct Parts {
     pub changes: RuntimeChanges,
     pub kernel: Kernel,
     pub health_task: HealthHandle,
+    pub vip_way: VipWay,
     pub hop_task: NextHopHandle,
     pub instruments: Instruments,
 }
@@ -141,6 +143,7 @@ impl Engine {
             remembered: remembered(&image),
             started: Instant::now(),
             health_task: parts.health_task,
+            vip_way: parts.vip_way,
             hop_task: parts.hop_task,
             instruments: parts.instruments,
             walks: super::walk::Walks::default(),
@@ -176,6 +179,7 @@ impl Engine {
     fn try_carry_out(&mut self) -> Result<Vec<Action>, EngineError> {
         self.choose_ring_sizes()?;
         self.effective = state::apply(&self.config.services, &self.changes);
+        self.open_vip_way()?;
         self.keep_ramps();
         self.limit_ejections();
         let wanted = self.wanted();
@@ -215,6 +219,7 @@ impl Engine {
         self.tracking.note_changes(&self.image, &goal, Instant::now());
         self.image = goal;
         self.hop_task.set_destinations(destinations(&self.effective));
+        self.aim_checks();
         self.set_targets();
         // Every backend has a word of this daemon's own now.
         self.remembered.clear();

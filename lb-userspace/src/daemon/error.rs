@@ -37,6 +37,8 @@ pub enum EngineError {
     Disruption { service: String, plan: String, allowed: u8 },
     #[error("{0}")]
     Tls(crate::control::tls::TlsError),
+    #[error("{0}")]
+    Via(#[from] crate::health::ViaError),
     #[error("the VRRP threads could not be started: {0}")]
     Vrrp(std::io::Error),
     #[error("{0}")]
@@ -61,6 +63,7 @@ impl From<EngineError> for CommandError {
             EngineError::State(_)
             | EngineError::Dataplane(_)
             | EngineError::Build(_)
+            | EngineError::Via(_)
             | EngineError::Vrrp(_)
             | EngineError::Pair(_) => Self::Failed(text),
         }

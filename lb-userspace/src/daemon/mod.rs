@@ -9,6 +9,7 @@
 //!   metrics listener ---Command---------> +--------+
 //!   ring buffer HELD ---> resequencer ----fragments to send again----> dataplane::Held
 //!   ring buffer EVENTS -> events reader ----neighbours to find out-----> netlink task
+//!                                          engine --backends' entries--> health::via (a thread of its own, if asked for)
 //! ```
 //!
 //! One loop owns all state: it waits for any of these, changes the wish, converges the kernel to it, answers.
@@ -36,6 +37,7 @@ mod sessions;
 mod sizes;
 mod tell;
 mod trace;
+mod via;
 mod views;
 mod walk;
 

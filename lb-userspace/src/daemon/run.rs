@@ -21,7 +21,7 @@ use crate::{
         tls::TlsListener,
     },
     dataplane::{Capacities, Kernel, abi_name},
-    health::{HealthTask, ProbeObserver, TargetKey},
+    health::{HealthTask, ProbeObserver, TargetKey, VipWay},
     metrics::{self, Instruments},
     net::{bpffs, caps, watch::NextHopTask},
     state::{NewBackend, StateDir},
@@ -109,7 +109,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         state_dir.store(&loaded.changes).map_err(EngineError::from)?;
     }
     let (health_tx, mut health_rx) = mpsc::channel(QUEUE);
-    let health_task = HealthTask::spawn(health_tx, Arc::new(Observer(instruments.clone())));
+    let vip_way = VipWay::default();
+    let observer = Arc::new(Observer(instruments.clone()));
+    let health_task = HealthTask::spawn_via(health_tx, observer, vip_way.clone());
     let (hop_task, mut hop_rx) = NextHopTask::spawn()?;
     let mut link_rx = hop_task.link_events();
     let mut ways = hop_task.ways();
@@ -135,6 +137,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         changes: loaded.changes,
         kernel,
         health_task,
+        vip_way,
         hop_task,
         instruments: instruments.clone(),
     })?;

@@ -84,7 +84,7 @@ impl Held {
         };
         // The mark is still in front.
         let frame = out.get(RESENT.len()..len).ok_or(io::ErrorKind::UnexpectedEof)?;
-        send(&self.socket, frame, egress)
+        send_frame(&self.socket, frame, egress)
     }
 }
 
@@ -107,7 +107,7 @@ fn run(program: &Xdp, frame: &[u8], ifindex: u32, out: Option<&mut [u8]>) -> io:
 }
 
 /// A socket that sends whole frames, and receives none.
-fn packet_socket() -> io::Result<OwnedFd> {
+pub(crate) fn packet_socket() -> io::Result<OwnedFd> {
     // SAFETY: a system call without pointers.
     let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
@@ -117,7 +117,8 @@ fn packet_socket() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn send(socket: &OwnedFd, frame: &[u8], ifindex: u32) -> io::Result<()> {
+/// Sends a whole frame out of an interface.
+pub(crate) fn send_frame(socket: &OwnedFd, frame: &[u8], ifindex: u32) -> io::Result<()> {
     let ether_type = frame.get(12..14).map_or([0; 2], |t| [t[0], t[1]]);
     // SAFETY: a C structure of integers, for which zeros are a value.
     let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };

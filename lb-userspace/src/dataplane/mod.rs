@@ -30,6 +30,7 @@ pub use elf::{BENCH, DECAP, LB};
 pub use error::DataplaneError;
 pub(crate) use flow_tables::monotonic_ns;
 pub use held::Held;
+pub(crate) use held::{packet_socket, send_frame};
 pub use kernel::{Capacities, Kernel, abi_name};
 pub use listing::tracked_flows;
 pub use maps::Maps;

@@ -7,6 +7,7 @@ use std::{fmt, path::PathBuf, time::Duration};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthSpec {
     pub check: HealthCheck,
+    pub via: Via,
     /// From the start of one check to the start of the next.
     pub interval: Duration,
     /// A check that takes longer has failed; at most `interval`.
@@ -24,6 +25,16 @@ pub struct HealthSpec {
     /// A backend that stays down is checked less and less often, down to this interval, which is not shorter than
     /// `interval`.
     pub backoff: Option<Duration>,
+}
+
+/// Where a check goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Via {
+    /// To the backend's own address, as the kernel sends it.
+    #[default]
+    Backend,
+    /// To each of the service's addresses on that backend, by the way and in the wrapping of the service's packets.
+    Vip,
 }
 
 /// What a check does.
@@ -190,6 +201,7 @@ impl Default for HealthSpec {
     fn default() -> Self {
         Self {
             check: HealthCheck::Tcp,
+            via: Via::Backend,
             interval: Duration::from_secs(1),
             timeout: Duration::from_millis(500),
             rise: 2,

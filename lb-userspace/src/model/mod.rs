@@ -24,7 +24,7 @@ pub use guard::{
 };
 pub use health::{
     DnsCheck, ExecCheck, GrpcCheck, HealthCheck, HealthSpec, HttpCheck, MysqlCheck, RedisCheck, Role,
-    StatusRange, TlsSpec, UdpCheck,
+    StatusRange, TlsSpec, UdpCheck, Via,
 };
 pub use name::{BackendName, NameError, ServiceName, VrrpName};
 pub use nat::{DEFAULT_SNAT_PORTS, Misfit, SnatSpec, misfit};

@@ -15,9 +15,12 @@ mod engine;
 pub mod link;
 mod neighbour;
 pub mod nexthop;
+mod own;
 pub mod route;
 pub mod watch;
 mod wire;
+
+pub use own::own_addresses;
 
 /// Why the kernel could not be asked about the network.
 #[derive(Debug, thiserror::Error)]

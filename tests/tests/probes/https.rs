@@ -12,13 +12,13 @@ use lb_tests::{
 use lb_userspace::model::{HealthCheck, HttpCheck, StatusRange, TlsSpec};
 
 const NAME: &str = "www.example.com";
-const PLAIN: u16 = 80;
-const GOOD: u16 = 443;
+pub(crate) const PLAIN: u16 = 80;
+pub(crate) const GOOD: u16 = 443;
 const EXPIRED: u16 = 444;
 const OTHER: u16 = 445;
 const CLIENTS: u16 = 446;
 
-fn plain() -> HttpCheck {
+pub(crate) fn plain() -> HttpCheck {
     HttpCheck {
         method: "GET".into(),
         path: "/".into(),
@@ -30,7 +30,7 @@ fn plain() -> HttpCheck {
     }
 }
 
-fn nginx(host: &Host, authority: &Authority) -> Result<Process> {
+pub(crate) fn nginx(host: &Host, authority: &Authority) -> Result<Process> {
     let server = |port: u16, pair: &Pair, more: &str| {
         let (certificate, key) = (pair.certificate.display(), pair.key.display());
         format!(
@@ -69,7 +69,7 @@ fn https_tells_good_certificates_from_others() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"), Need::Tool("nginx"));
     let host = Host::new()?;
     let authority = Authority::new(&host)?;
-    let _nginx = nginx(&host, &authority)?;
+    let nginx = nginx(&host, &authority)?;
     let trusting = TlsSpec { ca_file: Some(authority.file.clone()), ..TlsSpec::default() };
     let tls = |tls: TlsSpec| HealthCheck::Http(HttpCheck { tls: Some(tls), ..plain() });
     let trusted = tls(trusting.clone());
@@ -99,6 +99,7 @@ fn https_tells_good_certificates_from_others() -> Result<()> {
     // nginx says this with a status, not an alert.
     assert_eq!(host.fails(&trusted, CLIENTS), "status 400, expected 200-299");
     host.hangs_and_refuses(&trusted);
+    assert_eq!(host.stops(&nginx, &trusted, GOOD), "connected, but no TLS handshake within 300ms");
 
     let missing = tls(TlsSpec { ca_file: Some("/nonexistent/ca.pem".into()), ..TlsSpec::default() });
     let failure = host.check(&missing, GOOD, LONG).expect_err("no authorities");
@@ -112,7 +113,7 @@ fn http_asks_and_judges_as_configured() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"), Need::Tool("nginx"));
     let host = Host::new()?;
     let authority = Authority::new(&host)?;
-    let _nginx = nginx(&host, &authority)?;
+    let nginx = nginx(&host, &authority)?;
     let tls = TlsSpec { ca_file: Some(authority.file.clone()), ..TlsSpec::default() };
     let check = |change: &dyn Fn(&mut HttpCheck)| {
         let mut check = HttpCheck { tls: Some(tls.clone()), ..plain() };
@@ -141,6 +142,7 @@ fn http_asks_and_judges_as_configured() -> Result<()> {
     let plain = HealthCheck::Http(HttpCheck { body: body("status: (ok|fine)"), ..plain() });
     assert_eq!(host.check(&plain, PLAIN, LONG), Ok(()));
     host.hangs_and_refuses(&plain);
+    assert_eq!(host.stops(&nginx, &plain, PLAIN), "connected, but no answer within 300ms");
     host.leaks_nothing(&plain, PLAIN, true);
     Ok(())
 }

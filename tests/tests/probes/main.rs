@@ -2,12 +2,16 @@
 //! namespace of its own.
 
 mod certificates;
+mod datagrams;
 mod grpc;
 mod https;
+mod leaks;
 mod mysql;
+mod plain;
+mod python;
 mod redis;
 
-use lb_tests::lab::{Lab, Netns, Result};
+use lb_tests::lab::{Lab, Netns, Process, Result};
 use lb_userspace::{
     health::{
         ProbeFailure,
@@ -15,6 +19,7 @@ use lb_userspace::{
     },
     model::HealthCheck,
 };
+use nix::sys::signal::Signal;
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::PathBuf,
@@ -71,8 +76,40 @@ impl Host {
         port: u16,
         timeout: Duration,
     ) -> std::result::Result<(), ProbeFailure> {
-        let probe = Probe::prepare(check, Self::at(port))?.expect("a check");
-        self.run(async || probe.run(Self::at(port), Deadline::after(timeout)).await)
+        self.check_at(check, Self::at(port), timeout)
+    }
+
+    fn check_at(
+        &self,
+        check: &HealthCheck,
+        address: SocketAddr,
+        timeout: Duration,
+    ) -> std::result::Result<(), ProbeFailure> {
+        let probe = Probe::prepare(check, address)?.expect("a check");
+        self.run(async || probe.run(address, Deadline::after(timeout)).await)
+    }
+
+    /// What an operator reads of a check that ends for want of an answer, in time.
+    #[track_caller]
+    fn times_out(&self, check: &HealthCheck, port: u16) -> String {
+        let started = Instant::now();
+        let failure = self.check(check, port, SHORT).expect_err("nobody answers").to_string();
+        let took = started.elapsed();
+        assert!((SHORT..SHORT + Duration::from_secs(5)).contains(&took), "{took:?}");
+        assert!(failure.contains("within 300ms"), "{failure}");
+        failure
+    }
+
+    /// The check of a real server that has stopped in its tracks: the kernel takes connections, nobody answers. Then the
+    /// server goes on, and all is well.
+    #[track_caller]
+    fn stops(&self, server: &Process, check: &HealthCheck, port: u16) -> String {
+        assert_eq!(self.check(check, port, LONG), Ok(()));
+        server.signal(Signal::SIGSTOP);
+        let failure = self.times_out(check, port);
+        server.signal(Signal::SIGCONT);
+        assert_eq!(self.check(check, port, LONG), Ok(()));
+        failure
     }
 
     /// What an operator reads of a check that fails.
@@ -87,11 +124,7 @@ impl Host {
     #[track_caller]
     fn hangs_and_refuses(&self, check: &HealthCheck) {
         let silent = self.listen(4000);
-        let started = Instant::now();
-        let failure = self.check(check, 4000, SHORT).expect_err("nobody answers").to_string();
-        let took = started.elapsed();
-        assert!(failure.contains("within 300ms"), "{failure}");
-        assert!((SHORT..SHORT + Duration::from_secs(5)).contains(&took), "{took:?}");
+        self.times_out(check, 4000);
         drop(silent);
         assert_eq!(self.fails(check, 4000), "connection refused");
     }

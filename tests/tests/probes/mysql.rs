@@ -14,11 +14,11 @@ use std::{
     time::Duration,
 };
 
-const PORT: u16 = 3306;
+pub(crate) const PORT: u16 = 3306;
 const PASSWORD: &str = "p&ss w\u{f6}rd";
 
 /// A server with a user `lbd` who has a password, `open` who has none, and room for two connections.
-fn mariadb(host: &Host) -> Result<Process> {
+pub(crate) fn mariadb(host: &Host) -> Result<Process> {
     let dir = host.lab.dir().join("mysql");
     std::fs::create_dir_all(&dir).expect("a directory");
     let init = host.file(
@@ -98,6 +98,7 @@ fn mysql_logs_in_and_tells_a_primary_from_a_replica() -> Result<()> {
     // That the start was waited for counts as a few.
     assert!(lost() < 10, "{}", server.log());
     host.hangs_and_refuses(&nobody);
+    assert_eq!(host.stops(&server, &nobody, PORT), "connected, but no answer within 300ms");
 
     // Every connection is taken, and the one kept for an administrator.
     let mut held = Vec::new();

@@ -13,11 +13,11 @@ use std::{
     time::Duration,
 };
 
-const PRIMARY: u16 = 6379;
+pub(crate) const PRIMARY: u16 = 6379;
 const REPLICA: u16 = 6380;
 const LOCKED: u16 = 6381;
 
-fn redis(host: &Host, port: u16, config: Option<&PathBuf>, more: &[&str]) -> Result<Process> {
+pub(crate) fn redis(host: &Host, port: u16, config: Option<&PathBuf>, more: &[&str]) -> Result<Process> {
     let mut command = host.ns.command("redis-server");
     command.args(config);
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--daemonize", "no"]);
@@ -36,7 +36,7 @@ fn check(user: Option<&str>, password_file: Option<&PathBuf>, role: Role) -> Hea
 fn redis_answers_and_tells_its_role() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"), Need::Tool("redis-server"));
     let host = Host::new()?;
-    let _primary = redis(&host, PRIMARY, None, &[])?;
+    let server = redis(&host, PRIMARY, None, &[])?;
     let _replica = redis(&host, REPLICA, None, &["--replicaof", "127.0.0.1 6379"])?;
     let any = check(None, None, Role::Any);
     let primary = check(None, None, Role::Primary);
@@ -49,6 +49,7 @@ fn redis_answers_and_tells_its_role() -> Result<()> {
     assert_eq!(host.fails(&replica, PRIMARY), "server is a primary, expected a replica");
     assert_eq!(host.fails(&primary, REPLICA), "server is a replica, expected a primary");
     host.hangs_and_refuses(&any);
+    assert_eq!(host.stops(&server, &primary, PRIMARY), "connected, but no answer within 300ms");
     host.leaks_nothing(&primary, PRIMARY, true);
     host.leaks_nothing(&replica, PRIMARY, false);
     Ok(())

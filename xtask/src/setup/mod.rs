@@ -33,6 +33,8 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "mariadbd", package: "mariadb-server" },
     Tool { program: "redis-server", package: "redis-server" },
     Tool { program: "nft", package: "nftables" },
+    Tool { program: "dnsmasq", package: "dnsmasq-base" },
+    Tool { program: "/usr/lib/python3/dist-packages/grpc/__init__.py", package: "python3-grpcio" },
     Tool { program: "iperf3", package: "iperf3" },
     Tool { program: "keepalived", package: "keepalived" },
     Tool { program: "tmux", package: "tmux" },

@@ -13,17 +13,23 @@ use crate::process;
 
 const WHY: &str = "installing packages";
 
-/// A program and the Debian package that brings it.
+/// A program, or a file by its absolute path, and the Debian package that brings it.
 #[derive(Clone, Copy, Debug)]
 pub struct Tool {
     pub program: &'static str,
     pub package: &'static str,
 }
 
+impl Tool {
+    fn is_there(self) -> bool {
+        let file = Path::new(self.program);
+        if file.is_absolute() { file.exists() } else { process::which(self.program).is_some() }
+    }
+}
+
 /// Installs the packages of those programs that are not on the path.
 pub fn ensure(tools: &[Tool]) -> Result<()> {
-    let lacking: Vec<Tool> =
-        tools.iter().copied().filter(|tool| process::which(tool.program).is_none()).collect();
+    let lacking: Vec<Tool> = tools.iter().copied().filter(|tool| !tool.is_there()).collect();
     if lacking.is_empty() {
         return Ok(());
     }
@@ -40,7 +46,7 @@ pub fn ensure(tools: &[Tool]) -> Result<()> {
     }
     say(&format!("installing {}", packages.join(" ")));
     install(&packages)?;
-    let lost = |tool: &&Tool| process::which(tool.program).is_none();
+    let lost = |tool: &&Tool| !tool.is_there();
     // Installed, says the package database, but somebody took the file away.
     let again: Vec<&str> = lacking.iter().filter(lost).map(|tool| tool.package).collect();
     if !again.is_empty() {

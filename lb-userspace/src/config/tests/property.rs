@@ -4,7 +4,7 @@ use super::*;
 use crate::model::{
     BackendSpec, DnsCheck, ExecCheck, GradualSpec, GrpcCheck, GuardSpec, Health, LimitSpec, MAX_BURST_MS,
     MAX_RATE, MysqlCheck, PassiveSpec, QuicSpec, RedisCheck, Role, ServerId, SnatSpec, StatusRange, TlsSpec,
-    TrackInterface, UdpCheck, VrrpVersion,
+    TrackInterface, UdpCheck, Via, VrrpVersion,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -202,6 +202,11 @@ fn health() -> impl Strategy<Value = HealthSpec> {
     ];
     (check, 10..=3_600_000u64, 1..=3_600_000u64, 1..=255u32, 1..=255u32, 1..=u16::MAX).prop_map(
         |(check, interval, timeout, rise, fall, port)| HealthSpec {
+            via: if interval % 2 == 0 && !matches!(check, HealthCheck::None | HealthCheck::Exec(_)) {
+                Via::Vip
+            } else {
+                Via::Backend
+            },
             check,
             interval: Duration::from_millis(interval),
             timeout: Duration::from_millis(timeout.min(interval)),
@@ -288,11 +293,14 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
             name,
             addresses,
             settings,
-            health,
+            mut health,
             backends,
             mut guard,
             ((slow_start, max_disruption), passive),
         )| {
+            if settings.2.rewrites() {
+                health.via = Via::Backend;
+            }
             if settings.1 == Protocol::Udp {
                 guard.limits.connections_per_second = 0;
                 guard.limits.source_connections_per_second = 0;

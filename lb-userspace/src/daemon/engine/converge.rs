@@ -4,7 +4,7 @@ use super::{Engine, Known};
 use crate::{
     daemon::{error::EngineError, gradual::unix_ms},
     health::{Target, TargetKey},
-    model::ServiceName,
+    model::{ServiceName, Via},
     plan::{Action, Index, Part, WantedBackend, WantedService},
     state::{self, EffectiveBackend, EffectiveService},
 };
@@ -84,6 +84,9 @@ impl Engine {
         for (place, (service, stale)) in places.iter().zip(now) {
             before.push(self.effective.replace(*place, service, stale));
         }
+        if places.iter().any(|place| self.effective.services[*place].spec.health.via == Via::Vip) {
+            self.aim_checks();
+        }
         if part.moves_backends() {
             self.follow_backends(&places, &before);
         }
@@ -136,6 +139,7 @@ impl Engine {
             Target {
                 key: TargetKey::of(&service.spec.name, &backend.spec.name),
                 address: SocketAddr::new(backend.spec.address, port),
+                vips: if spec.via == Via::Vip { service.spec.addresses.clone() } else { Vec::new() },
                 spec: Arc::clone(&spec),
                 initial: self.health_of(&service.spec, &backend.spec),
             }

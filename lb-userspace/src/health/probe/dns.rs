@@ -2,7 +2,7 @@
 //! RFC 1035; an answer that was cut off (TC) passes: the server is there and knows.
 
 use super::{
-    Deadline, ProbeFailure,
+    Deadline, Peer, ProbeFailure,
     udp::{ask, connect},
 };
 use crate::model::DnsCheck;
@@ -10,7 +10,7 @@ use hickory_proto::{
     op::{Message, MessageType, Metadata, OpCode, Query, ResponseCode},
     rr::{Name, RecordType},
 };
-use std::{net::SocketAddr, str::FromStr as _};
+use std::str::FromStr as _;
 
 /// A query, ready to be sent.
 #[derive(Debug, Clone)]
@@ -31,8 +31,8 @@ impl DnsProbe {
 }
 
 /// Passes if the server at `address` answers the query.
-pub async fn probe(address: SocketAddr, params: &DnsProbe, deadline: Deadline) -> Result<(), ProbeFailure> {
-    let socket = connect(address).await?;
+pub async fn probe(peer: impl Into<Peer>, params: &DnsProbe, deadline: Deadline) -> Result<(), ProbeFailure> {
+    let socket = connect(peer.into()).await?;
     let id = identifier();
     let mut metadata = Metadata::new(id, MessageType::Query, OpCode::Query);
     metadata.recursion_desired = true;

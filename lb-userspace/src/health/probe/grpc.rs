@@ -3,7 +3,7 @@
 //!
 //! One request on an HTTP/2 connection of its own, in plain text or inside TLS.
 
-use super::{Deadline, ProbeFailure, Stage, connect, tls::TlsClient};
+use super::{Deadline, Peer, ProbeFailure, Stage, connect, tls::TlsClient};
 use crate::model::GrpcCheck;
 use ::http::{HeaderMap, HeaderValue, Method, Request, Uri, header};
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -88,8 +88,12 @@ impl GrpcProbe {
 }
 
 /// Passes if the server at `address` says that the service is served.
-pub async fn probe(address: SocketAddr, params: &GrpcProbe, deadline: Deadline) -> Result<(), ProbeFailure> {
-    let stream = deadline.limit(Stage::Connect, connect(address)).await?;
+pub async fn probe(
+    peer: impl Into<Peer>,
+    params: &GrpcProbe,
+    deadline: Deadline,
+) -> Result<(), ProbeFailure> {
+    let stream = deadline.limit(Stage::Connect, connect(peer.into())).await?;
     match &params.tls {
         None => exchange(stream, params, deadline).await,
         Some(tls) => exchange(tls.connect(stream, deadline).await?, params, deadline).await,

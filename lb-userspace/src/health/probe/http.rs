@@ -6,7 +6,7 @@
 //! body is looked for in what was read. With TLS the same happens inside it.
 
 use super::{
-    Deadline, ProbeFailure, Stage, StatusSet, connect,
+    Deadline, Peer, ProbeFailure, Stage, StatusSet, connect,
     shared::Shared,
     tls::{self, TlsClient},
     udp::shown,
@@ -128,8 +128,12 @@ fn host_of(address: SocketAddr, default_port: u16) -> String {
 }
 
 /// Passes if the server at `address` answers the request as expected.
-pub async fn probe(address: SocketAddr, params: &HttpProbe, deadline: Deadline) -> Result<(), ProbeFailure> {
-    let stream = deadline.limit(Stage::Connect, connect(address)).await?;
+pub async fn probe(
+    peer: impl Into<Peer>,
+    params: &HttpProbe,
+    deadline: Deadline,
+) -> Result<(), ProbeFailure> {
+    let stream = deadline.limit(Stage::Connect, connect(peer.into())).await?;
     match &params.tls {
         None => exchange(stream, params, deadline).await,
         Some(tls) => exchange(tls.connect(stream, deadline).await?, params, deadline).await,

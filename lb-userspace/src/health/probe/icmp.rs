@@ -1,7 +1,8 @@
 //! The ICMP check: an echo request; it passes if the reply comes. It says that the host is there, and nothing of
 //! what runs on it.
 
-use super::{Deadline, ProbeFailure, Stage};
+use super::{Deadline, Peer, ProbeFailure, Stage};
+use socket2::Type;
 use std::{net::SocketAddr, time::Duration};
 use surge_ping::{Client, Config, ICMP, PingIdentifier, PingSequence, SurgeError};
 
@@ -11,11 +12,17 @@ const PAYLOAD: [u8; 56] = [0x6c; 56];
 const TRIES: u16 = 3;
 
 /// Passes if the host answers.
-pub async fn probe(address: SocketAddr, deadline: Deadline) -> Result<(), ProbeFailure> {
-    let kind = if address.is_ipv4() { ICMP::V4 } else { ICMP::V6 };
-    let config = Config::builder().kind(kind).build();
+pub async fn probe(peer: impl Into<Peer>, deadline: Deadline) -> Result<(), ProbeFailure> {
+    let Peer { address, from } = peer.into();
+    let mut config = Config::builder().kind(if address.is_ipv4() { ICMP::V4 } else { ICMP::V6 });
+    if let Some(from) = from {
+        // A raw socket: of another the kernel chooses the identifier.
+        config = config.bind(SocketAddr::new(from.ip(), 0)).sock_type_hint(Type::RAW);
+    }
+    let config = config.build();
+    let identifier = from.map_or_else(identifier, |from| from.port());
     let client = Client::new(&config).map_err(|error| ProbeFailure::from_io(&error, Stage::Connect))?;
-    let mut pinger = client.pinger(address.ip(), PingIdentifier(identifier())).await;
+    let mut pinger = client.pinger(address.ip(), PingIdentifier(identifier)).await;
     // The deadline is ours, not the library's.
     pinger.timeout(Duration::from_secs(24 * 3600));
     let wait = deadline.timeout / u32::from(TRIES);

@@ -29,6 +29,20 @@ use std::{
 };
 use tokio::net::{TcpSocket, TcpStream};
 
+/// Whom a check asks, and as whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    pub address: SocketAddr,
+    /// The address and port (of ICMP: the identifier) that the check comes from; the kernel's choice where absent.
+    pub from: Option<SocketAddr>,
+}
+
+impl From<SocketAddr> for Peer {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, from: None }
+    }
+}
+
 /// A check made ready for one backend, so that each run has little left to do.
 #[derive(Debug, Clone)]
 pub enum Probe {
@@ -77,17 +91,18 @@ impl Probe {
     }
 
     /// Runs the check once.
-    pub async fn run(&self, address: SocketAddr, deadline: Deadline) -> Result<(), ProbeFailure> {
+    pub async fn run(&self, peer: impl Into<Peer>, deadline: Deadline) -> Result<(), ProbeFailure> {
+        let peer = peer.into();
         match self {
-            Self::Tcp => tcp::probe(address, deadline).await,
-            Self::Http(params) => http::probe(address, params, deadline).await,
-            Self::Udp(check) => udp::probe(address, check, deadline).await,
-            Self::Icmp => icmp::probe(address, deadline).await,
-            Self::Dns(params) => dns::probe(address, params, deadline).await,
-            Self::Grpc(params) => grpc::probe(address, params, deadline).await,
-            Self::Mysql(check) => mysql::probe(address, check, deadline).await,
-            Self::Redis(check) => redis::probe(address, check, deadline).await,
-            Self::Exec(check) => exec::probe(address, check, deadline).await,
+            Self::Tcp => tcp::probe(peer, deadline).await,
+            Self::Http(params) => http::probe(peer, params, deadline).await,
+            Self::Udp(check) => udp::probe(peer, check, deadline).await,
+            Self::Icmp => icmp::probe(peer, deadline).await,
+            Self::Dns(params) => dns::probe(peer, params, deadline).await,
+            Self::Grpc(params) => grpc::probe(peer, params, deadline).await,
+            Self::Mysql(check) => mysql::probe(peer, check, deadline).await,
+            Self::Redis(check) => redis::probe(peer, check, deadline).await,
+            Self::Exec(check) => exec::probe(peer.address, check, deadline).await,
         }
     }
 }
@@ -225,6 +240,9 @@ pub enum ProbeFailure {
     /// This host lacks something (descriptors, memory, ports): the backend is not to blame.
     #[error("check could not run on this host: {}", .0.desc())]
     Local(Errno),
+    /// One of several addresses that were checked on the backend.
+    #[error("{address} on the backend: {failure}")]
+    OnBackend { address: SocketAddr, failure: Box<Self> },
     /// The configuration asks for a request that cannot be sent.
     #[error(
         "check could not run: {what} '{found}' cannot be sent in an HTTP request; correct the service's health settings"
@@ -239,6 +257,7 @@ impl ProbeFailure {
     /// True if the check says nothing about the backend, since it could not be run.
     pub fn is_local(&self) -> bool {
         match self {
+            Self::OnBackend { failure, .. } => failure.is_local(),
             Self::Local(_) | Self::BadRequest { .. } | Self::CannotRun { .. } | Self::Internal => true,
             Self::Refused
             | Self::Unreachable(_)
@@ -333,12 +352,16 @@ impl fmt::Display for StatusSet {
 /// Opens a connection that will be closed with a RST. Closing it in the ordinary way would leave a
 /// socket in TIME_WAIT for a minute on this host or on the backend for every check: 600,000 of them with
 /// 10,000 targets a second. By the time it is closed the answer was read, or does not matter.
-async fn connect(address: SocketAddr) -> Result<TcpStream, ProbeFailure> {
+async fn connect(peer: Peer) -> Result<TcpStream, ProbeFailure> {
     let failure = |error: io::Error| ProbeFailure::from_io(&error, Stage::Connect);
+    let Peer { address, from } = peer;
     let socket =
         if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failure)?;
     socket.set_zero_linger().map_err(failure)?;
     socket.set_nodelay(true).map_err(failure)?;
+    if let Some(from) = from {
+        socket.bind(from).map_err(failure)?;
+    }
     let stream = socket.connect(address).await.map_err(failure)?;
     // A backend on this very host with a port in the ephemeral range: where nothing listens, the kernel
     // may choose the port itself as source, and TCP's simultaneous open connects the socket to itself

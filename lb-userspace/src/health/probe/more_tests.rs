@@ -87,10 +87,10 @@ async fn icmp_passes_where_the_host_answers() {
         return;
     }
     for ip in [V4, V6] {
-        assert_eq!(icmp::probe((ip, 0).into(), Deadline::after(LONG)).await, Ok(()));
+        assert_eq!(icmp::probe(SocketAddr::from((ip, 0)), Deadline::after(LONG)).await, Ok(()));
     }
     // The kernel refuses to send this: not a packet leaves.
-    let nowhere = icmp::probe((Ipv4Addr::BROADCAST, 0).into(), Deadline::after(SHORT)).await;
+    let nowhere = icmp::probe(SocketAddr::from((Ipv4Addr::BROADCAST, 0)), Deadline::after(SHORT)).await;
     assert!(matches!(nowhere, Err(ProbeFailure::Unreachable(_))), "{nowhere:?}");
 }
 

@@ -4,7 +4,7 @@
 //! connections and answers. A check that ended after the server's greeting would count as an error of the connection
 //! there, and after `max_connect_errors` of them the server would shut this host out.
 
-use super::{Deadline, ProbeFailure, Stage, connect, secret};
+use super::{Deadline, Peer, ProbeFailure, Stage, connect, secret};
 use crate::model::{MysqlCheck, Role};
 use mysql_common::{
     auth::plugins::{ChallengeResponsePlugin as _, Context, Response},
@@ -13,7 +13,7 @@ use mysql_common::{
     packets::{AuthPlugin, AuthSwitchRequest, ErrPacket, HandshakePacket, HandshakeResponse},
     proto::MySerialize as _,
 };
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -39,12 +39,16 @@ const COM_QUIT: u8 = 0x01;
 const COM_QUERY: u8 = 0x03;
 
 /// Passes if the server at `address` lets the user in and has the role.
-pub async fn probe(address: SocketAddr, check: &MysqlCheck, deadline: Deadline) -> Result<(), ProbeFailure> {
+pub async fn probe(
+    peer: impl Into<Peer>,
+    check: &MysqlCheck,
+    deadline: Deadline,
+) -> Result<(), ProbeFailure> {
     let password = match &check.password_file {
         Some(file) => deadline.limit(Stage::Connect, secret::read(file)).await?,
         None => String::new(),
     };
-    let stream = deadline.limit(Stage::Connect, connect(address)).await?;
+    let stream = deadline.limit(Stage::Connect, connect(peer.into())).await?;
     let mut server = Server { stream, sequence: 0, capabilities: CapabilityFlags::CLIENT_PROTOCOL_41 };
     let judged = async {
         let user = check.user.as_deref();

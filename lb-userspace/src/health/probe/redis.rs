@@ -1,16 +1,20 @@
 //! The Redis check (Valkey and others that speak its protocol too): `PING`; with a role asked for, `ROLE`.
 
-use super::{Deadline, ProbeFailure, Stage, connect, secret};
+use super::{Deadline, Peer, ProbeFailure, Stage, connect, secret};
 use crate::model::{RedisCheck, Role};
 use redis::{
     AsyncConnectionConfig, ErrorKind, RedisConnectionInfo, RedisError, Value, aio::MultiplexedConnection, cmd,
 };
-use std::{io, net::SocketAddr, pin::pin};
+use std::{io, pin::pin};
 
 const WHAT: &str = "Redis";
 
 /// Passes if the server at `address` answers, and has the role.
-pub async fn probe(address: SocketAddr, check: &RedisCheck, deadline: Deadline) -> Result<(), ProbeFailure> {
+pub async fn probe(
+    peer: impl Into<Peer>,
+    check: &RedisCheck,
+    deadline: Deadline,
+) -> Result<(), ProbeFailure> {
     let mut login = RedisConnectionInfo::default().set_skip_set_lib_name();
     if let Some(file) = &check.password_file {
         login = login.set_password(deadline.limit(Stage::Connect, secret::read(file)).await?);
@@ -18,7 +22,7 @@ pub async fn probe(address: SocketAddr, check: &RedisCheck, deadline: Deadline) 
             login = login.set_username(user);
         }
     }
-    let stream = deadline.limit(Stage::Connect, connect(address)).await?;
+    let stream = deadline.limit(Stage::Connect, connect(peer.into())).await?;
     // The deadline is ours, not the library's.
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
     let opened = async {

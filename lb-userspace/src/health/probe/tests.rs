@@ -85,7 +85,8 @@ async fn a_full_backlog_is_no_connection_in_time() {
 #[tokio::test]
 async fn no_way_there_is_said() {
     // An interface index that does not exist: no packet leaves this host.
-    let address = std::net::SocketAddrV6::new("fe80::1".parse().unwrap(), 80, 0, 0x7fff_fff0).into();
+    let address = std::net::SocketAddrV6::new("fe80::1".parse().unwrap(), 80, 0, 0x7fff_fff0);
+    let address = std::net::SocketAddr::from(address);
     let result = tcp::probe(address, Deadline::after(LONG)).await;
     assert!(matches!(result, Err(ProbeFailure::Broken(_) | ProbeFailure::Unreachable(_))), "{result:?}");
 }

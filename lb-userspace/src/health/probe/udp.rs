@@ -4,7 +4,7 @@
 //! that can be known of a service whose answers are not. A datagram may get lost: it is sent again twice, evenly over the
 //! time there is.
 
-use super::{Deadline, ProbeFailure, Stage};
+use super::{Deadline, Peer, ProbeFailure, Stage};
 use crate::model::UdpCheck;
 use std::{
     io,
@@ -18,13 +18,14 @@ const TRIES: u32 = 3;
 const MAX_ANSWER: usize = 4096;
 
 /// A socket of its own, which takes nothing from others than the backend and learns of ICMP errors.
-pub(super) async fn connect(address: SocketAddr) -> Result<UdpSocket, ProbeFailure> {
+pub(super) async fn connect(peer: Peer) -> Result<UdpSocket, ProbeFailure> {
+    let Peer { address, from } = peer;
     let failure = |error: io::Error| ProbeFailure::from_io(&error, Stage::Connect);
     let any: IpAddr = match address {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let socket = UdpSocket::bind((any, 0)).await.map_err(failure)?;
+    let socket = UdpSocket::bind(from.unwrap_or_else(|| (any, 0).into())).await.map_err(failure)?;
     socket.connect(address).await.map_err(failure)?;
     Ok(socket)
 }
@@ -55,8 +56,8 @@ pub(super) async fn ask<T>(
 }
 
 /// Passes if the server at `address` answers the datagram as expected.
-pub async fn probe(address: SocketAddr, check: &UdpCheck, deadline: Deadline) -> Result<(), ProbeFailure> {
-    let socket = connect(address).await?;
+pub async fn probe(peer: impl Into<Peer>, check: &UdpCheck, deadline: Deadline) -> Result<(), ProbeFailure> {
+    let socket = connect(peer.into()).await?;
     let Some(expected) = &check.expect else {
         let silence = ask(&socket, &check.send, deadline, |_| Some(Ok(()))).await;
         return match silence {

@@ -17,6 +17,7 @@ mod roster;
 use super::{
     probe::{Deadline, ProbeFailure},
     schedule::Id,
+    via::VipWay,
 };
 use crate::model::{BackendName, Health, HealthSpec, ServiceName};
 use outbox::Outbox;
@@ -24,7 +25,7 @@ use roster::{Applied, Job, Roster};
 use std::{
     collections::HashMap,
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
@@ -65,6 +66,8 @@ pub struct Target {
     pub key: TargetKey,
     /// The backend's address and port; `spec.port` replaces the port for the check.
     pub address: SocketAddr,
+    /// Where not empty, the check goes to each of these addresses on the backend, by the [`VipWay`].
+    pub vips: Vec<IpAddr>,
     pub spec: Arc<HealthSpec>,
     /// What is known of it, from before a restart for example; counts only when the target is new or
     /// has another address.
@@ -165,7 +168,16 @@ impl HealthTask {
     /// Starts without targets, in the present tokio runtime. The task ends when the handle or the
     /// receiver of `events` is dropped; `events` closes when the task ends.
     pub fn spawn(events: mpsc::Sender<HealthEvent>, observer: Arc<dyn ProbeObserver>) -> HealthHandle {
-        Self::spawn_limited(events, observer, max_running())
+        Self::spawn_by(events, observer, max_running(), VipWay::default())
+    }
+
+    /// The same with a way to targets that have [`Target::vips`].
+    pub fn spawn_via(
+        events: mpsc::Sender<HealthEvent>,
+        observer: Arc<dyn ProbeObserver>,
+        way: VipWay,
+    ) -> HealthHandle {
+        Self::spawn_by(events, observer, max_running(), way)
     }
 
     /// The same with at most `max_running` checks at once.
@@ -174,10 +186,20 @@ impl HealthTask {
         observer: Arc<dyn ProbeObserver>,
         max_running: usize,
     ) -> HealthHandle {
+        Self::spawn_by(events, observer, max_running, VipWay::default())
+    }
+
+    fn spawn_by(
+        events: mpsc::Sender<HealthEvent>,
+        observer: Arc<dyn ProbeObserver>,
+        max_running: usize,
+        way: VipWay,
+    ) -> HealthHandle {
         let (targets, wanted) = mpsc::unbounded_channel();
         let board = Arc::new(Board::default());
         let shell = Shell {
             observer,
+            way,
             max_running: max_running.max(1),
             board: Arc::clone(&board),
             roster: Roster::default(),
@@ -273,6 +295,7 @@ struct Ended {
 
 struct Shell {
     observer: Arc<dyn ProbeObserver>,
+    way: VipWay,
     max_running: usize,
     board: Arc<Board>,
     roster: Roster,
@@ -351,11 +374,17 @@ impl Shell {
     }
 
     fn start(&mut self, job: Job) {
-        let Job { id, address, probe, timeout } = job;
+        let Job { id, key, aims, timeout } = job;
+        let way = key.is_some().then(|| self.way.clone());
         let check = self.checks.spawn(async move {
             // The clock starts when the check does: time spent in the queue is not the backend's.
             let started = Instant::now();
-            let result = probe.run(address, Deadline::after(timeout)).await;
+            let deadline = Deadline::after(timeout);
+            let result = match (way.zip(key), &*aims) {
+                (Some((way, key)), _) => way.run(&key, aims, deadline).await,
+                (None, [aim, ..]) => aim.probe.run(aim.address, deadline).await,
+                (None, []) => Err(ProbeFailure::Internal),
+            };
             Ended { id, duration: started.elapsed(), result }
         });
         self.running.insert(id, check);

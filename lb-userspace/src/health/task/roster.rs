@@ -6,13 +6,14 @@ use crate::{
         fsm::{self, Thresholds},
         probe::{Probe, ProbeFailure},
         schedule::{Id, Schedule},
+        via::Aim,
     },
     model::{Health, HealthSpec},
 };
 use std::{
     collections::{HashMap, HashSet},
     hash::{DefaultHasher, Hash, Hasher},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -30,6 +31,7 @@ pub(super) struct Roster {
 struct Member {
     /// Where it was said to be, without the check's own port.
     address: SocketAddr,
+    vips: Vec<IpAddr>,
     spec: Arc<HealthSpec>,
     state: fsm::State,
     /// Shared with whoever shows it.
@@ -41,15 +43,17 @@ struct Member {
 #[derive(Debug)]
 struct Checked {
     id: Id,
-    probe: Arc<Probe>,
+    /// At least one.
+    aims: Arc<[Aim]>,
 }
 
 /// One check to be run.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) id: Id,
-    pub(super) address: SocketAddr,
-    pub(super) probe: Arc<Probe>,
+    /// Of a check that goes to virtual addresses.
+    pub(super) key: Option<TargetKey>,
+    pub(super) aims: Arc<[Aim]>,
     pub(super) timeout: Duration,
 }
 
@@ -115,7 +119,13 @@ impl Roster {
 
     fn set(&mut self, target: &Target, now: Instant, wall: SystemTime, applied: &mut Applied) {
         let health = match self.by_key.get(&target.key) {
-            Some(member) if member.address == target.address && member.spec == target.spec => return,
+            Some(member)
+                if member.address == target.address
+                    && member.spec == target.spec
+                    && member.vips == target.vips =>
+            {
+                return;
+            }
             // Another address is another server, of which nothing is known but what the caller says.
             Some(member) if member.address != target.address => {
                 applied.forget.push(target.key.clone());
@@ -148,16 +158,16 @@ impl Roster {
         wall: SystemTime,
         applied: &mut Applied,
     ) {
-        let Target { key, address, spec, initial: _ } = target;
+        let Target { key, address, vips, spec, initial: _ } = target;
         let mut status =
             TargetStatus { address: *address, health, since, last: LastResult::Waiting, last_failure: None };
-        let checked = match Probe::prepare(&spec.check, checked_address(*address, spec)) {
-            Ok(Some(probe)) => {
+        let checked = match aims(target) {
+            Ok(aims) if !aims.is_empty() => {
                 let id = self.schedule.insert(hash_of(key), spec.interval, now);
                 self.by_id.insert(id, key.clone());
-                Some(Checked { id, probe: Arc::new(probe) })
+                Some(Checked { id, aims: aims.into() })
             }
-            Ok(None) => {
+            Ok(_) => {
                 status.last = LastResult::NotChecked;
                 if health != Health::Up {
                     status.health = Health::Up;
@@ -175,7 +185,8 @@ impl Roster {
         let state = fsm::State::new(status.health);
         let status = Arc::new(status);
         applied.statuses.push((key.clone(), Arc::clone(&status)));
-        let member = Member { address: *address, spec: Arc::clone(spec), state, status, checked };
+        let (vips, spec) = (vips.clone(), Arc::clone(spec));
+        let member = Member { address: *address, vips, spec, state, status, checked };
         self.by_key.insert(key.clone(), member);
     }
 
@@ -188,13 +199,13 @@ impl Roster {
     pub(super) fn start(&mut self, now: Instant) -> Option<Job> {
         loop {
             let id = self.schedule.pop_due(now)?;
-            let member = self.by_id.get(&id).and_then(|key| self.by_key.get(key));
+            let Some(key) = self.by_id.get(&id) else { continue };
+            let member = self.by_key.get(key);
             if let Some((member, checked)) = member.and_then(|m| Some((m, m.checked.as_ref()?))) {
-                let address = checked_address(member.address, &member.spec);
                 return Some(Job {
                     id,
-                    address,
-                    probe: Arc::clone(&checked.probe),
+                    key: (!member.vips.is_empty()).then(|| key.clone()),
+                    aims: Arc::clone(&checked.aims),
                     timeout: member.spec.timeout,
                 });
             }
@@ -214,7 +225,7 @@ impl Roster {
             return None;
         };
         let member = self.by_key.get_mut(key)?;
-        let kind = member.checked.as_ref()?.probe.kind();
+        let kind = member.checked.as_ref()?.aims.first()?.probe.kind();
         let (event, last) = match result {
             Ok(()) => (fsm::Event::Passed, LastResult::Passed),
             Err(failure) if failure.is_local() => {
@@ -254,6 +265,18 @@ impl TargetStatus {
             at,
         }
     }
+}
+
+/// The checks of a target, ready to be run: none where there is nothing to check.
+fn aims(target: &Target) -> Result<Vec<Aim>, ProbeFailure> {
+    let own = checked_address(target.address, &target.spec);
+    let vips = target.vips.iter().map(|vip| SocketAddr::new(*vip, own.port()));
+    let addresses = if target.vips.is_empty() { vec![own] } else { vips.collect() };
+    let ready = addresses.into_iter().map(|address| {
+        let probe = Probe::prepare(&target.spec.check, address)?;
+        Ok(probe.map(|probe| Aim { address, probe }))
+    });
+    ready.filter_map(Result::transpose).collect()
 }
 
 fn checked_address(address: SocketAddr, spec: &HealthSpec) -> SocketAddr {

@@ -15,7 +15,33 @@ fn key(n: u16) -> TargetKey {
 
 fn target(n: u16, initial: Health) -> Target {
     let spec = HealthSpec { interval: INTERVAL, rise: 2, fall: 2, ..HealthSpec::default() };
-    Target { key: key(n), address: SocketAddr::from(([127, 0, 0, 1], 8000 + n)), spec: spec.into(), initial }
+    let address = SocketAddr::from(([127, 0, 0, 1], 8000 + n));
+    Target { key: key(n), address, vips: Vec::new(), spec: spec.into(), initial }
+}
+
+/// Each virtual address is checked at the port that is checked; other ones begin to count anew and keep the health.
+#[test]
+fn virtual_addresses_are_what_is_checked() {
+    let vips = |list: &[&str]| list.iter().map(|vip| vip.parse().unwrap()).collect::<Vec<IpAddr>>();
+    let mut via = Target { vips: vips(&["192.0.2.10", "2001:db8::10"]), ..target(1, Up) };
+    let (mut bench, _) = Bench::new(&[via.clone(), target(2, Up)]);
+    for _ in 0..4 {
+        let job = bench.next();
+        let aims: Vec<_> = job.aims.iter().map(|aim| aim.address.to_string()).collect();
+        match &job.key {
+            Some(of) => assert_eq!(
+                (of, aims),
+                (&key(1), vec!["192.0.2.10:8001".into(), "[2001:db8::10]:8001".into()])
+            ),
+            None => assert_eq!(aims, ["127.0.0.1:8002"]),
+        }
+        bench.end(&job, Err(ProbeFailure::Refused));
+    }
+    assert_eq!(bench.roster.by_key[&key(1)].state.health, Down);
+    via.vips.pop();
+    let applied = bench.apply(&[via, target(2, Up)]);
+    assert_eq!((applied.stop.len(), applied.forget.len()), (1, 0));
+    assert_eq!(bench.roster.by_key[&key(1)].state, fsm::State::new(Down));
 }
 
 fn with_check(check: HealthCheck, target: Target) -> Target {
@@ -187,7 +213,7 @@ fn another_address_is_another_target() {
     let applied = bench.apply(std::slice::from_ref(&moved));
     assert_eq!((applied.stop.len(), applied.forget), (1, vec![key(1)]));
     assert_eq!(bench.health(1), Unknown);
-    assert_eq!(bench.next().address, moved.address);
+    assert_eq!(bench.next().aims[0].address, moved.address);
 }
 
 #[test]
@@ -205,7 +231,7 @@ fn of_two_with_one_key_the_first_counts() {
     let other = Target { address: "127.0.0.2:80".parse().unwrap(), ..target(1, Down) };
     let (mut bench, applied) = Bench::new(&[target(1, Up), other]);
     assert_eq!(applied.statuses.len(), 1);
-    assert_eq!(bench.next().address, target(1, Up).address);
+    assert_eq!(bench.next().aims[0].address, target(1, Up).address);
     assert!(bench.roster.start(bench.now + INTERVAL).is_none());
 }
 
@@ -241,7 +267,7 @@ fn the_check_has_a_port_of_its_own() {
     let mut with_port = target(1, Up);
     Arc::make_mut(&mut with_port.spec).port = Some(9);
     let (mut bench, _) = Bench::new(std::slice::from_ref(&with_port));
-    assert_eq!(bench.next().address, "127.0.0.1:9".parse().unwrap());
+    assert_eq!(bench.next().aims[0].address, "127.0.0.1:9".parse().unwrap());
     assert_eq!(bench.roster.by_key[&key(1)].status.address, with_port.address);
 }
 

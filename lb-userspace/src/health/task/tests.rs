@@ -30,7 +30,7 @@ fn tcp(n: usize, address: SocketAddr) -> Target {
         fall: 3,
         ..HealthSpec::default()
     };
-    Target { key: key(n), address, spec: spec.into(), initial: Unknown }
+    Target { key: key(n), address, vips: Vec::new(), spec: spec.into(), initial: Unknown }
 }
 
 fn http(n: usize, address: SocketAddr) -> Target {
@@ -254,6 +254,7 @@ async fn a_panic_is_not_the_backends_fault() {
     let targets = [Target { initial: Up, ..tcp(1, "127.0.0.1:1".parse().unwrap()) }];
     let mut shell = Shell {
         observer: Arc::new(NoObserver),
+        way: VipWay::default(),
         max_running: 1,
         board: Arc::default(),
         roster: Roster::default(),
