@@ -7,6 +7,7 @@
 
 pub mod affinity;
 pub mod cli;
+pub mod command;
 pub mod config;
 pub mod control;
 pub mod daemon;
@@ -17,7 +18,9 @@ pub mod maglev;
 pub mod metrics;
 pub mod model;
 pub mod net;
+pub mod notify;
 pub mod plan;
+pub mod pool;
 pub mod resequence;
 pub mod state;
 pub mod telemetry;

@@ -6,8 +6,8 @@ use lb_common::abi::{FlowEntry, Slot};
 use lb_userspace::{
     maglev,
     model::{
-        Admin, BackendSpec, Forward, GuardSpec, Health, HealthSpec, PortSpec, Protocol, QuicSpec, Scheduler,
-        ServiceSpec,
+        Admin, BackendSpec, Forward, GuardSpec, Health, HealthSpec, PoolSpec, PortSpec, Protocol, QuicSpec,
+        Scheduler, ServiceSpec,
     },
     plan::{self, Action, Image, NextHopEntry, Tracking, Walk, WantedBackend, WantedService},
 };
@@ -44,11 +44,14 @@ pub enum Fault {
 #[must_use]
 pub fn backend(n: u8) -> WantedBackend {
     WantedBackend {
+        standby: false,
+        panic: false,
         spec: BackendSpec {
             name: format!("web{n}").parse().expect("a name"),
             address: IpAddr::from([10, 0, 0, n]),
             port: None,
             weight: 10,
+            backup: false,
         },
         admin: Admin::Enabled,
         health: Health::Up,
@@ -93,6 +96,7 @@ pub fn service(
             snat: None,
             health: HealthSpec::default(),
             guard: GuardSpec::default(),
+            pool: PoolSpec::default(),
             quic: (protocol == Protocol::Quic).then(|| QuicSpec {
                 server_id_length: 2,
                 config_id: CONFIG_ID,
@@ -101,6 +105,7 @@ pub fn service(
             backends: Vec::new(),
         },
         ring_size,
+        no_quorum: false,
         backends,
     }
 }

@@ -118,6 +118,10 @@ impl ServiceEntry {
     pub const SESSIONS: u32 = 64;
     /// `nat` of a client that is itself a backend of the service needs a session.
     pub const HAIRPIN: u32 = 128;
+    /// Packets that nobody serves are answered: a TCP reset, an ICMP "port unreachable".
+    pub const REJECT: u32 = 256;
+    /// It has lost its quorum, last seen; not read by the program, kept so that the next daemon starts from the truth.
+    pub const NO_QUORUM: u32 = 512;
     /// The three bits from here up: the config id of the service's QUIC connection IDs.
     pub const QUIC_CONFIG_SHIFT: u32 = 29;
     /// The flow table is asked for every packet.

@@ -20,6 +20,9 @@ pub mod nat;
 pub mod parse;
 pub mod quic;
 pub mod quote;
+pub mod reject;
+#[cfg(test)]
+mod reject_tests;
 pub mod schedule;
 #[cfg(test)]
 mod schedule_tests;

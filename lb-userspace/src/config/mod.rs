@@ -13,6 +13,7 @@ mod files;
 mod firewall;
 mod health;
 mod node;
+mod pool;
 mod quic;
 mod reader;
 mod schema;
@@ -32,7 +33,7 @@ pub use node::{FlowsConfig, MetricsConfig, NodeConfig, TunnelConfig, XdpMode};
 pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};
 pub use settings::{Origin, Origins, Setting, services_hash};
 
-use crate::model::{ServiceSpec, VrrpSpec};
+use crate::model::{HookSpec, ServiceSpec, VrrpSpec};
 use error::printable;
 use reader::{Notes, Refusal, Section};
 use service::ServiceSettings;
@@ -57,6 +58,8 @@ pub struct Config {
     pub services: Vec<ServiceSpec>,
     /// In the order of the file; names are unique.
     pub vrrp: Vec<VrrpSpec>,
+    /// Commands told of every change of state, in the order of the file.
+    pub notify: Vec<HookSpec>,
     /// Which of the settings the file set.
     pub origins: Origins,
 }
@@ -142,6 +145,7 @@ pub fn parse_on(file_name: &str, text: &str, hostname: &str) -> Result<Config, C
     let routers: Vec<_> =
         routers.map(|((table, at), number)| vrrp::read(&notes, table, at, number)).collect();
     vrrp::check(&routers);
+    let notify = pool::read_notify(&notes, &root, None);
     let vrrp = routers.into_iter().filter_map(vrrp::VrrpDraft::build).collect();
     let services = drafts.into_iter().filter_map(|draft| draft.build(&defaults)).collect();
     Ok(Config {
@@ -153,6 +157,7 @@ pub fn parse_on(file_name: &str, text: &str, hostname: &str) -> Result<Config, C
         flows: flows.unwrap_or_default(),
         services,
         vrrp,
+        notify,
         origins: Origins(notes.finish()?),
     })
 }

@@ -4,13 +4,14 @@ use super::{
     address,
     firewall::{self, LimitSettings},
     health::{self, Checked, HealthSettings, duration},
+    pool::{self, PoolSettings},
     quic::{self, QuicDraft},
     reader::{Notes, Refusal, Section, Setting, integer, text, wrong_type},
     schema,
     snat::SnatSettings,
 };
 use crate::model::{
-    BackendName, BackendSpec, DEFAULT_WEIGHT, Forward, GuardSpec, HealthSpec, LimitSpec, MAX_RING,
+    BackendName, BackendSpec, DEFAULT_WEIGHT, Forward, GuardSpec, HealthSpec, HookSpec, LimitSpec, MAX_RING,
     MAX_WEIGHT, MIN_RING, PortSpec, Protocol, Scheduler, ServerId, ServiceName, ServiceSpec, is_ring_size,
 };
 use ipnet::IpNet;
@@ -59,6 +60,7 @@ pub(super) struct ServiceSettings {
     limits: LimitSettings,
     pub(super) health: HealthSettings,
     snat: SnatSettings,
+    pool: PoolSettings,
 }
 
 impl ServiceSettings {
@@ -78,6 +80,7 @@ impl ServiceSettings {
         limits: LimitSettings::ABSENT,
         health: HealthSettings::ABSENT,
         snat: SnatSettings::ABSENT,
+        pool: PoolSettings::ABSENT,
     };
 
     fn read(section: &Section<'_>) -> Self {
@@ -114,6 +117,7 @@ impl ServiceSettings {
             limits: LimitSettings::ABSENT,
             health: HealthSettings::ABSENT,
             snat: SnatSettings::ABSENT,
+            pool: PoolSettings::read(section),
         }
     }
 
@@ -182,6 +186,7 @@ pub(super) struct ServiceDraft<'a> {
     settings: ServiceSettings,
     health: HealthSpec,
     limits: LimitSpec,
+    notify: Vec<HookSpec>,
 }
 
 /// A backend as far as it could be read.
@@ -191,6 +196,7 @@ pub(super) struct BackendDraft<'a> {
     pub(super) address: Setting<IpAddr>,
     pub(super) port: Setting<u16>,
     weight: Setting<u16>,
+    backup: Setting<bool>,
     pub(super) server_id: Setting<ServerId>,
 }
 
@@ -253,6 +259,7 @@ pub(super) fn read_service<'a>(
         settings,
         health,
         limits,
+        notify: pool::read_notify(notes, &section, Some(&section)),
         section,
     }
 }
@@ -309,7 +316,8 @@ fn read_backend<'a>(
     }
     let port = section.integer("port", 1, 65_535);
     let server_id = quic::read_server_id(&section);
-    BackendDraft { section, name, address, port, weight, server_id }
+    let backup = section.switch("backup");
+    BackendDraft { section, name, address, port, weight, backup, server_id }
 }
 
 impl ServiceDraft<'_> {
@@ -354,6 +362,7 @@ impl ServiceDraft<'_> {
                 allow: section.pick("allow", own.allow.or(&defaults.allow), BTreeSet::new()),
                 limits: self.limits,
             },
+            pool: own.pool.build(section, &defaults.pool, self.notify),
             quic: self.quic.build(protocol, &self.backends),
             backends,
             name,
@@ -374,6 +383,7 @@ impl BackendDraft<'_> {
                 _ => None,
             },
             weight: self.section.pick("weight", &self.weight, DEFAULT_WEIGHT),
+            backup: self.section.pick("backup", &self.backup, false),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! The settings in force, one by one: for `config show`, for hashes, and as TOML.
 
-use super::{Config, duration::format_duration, vrrp};
+use super::{Config, duration::format_duration, pool, vrrp};
 use crate::model::{
     Health, HealthCheck, HealthSpec, LimitSpec, MysqlCheck, PortSpec, RedisCheck, Role, ServiceSpec,
     StatusRange, TlsSpec,
@@ -158,6 +158,9 @@ fn service_entries(service: &ServiceSpec) -> Vec<Entry> {
     push(&[], "seed", json!(service.seed));
     push(&[], "idle_timeout", json!(format_duration(service.idle_timeout)));
     push(&[], "gue_port", json!(service.gue_port));
+    for (key, value) in pool::entries(&service.pool) {
+        push(&[], key, value);
+    }
     if !service.guard.allow.is_empty() {
         push(&[], "allow", json!(service.guard.allow));
     }
@@ -181,6 +184,9 @@ fn service_entries(service: &ServiceSpec) -> Vec<Entry> {
         push(&["quic"], "server_id_length", json!(quic.server_id_length));
         push(&["quic"], "config_id", json!(quic.config_id));
     }
+    for (number, key, value) in pool::notify_entries(&service.pool.notify) {
+        push(&["notify", &number], key, value);
+    }
     for backend in &service.backends {
         let parts = ["backend", backend.name.as_str()];
         push(&parts, "name", json!(backend.name));
@@ -189,6 +195,9 @@ fn service_entries(service: &ServiceSpec) -> Vec<Entry> {
             push(&parts, "port", json!(port));
         }
         push(&parts, "weight", json!(backend.weight));
+        if backend.backup {
+            push(&parts, "backup", json!(true));
+        }
         if let Some(quic) = &service.quic {
             push(&parts, "server_id", json!(quic.server_id(backend).to_string()));
         }
@@ -217,7 +226,9 @@ fn digest(mut entries: Vec<Entry>) -> String {
 /// A hash over services only, in force or in a file: equal on nodes that forward alike. The first 16
 /// hexadecimal digits of a SHA-256.
 pub fn services_hash(services: &[ServiceSpec]) -> String {
-    digest(services.iter().flat_map(service_entries).collect())
+    // Who is told of changes is each node's own affair.
+    let told = |entry: &Entry| entry.0.get(2).is_some_and(|part| part == "notify");
+    digest(services.iter().flat_map(service_entries).filter(|entry| !told(entry)).collect())
 }
 
 impl Config {
@@ -267,6 +278,11 @@ impl Config {
         })
     }
 
+    fn notify_entries(&self) -> impl Iterator<Item = Entry> {
+        let path = |number: String, key: &str| vec!["notify".to_owned(), number, key.to_owned()];
+        pool::notify_entries(&self.notify).map(move |(number, key, value)| (path(number, key), value))
+    }
+
     /// What stands in the files of denied prefixes, as a digest: no setting that a file could say.
     fn list_entry(&self) -> Option<Entry> {
         let digest = &self.firewall.digest;
@@ -281,6 +297,7 @@ impl Config {
             .into_iter()
             .chain(self.list_entry())
             .chain(self.vrrp_entries())
+            .chain(self.notify_entries())
             .chain(services);
         entries
             .map(|(path, value)| Setting { origin: self.origins.of(&path), key: path.join("."), value })
@@ -292,6 +309,7 @@ impl Config {
     pub fn hash(&self) -> String {
         let services = self.services.iter().flat_map(service_entries);
         let node = self.node_entries().into_iter().chain(self.list_entry()).chain(self.vrrp_entries());
+        let node = node.chain(self.notify_entries());
         digest(node.chain(services).collect())
     }
 
@@ -315,6 +333,7 @@ impl Config {
                 [_, _, part, key] if part == "quic" => ("[service.quic]", key),
                 [_, _, part, key] if part == "snat" => ("[service.snat]", key),
                 [_, _, _, key] => ("[service.health]", key),
+                [_, _, part, _, key] if part == "notify" => ("[[service.notify]]", key),
                 [_, _, _, _, key] => ("[[service.backend]]", key),
                 _ => return None,
             };
@@ -323,7 +342,10 @@ impl Config {
         let routers = self
             .vrrp_entries()
             .map(|(path, value)| ("[[vrrp]]".to_owned(), path.clone(), path[2].clone(), value));
-        for (section, path, key, value) in entries.chain(routers).chain(services) {
+        let hooks = self
+            .notify_entries()
+            .map(|(path, value)| ("[[notify]]".to_owned(), path.clone(), path[2].clone(), value));
+        for (section, path, key, value) in entries.chain(routers).chain(hooks).chain(services) {
             // Each service and backend begins with its name, and a section of its own.
             let this = format!("{section}{}", path[..path.len() - 1].join("."));
             if this != header {

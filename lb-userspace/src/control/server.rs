@@ -274,7 +274,7 @@ async fn backend_add(
     Caller(by): Caller,
     Body(new): Body<request::NewBackend>,
 ) -> Answered<ChangeView> {
-    let request::NewBackend { name, address, port, weight } = new;
+    let request::NewBackend { name, address, port, weight, backup } = new;
     if port == Some(0) {
         return Err(Failure::request(
             StatusCode::UNPROCESSABLE_ENTITY,
@@ -283,7 +283,7 @@ async fn backend_add(
             ),
         ));
     }
-    state.ask(|reply| Command::BackendAdd { service, name, address, port, weight, by, reply }).await
+    state.ask(|reply| Command::BackendAdd { service, name, address, port, weight, backup, by, reply }).await
 }
 
 async fn backend_remove(

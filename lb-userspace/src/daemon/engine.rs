@@ -66,6 +66,7 @@ pub struct Engine {
     pub(super) started: Instant,
     pub(super) health_task: HealthHandle,
     pub(super) hop_task: NextHopHandle,
+    pub(super) pools: super::pool::Pools,
     instruments: Instruments,
 }
 
@@ -106,6 +107,7 @@ impl Engine {
             started: Instant::now(),
             health_task: parts.health_task,
             hop_task: parts.hop_task,
+            pools: super::pool::Pools::adopt(&image, &parts.instruments),
             instruments: parts.instruments,
             image,
         };
@@ -131,7 +133,8 @@ impl Engine {
     pub fn converge(&mut self) -> Result<Vec<Action>, EngineError> {
         self.choose_ring_sizes()?;
         self.effective = state::apply(&self.config.services, &self.changes);
-        let wanted = self.wanted();
+        let verdicts = self.judge();
+        let wanted = self.wanted(&verdicts);
         let avoid = self.tracking.reserved();
         let tunnel = self.tunnel();
         self.firewall.refresh(&self.config.firewall, self.changes.lists());
@@ -171,6 +174,7 @@ impl Engine {
         self.set_targets();
         // Every backend has a word of this daemon's own now.
         self.remembered.clear();
+        self.put_in_force(verdicts);
         Ok(actions)
     }
 
@@ -211,11 +215,12 @@ impl Engine {
     }
 
     /// The services in force, each backend with its states and its next hop.
-    fn wanted(&self) -> Vec<WantedService> {
+    fn wanted(&self, verdicts: &super::pool::Verdicts) -> Vec<WantedService> {
         self.effective
             .services
             .iter()
-            .map(|service| WantedService {
+            .map(|service| (service, verdicts.get(&service.spec.name)))
+            .map(|(service, verdict)| WantedService {
                 ring_size: service
                     .spec
                     .ring_size
@@ -224,16 +229,22 @@ impl Engine {
                 backends: service
                     .backends
                     .iter()
-                    .map(|backend| WantedBackend {
+                    .enumerate()
+                    .map(|(index, backend)| (backend, index, self.health_of(&service.spec, &backend.spec)))
+                    .map(|(backend, index, health)| (backend, health, Self::standing(verdict, index, health)))
+                    .map(|(backend, health, (standby, panic))| WantedBackend {
                         spec: backend.spec.clone(),
                         admin: backend.admin,
-                        health: self.health_of(&service.spec, &backend.spec),
+                        health,
+                        standby,
+                        panic,
                         next_hop: self
                             .hops
                             .get(&backend.spec.address)
                             .and_then(|hop| hop.as_ref().ok().copied()),
                     })
                     .collect(),
+                no_quorum: verdict.is_some_and(|verdict| !verdict.state.is_up()),
                 spec: service.spec.clone(),
             })
             .collect()
@@ -308,10 +319,12 @@ impl Engine {
                 matters = true;
                 tracing::info!(%service, %backend, %from, %to, reason, "health changed");
             }
+            self.note_health(event, previous);
         }
         if matters {
             self.converge_or_log("a change of health");
         }
+        self.tell_news();
     }
 
     /// Next hops were found, changed or lost.
@@ -373,6 +386,7 @@ impl Engine {
         if let Err(error) = self.converge() {
             tracing::error!(%error, "could not carry out {why}; forwarding goes on as before");
         }
+        self.tell_news();
     }
 }
 

@@ -26,6 +26,7 @@ mod headers;
 mod held;
 mod listing;
 mod pair;
+mod pool;
 mod run;
 mod sessions;
 mod trace;

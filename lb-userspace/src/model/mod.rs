@@ -7,6 +7,7 @@ mod guard;
 mod health;
 mod name;
 mod nat;
+mod pool;
 mod port;
 mod quic;
 mod ring;
@@ -25,6 +26,7 @@ pub use health::{
 };
 pub use name::{BackendName, NameError, ServiceName, VrrpName};
 pub use nat::{DEFAULT_SNAT_PORTS, Misfit, SnatSpec, misfit};
+pub use pool::{HookSpec, OnAllDown, PoolSpec, ServiceState};
 pub use port::{PortError, PortSpec};
 pub use quic::{
     DEFAULT_SERVER_ID_LENGTH, MAX_CONFIG_ID, MAX_SERVER_ID_LENGTH, QuicSpec, ServerId, ServerIdError,

@@ -1,6 +1,6 @@
 //! A service: what clients connect to.
 
-use super::{BackendSpec, GuardSpec, HealthSpec, PortSpec, QuicSpec, ServiceName, SnatSpec};
+use super::{BackendSpec, GuardSpec, HealthSpec, PoolSpec, PortSpec, QuicSpec, ServiceName, SnatSpec};
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::IpAddr, time::Duration};
 
@@ -27,6 +27,7 @@ pub struct ServiceSpec {
     pub snat: Option<SnatSpec>,
     pub health: HealthSpec,
     pub guard: GuardSpec,
+    pub pool: PoolSpec,
     /// Of [`Protocol::Quic`], and only of it.
     pub quic: Option<QuicSpec>,
     /// Unique names and unique addresses.

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     affinity, maglev,
-    model::{Admin, BackendSpec, Forward, Health, ServiceSpec},
+    model::{Admin, BackendSpec, Forward, Health, OnAllDown, ServiceSpec},
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 #[cfg(doc)]
@@ -28,6 +28,8 @@ pub struct WantedService {
     pub spec: ServiceSpec,
     /// Slots of its ring, a prime.
     pub ring_size: u32,
+    /// It has lost its quorum.
+    pub no_quorum: bool,
     /// Its backends, whatever their state.
     pub backends: Vec<WantedBackend>,
 }
@@ -38,6 +40,10 @@ pub struct WantedBackend {
     pub spec: BackendSpec,
     pub admin: Admin,
     pub health: Health,
+    /// It takes no new flows for now, though it could: a backup that is not needed, or whose place one has taken.
+    pub standby: bool,
+    /// Its health is not believed: too few of the others are up.
+    pub panic: bool,
     /// How it is reached; `None` until its route and neighbour were found once.
     pub next_hop: Option<NextHopEntry>,
 }
@@ -47,7 +53,8 @@ impl WantedBackend {
     #[must_use]
     pub fn takes_new(&self) -> bool {
         self.admin == Admin::Enabled
-            && self.health != Health::Down
+            && !self.standby
+            && (self.health != Health::Down || self.panic)
             && self.spec.weight > 0
             && self.next_hop.is_some()
     }
@@ -55,7 +62,7 @@ impl WantedBackend {
     /// Takes no packets at all.
     #[must_use]
     pub fn is_dead(&self) -> bool {
-        self.admin == Admin::Disabled || self.health == Health::Down
+        self.admin == Admin::Disabled || self.health == Health::Down && !self.panic
     }
 }
 
@@ -149,6 +156,7 @@ pub fn build(
             idle_ns: u64::try_from(service.spec.idle_timeout.as_nanos()).unwrap_or(u64::MAX),
             flags: lists::service_flags(&service.spec.guard)
                 | schedule::flags(service.spec.scheduler)
+                | pool_flags(service)
                 | service.spec.quic.as_ref().map_or(0, |quic| {
                     ServiceEntry::QUIC | u32::from(quic.config_id) << ServiceEntry::QUIC_CONFIG_SHIFT
                 }),
@@ -207,6 +215,14 @@ pub fn build(
     }
     nat::build(wanted, &all_ids, observed, &mut image)?;
     Ok(image)
+}
+
+fn pool_flags(service: &WantedService) -> u32 {
+    let reject = match service.spec.pool.on_all_down {
+        OnAllDown::Drop => 0,
+        OnAllDown::Reject => ServiceEntry::REJECT,
+    };
+    reject | if service.no_quorum { ServiceEntry::NO_QUORUM } else { 0 }
 }
 
 /// Who has which id now.

@@ -16,6 +16,7 @@ mod nat;
 mod ports;
 mod quic;
 mod quote;
+mod reject;
 mod rig;
 mod schedulers;
 mod transport;

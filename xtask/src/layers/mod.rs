@@ -36,6 +36,7 @@ const ROOMS: &[Room] = &[
             "lb_userspace::maglev",
             "lb_userspace::affinity",
             "lb_userspace::plan",
+            "lb_userspace::pool",
             "lb_userspace::resequence",
             "lb_userspace::state",
             "lb_userspace::health::fsm",
@@ -55,6 +56,8 @@ const ROOMS: &[Room] = &[
         modules: &[
             "lb_userspace::dataplane",
             "lb_userspace::net",
+            "lb_userspace::notify",
+            "lb_userspace::command",
             "lb_userspace::control",
             "lb_userspace::metrics",
             "lb_userspace::telemetry",

@@ -97,6 +97,7 @@ impl Engine {
         self.changes = changes;
         match self.converge() {
             Ok(actions) => {
+                self.tell_news();
                 tracing::info!(by, "{message}");
                 Ok(ChangeView { message, changes: describe(&actions), planned_only: false })
             }

@@ -56,6 +56,7 @@ impl Engine {
             return Err(error);
         }
         self.check_forwarding();
+        self.configure_hooks();
         for stale in &self.effective.stale {
             tracing::warn!(%stale, "a runtime change has no effect with this configuration; it is kept");
         }

@@ -1,0 +1,206 @@
+//! Services as a whole: their state, who of their backends takes new flows, and who is told of changes.
+
+use super::engine::Engine;
+use crate::{
+    control::api::PoolView,
+    events::{Bus, Kind, News},
+    health::HealthEvent,
+    metrics::Instruments,
+    model::{Health, PoolSpec, ServiceName, ServiceSpec, ServiceState},
+    notify::Notifier,
+    plan::{self, Image},
+    pool::{self, Member, Stance, Verdict},
+    state::EffectiveService,
+};
+use lb_common::abi::ServiceEntry;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Verdicts by service.
+pub(super) type Verdicts = BTreeMap<ServiceName, Verdict>;
+
+/// What the engine knows of its services as a whole.
+pub(super) struct Pools {
+    /// In force.
+    verdicts: Verdicts,
+    /// Services that an earlier daemon left without a quorum, until they are judged.
+    without_quorum: BTreeSet<String>,
+    bus: Bus,
+    notifier: Notifier,
+    /// Not told yet: the daemon has not started, or the change is not carried out.
+    pending: Vec<News>,
+    started: bool,
+}
+
+impl Pools {
+    /// From what an earlier daemon left.
+    pub(super) fn adopt(image: &Image, instruments: &Instruments) -> Self {
+        let lost = image.services.values().filter(|s| s.entry.flags & ServiceEntry::NO_QUORUM != 0);
+        Self {
+            verdicts: Verdicts::new(),
+            without_quorum: lost.map(|s| plan::name_of(&s.identity).to_owned()).collect(),
+            bus: Bus::default(),
+            notifier: Notifier::new(instruments.notify.clone()),
+            pending: Vec::new(),
+            started: false,
+        }
+    }
+
+    /// Tells everybody what waits.
+    fn flush(&mut self) {
+        if !self.started {
+            return;
+        }
+        for news in self.pending.drain(..) {
+            let event = self.bus.publish(news);
+            self.notifier.tell(&event);
+        }
+    }
+}
+
+impl Engine {
+    /// Every change of state from now on.
+    pub fn events(&self) -> &Bus {
+        &self.pools.bus
+    }
+
+    /// The state of a service as a whole; `None` if there is none of that name.
+    pub fn service_state(&self, service: &ServiceName) -> Option<ServiceState> {
+        self.pools.verdicts.get(service).map(|verdict| verdict.state)
+    }
+
+    /// Judges every service in force.
+    pub(super) fn judge(&self) -> Verdicts {
+        let judged = self.effective.services.iter();
+        judged.map(|service| (service.spec.name.clone(), self.judge_one(service))).collect()
+    }
+
+    fn judge_one(&self, service: &EffectiveService) -> Verdict {
+        let name = &service.spec.name;
+        let was_up = match self.service_state(name) {
+            Some(state) => state.is_up(),
+            None => !self.pools.without_quorum.contains(name.as_str()),
+        };
+        let member = |backend: &crate::state::EffectiveBackend| Member {
+            admin: backend.admin,
+            health: self.health_of(&service.spec, &backend.spec),
+            weight: backend.spec.weight,
+            backup: backend.spec.backup,
+            ejected: false,
+            reachable: matches!(self.hops.get(&backend.spec.address), Some(Ok(_))),
+        };
+        let members: Vec<Member> = service.backends.iter().map(member).collect();
+        pool::judge(&service.spec.pool, was_up, &members)
+    }
+
+    /// Whether a backend of this health and stance is on standby, and whether its health is not believed.
+    pub(super) fn standing(verdict: Option<&Verdict>, index: usize, health: Health) -> (bool, bool) {
+        let stance = verdict.and_then(|verdict| verdict.stances.get(index)).copied();
+        let panic = health == Health::Down && stance.is_some_and(|stance| stance != Stance::Dead);
+        (stance.is_some_and(|stance| stance != Stance::Takes), panic)
+    }
+
+    /// The verdicts are in force now: what changed is to be told.
+    pub(super) fn put_in_force(&mut self, verdicts: Verdicts) {
+        let before = std::mem::replace(&mut self.pools.verdicts, verdicts);
+        self.pools.without_quorum.clear();
+        let mut news = Vec::new();
+        for service in &self.effective.services {
+            let name = &service.spec.name;
+            let Some(now) = self.pools.verdicts.get(name) else { continue };
+            let was = before.get(name).map(|verdict| verdict.state);
+            if was == Some(now.state) {
+                continue;
+            }
+            let reason = why(&service.spec.pool, now);
+            let from = was.map_or_else(|| "new".to_owned(), |state| state.to_string());
+            let to = now.state;
+            match (was, to) {
+                (_, state) if state.is_panic() => tracing::error!(
+                    service = %name, %from, %to, reason,
+                    "PANIC: too few backends are healthy; all that are enabled are used, whatever their health"
+                ),
+                (None, ServiceState::Up) => {}
+                (_, ServiceState::Up) => tracing::info!(service = %name, %from, %to, reason, "service is up"),
+                _ => tracing::warn!(service = %name, %from, %to, reason, "service is down"),
+            }
+            news.push(of_service(name, from, to.to_string(), reason));
+        }
+        for (name, verdict) in &before {
+            if !self.pools.verdicts.contains_key(name) {
+                let from = verdict.state.to_string();
+                let reason = "it is no longer in the configuration".to_owned();
+                news.push(of_service(name, from, "removed".to_owned(), reason));
+            }
+        }
+        self.pools.pending.append(&mut news);
+    }
+
+    /// A backend's health has changed: told with what follows from it.
+    pub(super) fn note_health(&mut self, event: &HealthEvent, from: Health) {
+        if from != event.health {
+            self.pools.pending.push(News {
+                kind: Kind::Backend,
+                service: event.key.service.to_string(),
+                backend: Some(event.key.backend.to_string()),
+                from: from.to_string(),
+                to: event.health.to_string(),
+                reason: event.reason.to_string(),
+            });
+        }
+    }
+
+    /// Tells what waits to be told, whether or not the maps could be changed.
+    pub(super) fn tell_news(&mut self) {
+        self.pools.flush();
+    }
+
+    /// The notify commands of the configuration, and from now on they are run.
+    pub(super) fn configure_hooks(&mut self) {
+        let global = self.config.notify.iter().map(|hook| (None, hook.clone()));
+        let own = self.config.services.iter().flat_map(|service| {
+            service.pool.notify.iter().map(|hook| (Some(service.name.clone()), hook.clone()))
+        });
+        self.pools.notifier.set_hooks(global.chain(own));
+        self.pools.started = true;
+        self.pools.flush();
+    }
+
+    pub(super) fn pool_view(&self, spec: &ServiceSpec) -> PoolView {
+        let PoolSpec { quorum_up, quorum_down, panic_threshold, on_all_down, .. } = spec.pool;
+        let verdict = self.pools.verdicts.get(&spec.name);
+        let state = verdict.map(|verdict| verdict.state).unwrap_or_default();
+        PoolView {
+            state,
+            up: state.is_up(),
+            enabled: verdict.map_or(0, |verdict| verdict.enabled),
+            healthy: verdict.map_or(0, |verdict| verdict.healthy),
+            quorum_up,
+            quorum_down,
+            panic_threshold,
+            on_all_down,
+        }
+    }
+}
+
+fn of_service(name: &ServiceName, from: String, to: String, reason: String) -> News {
+    News { kind: Kind::Service, service: name.to_string(), backend: None, from, to, reason }
+}
+
+/// The verdict in words.
+fn why(spec: &PoolSpec, verdict: &Verdict) -> String {
+    let Verdict { state, enabled, healthy, .. } = verdict;
+    let counts = format!("{healthy} of {enabled} enabled backends healthy");
+    let quorum = match state.is_up() {
+        true => format!("down with fewer than {}", spec.quorum_down),
+        false => format!("up with {}", spec.quorum_up),
+    };
+    let serving = match state {
+        ServiceState::Up | ServiceState::Down => return format!("{counts}, {quorum}"),
+        ServiceState::UpPanic | ServiceState::DownPanic => {
+            format!("all are used below {}%", spec.panic_threshold)
+        }
+        ServiceState::DownBackup => "backups take new flows".to_owned(),
+        ServiceState::DownDegraded => "they serve on".to_owned(),
+    };
+    format!("{counts}, {quorum}; {serving}")
+}
