@@ -133,8 +133,9 @@ mod tests {
     #[test]
     fn rows() {
         use ServiceState::*;
+        type Row = (&'static str, (u32, u32), u8, bool, ServiceState, &'static str);
         #[rustfmt::skip]
-        let rows: &[(&str, (u32, u32), u8, bool, ServiceState, &str)] = &[
+        let rows: &[Row] = &[
             // members, quorum up and down, panic threshold, was up; state, stances
             ("++",    (1, 1), 0,   true,  Up,           "tt"),
             ("+-",    (1, 1), 0,   true,  Up,           "td"),

@@ -324,7 +324,7 @@ fn hooks_are_told_in_order() -> Result<()> {
     };
     let wait = |file: &PathBuf, last: &str| {
         wait_until(&format!("'{last}'"), PATIENCE, || lines(file).iter().any(|line| line.ends_with(last)))
-            .unwrap_or_else(|error| panic!("{error}: {:?}", lines(file)))
+            .unwrap_or_else(|error| panic!("{error}: {:?}", lines(file)));
     };
     healthy(&balancer, &servers, &[true, true])?;
     healthy(&balancer, &servers, &[true, false])?;

@@ -2,7 +2,7 @@
 
 use super::table::{Align::Left, Align::Right, bytes, count, duration, pairs, printable, table};
 use crate::control::api::*;
-use crate::model::{Admin, Health, Protocol, ServiceState};
+use crate::model::{Admin, Health, OnAllDown, Protocol, ServiceState};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
@@ -157,7 +157,8 @@ pub fn service(view: &ServiceView) -> String {
     let mut text = pairs(&rows);
     text.push('\n');
     if view.backends.is_empty() {
-        let _ = writeln!(text, "no backends: every packet is dropped; see `lbctl backend add --help`");
+        let fate = if view.pool.on_all_down == OnAllDown::Reject { "rejected" } else { "dropped" };
+        let _ = writeln!(text, "no backends: every packet is {fate}; see `lbctl backend add --help`");
         return text;
     }
     text += &table(

@@ -133,8 +133,8 @@ impl Engine {
     pub fn converge(&mut self) -> Result<Vec<Action>, EngineError> {
         self.choose_ring_sizes()?;
         self.effective = state::apply(&self.config.services, &self.changes);
-        let verdicts = self.judge();
-        let wanted = self.wanted(&verdicts);
+        let mut wanted = self.wanted();
+        let verdicts = self.judge(&mut wanted);
         let avoid = self.tracking.reserved();
         let tunnel = self.tunnel();
         self.firewall.refresh(&self.config.firewall, self.changes.lists());
@@ -215,12 +215,11 @@ impl Engine {
     }
 
     /// The services in force, each backend with its states and its next hop.
-    fn wanted(&self, verdicts: &super::pool::Verdicts) -> Vec<WantedService> {
+    fn wanted(&self) -> Vec<WantedService> {
         self.effective
             .services
             .iter()
-            .map(|service| (service, verdicts.get(&service.spec.name)))
-            .map(|(service, verdict)| WantedService {
+            .map(|service| WantedService {
                 ring_size: service
                     .spec
                     .ring_size
@@ -229,22 +228,19 @@ impl Engine {
                 backends: service
                     .backends
                     .iter()
-                    .enumerate()
-                    .map(|(index, backend)| (backend, index, self.health_of(&service.spec, &backend.spec)))
-                    .map(|(backend, index, health)| (backend, health, Self::standing(verdict, index, health)))
-                    .map(|(backend, health, (standby, panic))| WantedBackend {
+                    .map(|backend| WantedBackend {
                         spec: backend.spec.clone(),
                         admin: backend.admin,
-                        health,
-                        standby,
-                        panic,
+                        health: self.health_of(&service.spec, &backend.spec),
+                        standby: false,
+                        panic: false,
                         next_hop: self
                             .hops
                             .get(&backend.spec.address)
                             .and_then(|hop| hop.as_ref().ok().copied()),
                     })
                     .collect(),
-                no_quorum: verdict.is_some_and(|verdict| !verdict.state.is_up()),
+                no_quorum: false,
                 spec: service.spec.clone(),
             })
             .collect()

@@ -8,9 +8,8 @@ use crate::{
     metrics::Instruments,
     model::{Health, PoolSpec, ServiceName, ServiceSpec, ServiceState},
     notify::Notifier,
-    plan::{self, Image},
+    plan::{self, Image, WantedBackend, WantedService},
     pool::{self, Member, Stance, Verdict},
-    state::EffectiveService,
 };
 use lb_common::abi::ServiceEntry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -68,35 +67,33 @@ impl Engine {
         self.pools.verdicts.get(service).map(|verdict| verdict.state)
     }
 
-    /// Judges every service in force.
-    pub(super) fn judge(&self) -> Verdicts {
-        let judged = self.effective.services.iter();
-        judged.map(|service| (service.spec.name.clone(), self.judge_one(service))).collect()
+    /// Judges every service, and says to each of its backends what follows from that.
+    pub(super) fn judge(&self, wanted: &mut [WantedService]) -> Verdicts {
+        wanted.iter_mut().map(|service| (service.spec.name.clone(), self.judge_one(service))).collect()
     }
 
-    fn judge_one(&self, service: &EffectiveService) -> Verdict {
+    fn judge_one(&self, service: &mut WantedService) -> Verdict {
         let name = &service.spec.name;
         let was_up = match self.service_state(name) {
             Some(state) => state.is_up(),
             None => !self.pools.without_quorum.contains(name.as_str()),
         };
-        let member = |backend: &crate::state::EffectiveBackend| Member {
+        let member = |backend: &WantedBackend| Member {
             admin: backend.admin,
-            health: self.health_of(&service.spec, &backend.spec),
+            health: backend.health,
             weight: backend.spec.weight,
             backup: backend.spec.backup,
             ejected: false,
-            reachable: matches!(self.hops.get(&backend.spec.address), Some(Ok(_))),
+            reachable: backend.next_hop.is_some(),
         };
         let members: Vec<Member> = service.backends.iter().map(member).collect();
-        pool::judge(&service.spec.pool, was_up, &members)
-    }
-
-    /// Whether a backend of this health and stance is on standby, and whether its health is not believed.
-    pub(super) fn standing(verdict: Option<&Verdict>, index: usize, health: Health) -> (bool, bool) {
-        let stance = verdict.and_then(|verdict| verdict.stances.get(index)).copied();
-        let panic = health == Health::Down && stance.is_some_and(|stance| stance != Stance::Dead);
-        (stance.is_some_and(|stance| stance != Stance::Takes), panic)
+        let verdict = pool::judge(&service.spec.pool, was_up, &members);
+        service.no_quorum = !verdict.state.is_up();
+        for (backend, stance) in service.backends.iter_mut().zip(&verdict.stances) {
+            backend.standby = *stance != Stance::Takes;
+            backend.panic = backend.health == Health::Down && *stance != Stance::Dead;
+        }
+        verdict
     }
 
     /// The verdicts are in force now: what changed is to be told.

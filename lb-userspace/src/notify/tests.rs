@@ -67,7 +67,7 @@ async fn one_after_the_other_in_order_each_hook_its_own() {
     notifier.set_hooks([]);
     notifier.tell(&bus.publish(news("www", "nobody hears")));
     let row = |i: u64| {
-        let service = if i % 2 == 0 { "www" } else { "dns" };
+        let service = if i.is_multiple_of(2) { "www" } else { "dns" };
         format!("SERVICE {service} - up s{i} [it was; time] s{i} {}", i + 1)
     };
     assert_eq!(lines(&slow, 6).await, (0..6).map(row).collect::<Vec<_>>());
