@@ -7,7 +7,7 @@ use aya_ebpf::{
     maps::PerCpuArray,
 };
 use lb_common::{
-    abi::{EXPIRED_BUCKET, ICMP_BUCKET, Stats},
+    abi::{EXPIRED_BUCKET, ICMP_BUCKET, Stats, UNREACHABLE_BUCKET},
     core::{
         Answer, AnswerKind, Decision, DropReason, Forward, Ip, Part, Tables as _, forward, icmp::Message,
     },
@@ -98,10 +98,14 @@ pub(crate) fn tell(frame: &mut Frame, l3: usize, v6: bool, mtu: u16) -> u32 {
 /// What the balancer says of its own.
 #[inline(always)]
 fn reply(frame: &mut Frame, answer: &Answer) -> u32 {
-    let Answer { kind, l3, v6 } = *answer;
+    let Answer { kind, l3, header_len, v6 } = *answer;
     let told = match kind {
         AnswerKind::Echo => outline::echo(frame.ctx(), l3, v6),
         AnswerKind::Expired => outline::tell(frame.ctx(), l3, v6, Message::expired(v6), EXPIRED_BUCKET),
+        AnswerKind::Reset => outline::reset(frame.ctx(), l3, header_len, v6),
+        AnswerKind::Unreachable => {
+            outline::tell(frame.ctx(), l3, v6, Message::port_unreachable(v6), UNREACHABLE_BUCKET)
+        }
     };
     answered(frame, told, kind.answered(), kind.unanswered())
 }

@@ -5,12 +5,12 @@
 use crate::{
     frame::Frame,
     observe,
-    tables::{ECHO_BURST, ECHO_RATE, ICMP_BURST, ICMP_RATE, Maps, token},
+    tables::{ECHO_BURST, ECHO_RATE, ICMP_BURST, ICMP_RATE, Maps, RESET_BURST, RESET_RATE, token},
 };
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use aya_log_ebpf::{error, warn};
 use lb_common::{
-    abi::{ECHO_BUCKET, LOG_BUCKET, Slot},
+    abi::{ECHO_BUCKET, LOG_BUCKET, RESET_BUCKET, Slot},
     core::{
         DropReason,
         affinity::{Place, choose_flow},
@@ -19,7 +19,7 @@ use lb_common::{
         parse::walk_extensions,
         passive,
         quic::{self, Format},
-        quote, schedule,
+        quote, reject, schedule,
     },
 };
 
@@ -173,6 +173,35 @@ pub extern "C" fn echo6(ctx: *mut xdp_md, l3: u64) -> u64 {
         return 0;
     }
     echo::reply6(&mut Frame::new(ctx), opaque(l3) as usize & 0x1f).is_some().into()
+}
+
+/// See [`reject::reset4`]; the answer as of [`tell4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn reset4(ctx: *mut xdp_md, l3: u64, header_len: u64) -> u64 {
+    if !token(RESET_BUCKET, RESET_RATE, RESET_BURST) {
+        return 0;
+    }
+    let (l3, header_len) = (opaque(l3) as usize & 0x1f, opaque(header_len) as usize & 0x3f);
+    reject::reset4(&mut Frame::new(ctx), l3, header_len).is_some().into()
+}
+
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn reset6(ctx: *mut xdp_md, l3: u64, header_len: u64) -> u64 {
+    if !token(RESET_BUCKET, RESET_RATE, RESET_BURST) {
+        return 0;
+    }
+    let (l3, header_len) = (opaque(l3) as usize & 0x1f, opaque(header_len) as usize & 0x3ff);
+    reject::reset6(&mut Frame::new(ctx), l3, header_len).is_some().into()
+}
+
+/// Resets a connection that nobody serves, if there is a token left. True: the packet is the reset now.
+#[inline(always)]
+pub(crate) fn reset(ctx: *mut xdp_md, l3: usize, header_len: usize, v6: bool) -> bool {
+    let (l3, header_len) = (l3 as u64, header_len as u64);
+    (if v6 { reset6(ctx, l3, header_len) } else { reset4(ctx, l3, header_len) }) != 0
 }
 
 /// Tells the sender, if there is a token left in the bucket. True: the packet is the answer now.

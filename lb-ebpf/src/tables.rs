@@ -24,6 +24,9 @@ pub(crate) const ICMP_BURST: u64 = 100;
 /// Echo replies a second and CPU, and in one burst: monitors ask often, and an answer costs no more than a packet does.
 pub(crate) const ECHO_RATE: u64 = 10_000;
 pub(crate) const ECHO_BURST: u64 = 1_000;
+/// TCP resets a second and CPU, and in one burst: many clients, each of which is to fail fast.
+pub(crate) const RESET_RATE: u64 = 10_000;
+pub(crate) const RESET_BURST: u64 = 1_000;
 
 /// Takes a token from one of this CPU's buckets.
 #[inline(always)]

@@ -7,6 +7,7 @@
 
 pub mod affinity;
 pub mod cli;
+pub mod command;
 pub mod config;
 pub mod control;
 pub mod daemon;
@@ -17,8 +18,10 @@ pub mod maglev;
 pub mod metrics;
 pub mod model;
 pub mod net;
+pub mod notify;
 pub mod outlier;
 pub mod plan;
+pub mod pool;
 pub mod ramp;
 pub mod resequence;
 pub mod state;

@@ -6,8 +6,8 @@ use lb_common::abi::{FlowEntry, Slot};
 use lb_userspace::{
     maglev,
     model::{
-        Admin, BackendSpec, Forward, GradualSpec, GuardSpec, Health, HealthSpec, PortSpec, Protocol,
-        QuicSpec, Scheduler, ServiceSpec,
+        Admin, BackendSpec, Forward, GradualSpec, GuardSpec, Health, HealthSpec, PoolSpec, PortSpec,
+        Protocol, QuicSpec, Scheduler, ServiceSpec,
     },
     plan::{self, Action, Image, NextHopEntry, Tracking, Walk, WantedBackend, WantedService},
 };
@@ -44,15 +44,17 @@ pub enum Fault {
 #[must_use]
 pub fn backend(n: u8) -> WantedBackend {
     WantedBackend {
+        standby: false,
+        panic: false,
         spec: BackendSpec {
             name: format!("web{n}").parse().expect("a name"),
             address: IpAddr::from([10, 0, 0, n]),
             port: None,
             weight: 10,
+            backup: false,
         },
         admin: Admin::Enabled,
         health: Health::Up,
-        ejected: false,
         next_hop: hop(n),
         ramp: None,
     }
@@ -97,6 +99,7 @@ pub fn service(
             passive: None,
             guard: GuardSpec::default(),
             gradual: GradualSpec::default(),
+            pool: PoolSpec::default(),
             quic: (protocol == Protocol::Quic).then(|| QuicSpec {
                 server_id_length: 2,
                 config_id: CONFIG_ID,
@@ -105,6 +108,7 @@ pub fn service(
             backends: Vec::new(),
         },
         ring_size,
+        no_quorum: false,
         backends,
     }
 }

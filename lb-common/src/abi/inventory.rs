@@ -59,9 +59,10 @@ pub const VIP_CAPACITY: u32 = 16_384;
 /// Tracked flows of either family: only those of slots that changed hands lately, at about 100 bytes each.
 pub const FLOW_CAPACITY: u32 = 1 << 17;
 /// Token buckets: packets too big ([`ICMP_BUCKET`]), log messages ([`LOG_BUCKET`]), echo replies ([`ECHO_BUCKET`]),
-/// TTLs that ended ([`EXPIRED_BUCKET`]) and fragments that are held ([`HOLD_BUCKET`]). Apart, so that a flood of one leaves
-/// the others alone.
-pub const BUCKETS: u32 = 5;
+/// TTLs that ended ([`EXPIRED_BUCKET`]), fragments that are held ([`HOLD_BUCKET`]), and of services that nobody serves TCP
+/// resets ([`RESET_BUCKET`]) and unreachable ports ([`UNREACHABLE_BUCKET`]). Apart, so that a flood of one leaves the
+/// others alone.
+pub const BUCKETS: u32 = 7;
 /// See [`BUCKETS`].
 pub const ICMP_BUCKET: u32 = 0;
 /// See [`BUCKETS`].
@@ -72,6 +73,10 @@ pub const ECHO_BUCKET: u32 = 2;
 pub const EXPIRED_BUCKET: u32 = 3;
 /// See [`BUCKETS`].
 pub const HOLD_BUCKET: u32 = 4;
+/// See [`BUCKETS`].
+pub const RESET_BUCKET: u32 = 5;
+/// See [`BUCKETS`].
+pub const UNREACHABLE_BUCKET: u32 = 6;
 /// Drop counters: room for reasons to come, so that a new reason is no new layout.
 pub const DROP_CAPACITY: u32 = 64;
 

@@ -122,6 +122,10 @@ impl ServiceEntry {
     pub const HAIRPIN: u32 = 128;
     /// The signs of health in its clients' packets are counted: TCP alone.
     pub const PASSIVE: u32 = 256;
+    /// Packets that nobody serves are answered: a TCP reset, an ICMP "port unreachable".
+    pub const REJECT: u32 = 512;
+    /// It has lost its quorum, last seen; not read by the program, kept so that the next daemon starts from the truth.
+    pub const NO_QUORUM: u32 = 1024;
     /// The three bits from here up: the config id of the service's QUIC connection IDs.
     pub const QUIC_CONFIG_SHIFT: u32 = 29;
     /// The flow table is asked for every packet.

@@ -93,7 +93,8 @@ pub(super) fn other<'t, P: Packet, T: Tables>(
         if vip.flags & VipEntry::ECHO == 0 || ip.header_len != plain {
             return Decision::Pass;
         }
-        return Decision::Answer(Answer { kind: AnswerKind::Echo, l3: ip.l3, v6: ip.v6 });
+        let Ip { l3, header_len, v6, .. } = ip;
+        return Decision::Answer(Answer { kind: AnswerKind::Echo, l3, header_len, v6 });
     }
     if found.0 as u8 == Found::PASS.0 as u8 {
         return unclaimed(vip, &ip);

@@ -40,6 +40,18 @@ impl Message {
     pub const fn expired(v6: bool) -> Self {
         Self { kind: if v6 { icmp::V6_TIME_EXCEEDED } else { icmp::V4_TIME_EXCEEDED }, code: 0, rest: 0 }
     }
+
+    /// Port unreachable (RFC 792, RFC 1122 section 3.2.2.1; RFC 4443 section 3.1).
+    #[inline(always)]
+    #[must_use]
+    pub const fn port_unreachable(v6: bool) -> Self {
+        let (kind, code) = if v6 {
+            (icmp::V6_UNREACHABLE, icmp::V6_PORT_UNREACHABLE)
+        } else {
+            (icmp::V4_UNREACHABLE, icmp::V4_PORT_UNREACHABLE)
+        };
+        Self { kind, code, rest: 0 }
+    }
 }
 
 /// Turns a packet that is not forwarded into the ICMP message that tells its sender, from the VIP, back out of the

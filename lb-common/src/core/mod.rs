@@ -21,6 +21,9 @@ pub mod parse;
 pub mod passive;
 pub mod quic;
 pub mod quote;
+pub mod reject;
+#[cfg(test)]
+mod reject_tests;
 pub mod schedule;
 #[cfg(test)]
 mod schedule_tests;

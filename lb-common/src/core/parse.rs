@@ -381,7 +381,8 @@ fn transport<'t, P: Packet, T: Tables>(
     };
     // RFC 1812 section 5.3.1: a packet whose TTL ends here is not forwarded.
     if ttl <= 1 {
-        return Decision::Answer(Answer { kind: AnswerKind::Expired, l3: ip.l3, v6: ip.v6 });
+        let Ip { l3, header_len, v6, .. } = ip;
+        return Decision::Answer(Answer { kind: AnswerKind::Expired, l3, header_len, v6 });
     }
     let Some(entry) = tables.service(id) else { return refuse(DropReason::Internal) };
     // Removed a moment ago: what its zeroed entry points at are the slots of another service.

@@ -5,6 +5,7 @@ use super::{
     affinity::{Place, Step},
     nat,
     quic::Route,
+    reject,
 };
 use crate::{abi::ServiceEntry, hash, packet::Packet};
 
@@ -35,7 +36,7 @@ pub(super) fn select<'t, P: Packet, T: Tables>(
         tables.choose(packet, place, slot, flow, route.isn())
     };
     if backend_id == 0 {
-        return Decision::Drop(Refusal { reason: DropReason::NoBackend });
+        return reject::nobody(packet, service.flags, &ip);
     }
     match tables.backend(backend_id) {
         Some(backend) => {

@@ -40,6 +40,8 @@ pub struct Answer {
     pub kind: AnswerKind,
     /// Offset of the IP header.
     pub l3: usize,
+    /// Offset of the transport header from it.
+    pub header_len: usize,
     /// True for IPv6.
     pub v6: bool,
 }
@@ -52,6 +54,10 @@ pub enum AnswerKind {
     Echo = 0,
     /// TTL or hop limit ended here: see [`super::icmp::expired`].
     Expired = 1,
+    /// A TCP segment to a service that nobody serves: see [`super::reject::reset`].
+    Reset = 2,
+    /// A UDP datagram to such a service: see [`super::icmp::Message::port_unreachable`].
+    Unreachable = 3,
 }
 
 impl AnswerKind {
@@ -62,6 +68,7 @@ impl AnswerKind {
         match self {
             Self::Echo => DropReason::EchoAnswered,
             Self::Expired => DropReason::TtlExceeded,
+            Self::Reset | Self::Unreachable => DropReason::Rejected,
         }
     }
 
@@ -72,6 +79,7 @@ impl AnswerKind {
         match self {
             Self::Echo => DropReason::EchoUnanswered,
             Self::Expired => DropReason::TtlExceededUnanswered,
+            Self::Reset | Self::Unreachable => DropReason::RejectedUnanswered,
         }
     }
 }
@@ -153,6 +161,8 @@ drop_reasons! {
     EchoAnswered = 27, "echo_answered", "an echo request to a virtual address, answered here: nothing is lost";
     EchoUnanswered = 28, "echo_unanswered", "an echo request to a virtual address, not answered: the rate limit, or a sender that is no single host";
     FragmentHeld = 29, "fragment_held", "a fragment before the first one of its datagram, kept for a moment: counted again as what becomes of it";
+    Rejected = 30, "rejected", "nobody of the service takes it, and on_all_down is \"reject\"; the sender was told";
+    RejectedUnanswered = 31, "rejected_unanswered", "nobody of the service takes it, and on_all_down is \"reject\"; not told: the rate limit, or a sender that is no single host";
 }
 
 #[cfg(test)]

@@ -96,6 +96,7 @@ pub mod tcp {
     /// Length of the header without options, in bytes.
     pub const LEN: usize = TcpHdr::LEN;
     pub const SEQ: usize = offset_of!(TcpHdr, seq);
+    pub const ACK_SEQ: usize = offset_of!(TcpHdr, ack_seq);
     /// Data offset (upper four bits), in 32-bit words.
     pub const DATA_OFFSET: usize = 12;
     pub const FLAGS: usize = 13;
@@ -123,12 +124,14 @@ pub mod icmp {
     pub const LEN: usize = Icmpv4Hdr::LEN;
     /// Destination unreachable, fragmentation needed (RFC 1191).
     pub const V4_UNREACHABLE: u8 = 3;
+    pub const V4_PORT_UNREACHABLE: u8 = 3;
     pub const V4_FRAGMENTATION_NEEDED: u8 = 4;
     pub const V4_TIME_EXCEEDED: u8 = 11;
     pub const V4_PARAMETER_PROBLEM: u8 = 12;
     pub const V4_ECHO_REPLY: u8 = 0;
     pub const V4_ECHO_REQUEST: u8 = 8;
     pub const V6_UNREACHABLE: u8 = 1;
+    pub const V6_PORT_UNREACHABLE: u8 = 4;
     /// Packet Too Big (RFC 4443 section 3.2).
     pub const V6_PACKET_TOO_BIG: u8 = 2;
     pub const V6_TIME_EXCEEDED: u8 = 3;

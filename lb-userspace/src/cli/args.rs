@@ -297,6 +297,7 @@ Examples:
   lbctl backend add www web4 10.0.0.14 --weight 50     with half the weight of the usual 100
   lbctl backend add www web6 2001:db8::14
   lbctl backend add www web7 '[2001:db8::15]:8443'     on another port, where the forward mode can change it
+  lbctl backend add www sorry 10.0.0.99 --backup       for when the others are down
   lbctl backend weight www web4 25
   lbctl backend drain www web4      before a removal: present connections go on, no new ones come
   lbctl backend drain www web4 --wait --timeout 10m     and says how many are left, until none is
@@ -326,6 +327,10 @@ pub enum BackendCommand {
         /// Its share of new connections relative to the other backends, 0 to 65535; 0 takes none
         #[arg(long, value_name = "N", value_parser = parse::weight)]
         weight: Option<u16>,
+        /// It stands in: it takes new connections only while fewer of the others are healthy than quorum_up and
+        /// quorum_down ask for
+        #[arg(long)]
+        backup: bool,
         #[command(flatten)]
         careful: Careful,
     },

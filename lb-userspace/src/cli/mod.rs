@@ -240,9 +240,9 @@ fn wait<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, Fa
 
 async fn backend(client: &Client, command: &BackendCommand) -> Result<ChangeView, ClientError> {
     match command {
-        BackendCommand::Add { service, name, target, weight, .. } => {
+        BackendCommand::Add { service, name, target, weight, backup, .. } => {
             let Target { address, port } = *target;
-            let new = NewBackend { name: name.clone(), address, port, weight: *weight };
+            let new = NewBackend { name: name.clone(), address, port, weight: *weight, backup: *backup };
             client.backend_add(service, &new).await
         }
         BackendCommand::Remove { service, name, .. } => client.backend_remove(service, name).await,

@@ -2,7 +2,7 @@
 
 use super::table::{Align::Left, Align::Right, bytes, count, duration, pairs, printable, table};
 use crate::control::api::*;
-use crate::model::{Admin, Health, Protocol};
+use crate::model::{Admin, Health, OnAllDown, Protocol, ServiceState};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
@@ -58,6 +58,30 @@ fn count_of(number: u64, what: &str) -> String {
     count(usize::try_from(number).unwrap_or(usize::MAX), what)
 }
 
+/// The state of a service and what it follows from.
+fn pool(view: &PoolView) -> String {
+    let PoolView { state, enabled, healthy, quorum_up, quorum_down, .. } = view;
+    let meaning = match state {
+        ServiceState::Up => "",
+        ServiceState::UpPanic | ServiceState::DownPanic => {
+            " (PANIC: every enabled backend is used, whatever its health)"
+        }
+        ServiceState::Down => " (nobody takes new flows)",
+        ServiceState::DownBackup => " (backups take new flows)",
+        ServiceState::DownDegraded => " (no quorum; the healthy ones serve on)",
+    };
+    let mut text = format!("{state}{meaning}; {healthy} of {enabled} enabled primaries healthy");
+    let _ = match quorum_up == quorum_down {
+        true => write!(text, ", quorum {quorum_up}"),
+        false => write!(text, ", up with {quorum_up}, down below {quorum_down}"),
+    };
+    if view.panic_threshold > 0 {
+        let _ = write!(text, ", panic below {}%", view.panic_threshold);
+    }
+    let _ = write!(text, "; on_all_down = {}", view.on_all_down);
+    text
+}
+
 /// A backend that is not known to be down counts as up: it takes flows.
 fn up(backend: &BackendView) -> bool {
     backend.health != Health::Down && backend.admin != Admin::Disabled
@@ -83,6 +107,7 @@ pub fn services(views: &[ServiceView]) -> String {
             ("PROTO", Left),
             ("FORWARD", Left),
             ("SCHEDULER", Left),
+            ("STATE", Left),
             ("PACKETS", Right),
             ("BYTES", Right),
             ("BACKENDS", Right),
@@ -95,6 +120,7 @@ pub fn services(views: &[ServiceView]) -> String {
                 s.protocol.to_string(),
                 s.forward.to_string(),
                 s.scheduler.to_string(),
+                s.pool.state.to_string(),
                 s.packets.to_string(),
                 s.bytes.to_string(),
                 up_of_all(s),
@@ -125,12 +151,14 @@ pub fn service(view: &ServiceView) -> String {
         ("nat", view.nat.as_ref().map(nat).unwrap_or_default()),
         ("traffic", format!("{} packets, {} bytes", view.packets, view.bytes)),
         ("backends", format!("{} up", up_of_all(view))),
+        ("state", pool(&view.pool)),
     ];
     rows.retain(|(_, value)| !value.is_empty());
     let mut text = pairs(&rows);
     text.push('\n');
     if view.backends.is_empty() {
-        let _ = writeln!(text, "no backends: every packet is dropped; see `lbctl backend add --help`");
+        let fate = if view.pool.on_all_down == OnAllDown::Reject { "rejected" } else { "dropped" };
+        let _ = writeln!(text, "no backends: every packet is {fate}; see `lbctl backend add --help`");
         return text;
     }
     text += &table(
@@ -138,6 +166,7 @@ pub fn service(view: &ServiceView) -> String {
             ("NAME", Left),
             ("ADDRESS", Left),
             ("PORT", Right),
+            ("ROLE", Left),
             ("WEIGHT", Right),
             ("ADMIN", Left),
             ("HEALTH", Left),
@@ -152,6 +181,7 @@ pub fn service(view: &ServiceView) -> String {
                 b.name.clone(),
                 b.address.to_string(),
                 b.port.map_or_else(|| "-".to_owned(), |port| port.to_string()),
+                if b.backup { "backup" } else { "primary" }.to_owned(),
                 super::gradual::weight(b),
                 b.admin.to_string(),
                 b.health.to_string(),
@@ -257,6 +287,7 @@ pub fn explain(
         ("forward", None, Some(service)) => format!("is forwarded by {service}"),
         ("drop", _, Some(service)) => format!("is dropped by {service}"),
         ("drop", _, None) => "is dropped".to_owned(),
+        ("reject", _, Some(service)) => format!("is rejected by {service}"),
         ("pass", _, _) => "is left to the kernel".to_owned(),
         (verdict, _, _) => format!("gets the verdict {verdict}"),
     };

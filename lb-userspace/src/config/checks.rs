@@ -362,9 +362,9 @@ fn user(text: &str) -> Result<String, Refusal> {
     if valid { Ok(text.to_owned()) } else { Err(Refusal::expected(USER)) }
 }
 
-const SYSTEM_USER: &str = "the name of a user without privileges, such as \"nobody\"";
+pub(super) const SYSTEM_USER: &str = "the name of a user without privileges, such as \"nobody\"";
 
-fn is_system_user(text: &str) -> bool {
+pub(super) fn is_system_user(text: &str) -> bool {
     text.len() <= 32
         && text != "root"
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))

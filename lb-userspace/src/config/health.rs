@@ -388,10 +388,10 @@ fn record(text: &str) -> Result<String, Refusal> {
     if RECORDS.contains(&text) { Ok(text.to_owned()) } else { Err(Refusal::expected(one_of(&RECORDS))) }
 }
 
-const COMMAND: &str =
+pub(super) const COMMAND: &str =
     "an array of a program's absolute path and its arguments, such as [\"/usr/local/bin/check\", \"-v\"]";
 
-fn command(section: &Section<'_>) -> Setting<Vec<String>> {
+pub(super) fn command(section: &Section<'_>) -> Setting<Vec<String>> {
     let mut first = true;
     let words = section.list("command", COMMAND, |value| {
         let word = text(value, COMMAND)?;

@@ -17,6 +17,7 @@ mod health;
 mod include;
 mod node;
 mod passive;
+mod pool;
 mod quic;
 mod reader;
 mod schema;
@@ -38,7 +39,7 @@ pub use node::{FlowsConfig, MetricsConfig, NodeConfig, TunnelConfig, XdpMode};
 pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};
 pub use settings::{Origin, Origins, Setting, services_hash};
 
-use crate::model::{ServiceSpec, VrrpSpec};
+use crate::model::{HookSpec, ServiceSpec, VrrpSpec};
 use error::printable;
 use reader::{Notes, Refusal, Section};
 use service::ServiceSettings;
@@ -63,6 +64,8 @@ pub struct Config {
     pub services: Vec<ServiceSpec>,
     /// In the order of the file; names are unique.
     pub vrrp: Vec<VrrpSpec>,
+    /// Commands told of every change of state, in the order of the file.
+    pub notify: Vec<HookSpec>,
     /// Which of the settings the file set.
     pub origins: Origins,
 }
@@ -148,6 +151,7 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
     let routers: Vec<_> =
         each("vrrp").map(|((table, at), number)| vrrp::read(&notes, table, at, number)).collect();
     vrrp::check(&routers);
+    let notify = pool::read_notify(&notes, each("notify").map(|(table, _)| table), None);
     let vrrp = routers.into_iter().filter_map(vrrp::VrrpDraft::build).collect();
     let services = drafts.into_iter().filter_map(|draft| draft.build(&defaults)).collect();
     Ok(Config {
@@ -161,6 +165,7 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
         control: control.unwrap_or_default(),
         services,
         vrrp,
+        notify,
         origins: Origins::new(notes.finish()?),
     })
 }

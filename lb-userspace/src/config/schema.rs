@@ -24,7 +24,7 @@ impl Schema {
             "[[service.backend]]" => &[&SERVICE, &SERVICE_HEALTH, &SERVICE_QUIC],
             "[defaults]" => &[&DEFAULTS_HEALTH, &NODE],
             "[defaults.health]" | "[defaults.snat]" => &[&DEFAULTS],
-            "[service.limits]" | "[service.snat]" => &[&SERVICE],
+            "[service.limits]" | "[service.snat]" | "[[service.notify]]" => &[&SERVICE],
             "[[vrrp]]" => &[&NODE],
             "the file" | "an included file" => {
                 &[&NODE, &METRICS, &TUNNEL, &FLOWS, &SERVICE, &SERVICE_HEALTH, &BACKEND]
@@ -41,14 +41,17 @@ const NO_DEFAULT: &str = "it has no default: set it in each [[service]]";
 pub(super) static ROOT: Schema = Schema {
     header: "the file",
     keys: &[
-        "include", "node", "metrics", "tunnel", "flows", "firewall", "control", "defaults", "service", "vrrp",
+        "include", "node", "metrics", "tunnel", "flows", "firewall", "control", "defaults", "service",
+        "vrrp", "notify",
     ],
     refused: &[("sync", LATER), ("bgp", LATER)],
 };
 
 pub(super) static INCLUDED: Schema = Schema {
     header: "an included file",
-    keys: &["node", "metrics", "tunnel", "flows", "firewall", "defaults", "service", "vrrp"],
+    keys: &[
+        "node", "metrics", "tunnel", "flows", "firewall", "control", "defaults", "service", "vrrp", "notify",
+    ],
     refused: &[
         ("include", "only the main file includes others: name this one's there"),
         ("sync", LATER),
@@ -124,6 +127,10 @@ pub(super) static DEFAULTS: Schema = Schema {
         "health",
         "passive",
         "snat",
+        "quorum_up",
+        "quorum_down",
+        "panic_threshold",
+        "on_all_down",
     ],
     refused: &[("name", NO_DEFAULT), ("addresses", NO_DEFAULT), ("backend", NO_DEFAULT)],
 };
@@ -149,6 +156,11 @@ pub(super) static SERVICE: Schema = Schema {
         "passive",
         "quic",
         "snat",
+        "quorum_up",
+        "quorum_down",
+        "panic_threshold",
+        "on_all_down",
+        "notify",
         "backend",
     ],
     refused: &[],
@@ -220,9 +232,16 @@ pub(super) static DEFAULTS_SNAT: Schema = Schema { header: "[defaults.snat]", ke
 
 pub(super) static BACKEND: Schema = Schema {
     header: "[[service.backend]]",
-    keys: &["name", "address", "port", "weight", "server_id"],
+    keys: &["name", "address", "port", "weight", "backup", "server_id"],
     refused: &[],
 };
+
+const NOTIFY_KEYS: &[&str] = &["command", "timeout", "user"];
+
+pub(super) static NOTIFY: Schema = Schema { header: "[[notify]]", keys: NOTIFY_KEYS, refused: &[] };
+
+pub(super) static SERVICE_NOTIFY: Schema =
+    Schema { header: "[[service.notify]]", keys: NOTIFY_KEYS, refused: &[] };
 
 pub(super) static VRRP: Schema = Schema {
     header: "[[vrrp]]",

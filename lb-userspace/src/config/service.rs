@@ -6,13 +6,14 @@ use super::{
     gradual::GradualSettings,
     health::{self, Checked, HealthSettings, duration},
     passive::PassiveSettings,
+    pool::{self, PoolSettings},
     quic::{self, QuicDraft},
     reader::{Notes, Refusal, Section, Setting, integer, text, wrong_type},
     schema,
     snat::SnatSettings,
 };
 use crate::model::{
-    BackendName, BackendSpec, DEFAULT_WEIGHT, Forward, GuardSpec, HealthSpec, LimitSpec, MAX_RING,
+    BackendName, BackendSpec, DEFAULT_WEIGHT, Forward, GuardSpec, HealthSpec, HookSpec, LimitSpec, MAX_RING,
     MAX_WEIGHT, MIN_RING, PortSpec, Protocol, Scheduler, ServerId, ServiceName, ServiceSpec, is_ring_size,
 };
 use ipnet::IpNet;
@@ -63,6 +64,7 @@ pub(super) struct ServiceSettings {
     pub(super) health: HealthSettings,
     snat: SnatSettings,
     passive: PassiveSettings,
+    pool: PoolSettings,
 }
 
 impl ServiceSettings {
@@ -84,6 +86,7 @@ impl ServiceSettings {
         health: HealthSettings::ABSENT,
         snat: SnatSettings::ABSENT,
         passive: PassiveSettings::ABSENT,
+        pool: PoolSettings::ABSENT,
     };
 
     fn read(section: &Section<'_>) -> Self {
@@ -122,6 +125,7 @@ impl ServiceSettings {
             health: HealthSettings::ABSENT,
             snat: SnatSettings::ABSENT,
             passive: PassiveSettings::ABSENT,
+            pool: PoolSettings::read(section),
         }
     }
 
@@ -192,6 +196,7 @@ pub(super) struct ServiceDraft<'a> {
     settings: ServiceSettings,
     health: HealthSpec,
     limits: LimitSpec,
+    notify: Vec<HookSpec>,
 }
 
 /// A backend as far as it could be read.
@@ -201,6 +206,7 @@ pub(super) struct BackendDraft<'a> {
     pub(super) address: Setting<IpAddr>,
     pub(super) port: Setting<u16>,
     weight: Setting<u16>,
+    backup: Setting<bool>,
     pub(super) server_id: Setting<ServerId>,
 }
 
@@ -265,6 +271,7 @@ pub(super) fn read_service<'a>(
         settings,
         health,
         limits,
+        notify: pool::read_notify(notes, section.tables("notify").unwrap_or_default(), Some(&section)),
         section,
     }
 }
@@ -323,7 +330,8 @@ fn read_backend<'a>(
     }
     let port = section.integer("port", 1, 65_535);
     let server_id = quic::read_server_id(&section);
-    BackendDraft { section, name, address, port, weight, server_id }
+    let backup = section.switch("backup");
+    BackendDraft { section, name, address, port, weight, backup, server_id }
 }
 
 impl ServiceDraft<'_> {
@@ -370,6 +378,7 @@ impl ServiceDraft<'_> {
                 limits: self.limits,
             },
             gradual: own.gradual.build(section, &defaults.gradual),
+            pool: own.pool.build(section, &defaults.pool, self.notify),
             quic: self.quic.build(protocol, &self.backends),
             backends,
             name,
@@ -390,6 +399,7 @@ impl BackendDraft<'_> {
                 _ => None,
             },
             weight: self.section.pick("weight", &self.weight, DEFAULT_WEIGHT),
+            backup: self.section.pick("backup", &self.backup, false),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! The settings in force, one by one: for `config show`, for hashes, and as TOML.
 
-use super::{Config, duration::format_duration, gradual, reader::Place, vrrp};
+use super::{Config, duration::format_duration, gradual, pool, reader::Place, vrrp};
 use crate::model::{
     Health, HealthCheck, HealthSpec, LimitSpec, MysqlCheck, PortSpec, RedisCheck, Role, ServiceSpec,
     StatusRange, TlsSpec, Via,
@@ -194,7 +194,7 @@ fn service_entries(service: &ServiceSpec) -> Vec<Entry> {
     push(&[], "seed", json!(service.seed));
     push(&[], "idle_timeout", json!(format_duration(service.idle_timeout)));
     push(&[], "gue_port", json!(service.gue_port));
-    for (key, value) in gradual::entries(&service.gradual) {
+    for (key, value) in gradual::entries(&service.gradual).into_iter().chain(pool::entries(&service.pool)) {
         push(&[], key, value);
     }
     if !service.guard.allow.is_empty() {
@@ -230,6 +230,9 @@ fn service_entries(service: &ServiceSpec) -> Vec<Entry> {
         push(&["quic"], "server_id_length", json!(quic.server_id_length));
         push(&["quic"], "config_id", json!(quic.config_id));
     }
+    for (number, key, value) in pool::notify_entries(&service.pool.notify) {
+        push(&["notify", &number], key, value);
+    }
     for backend in &service.backends {
         let parts = ["backend", backend.name.as_str()];
         push(&parts, "name", json!(backend.name));
@@ -238,6 +241,9 @@ fn service_entries(service: &ServiceSpec) -> Vec<Entry> {
             push(&parts, "port", json!(port));
         }
         push(&parts, "weight", json!(backend.weight));
+        if backend.backup {
+            push(&parts, "backup", json!(true));
+        }
         if let Some(quic) = &service.quic {
             push(&parts, "server_id", json!(quic.server_id(backend).to_string()));
         }
@@ -250,7 +256,7 @@ fn service_entries(service: &ServiceSpec) -> Vec<Entry> {
 ///
 /// Of all entries in the order of their paths, as JSON. They are never all in memory: each service has a stretch of
 /// that order to itself, between those others whose paths begin with a lesser or a greater word than `service`.
-fn digest(others: Vec<Entry>, services: &[ServiceSpec]) -> String {
+fn digest(others: Vec<Entry>, services: &[ServiceSpec], with_notify: bool) -> String {
     let mut hash = Sha256::new_with_prefix("[");
     let mut first = true;
     let mut add = |mut entries: Vec<Entry>| {
@@ -271,7 +277,11 @@ fn digest(others: Vec<Entry>, services: &[ServiceSpec]) -> String {
     add(before);
     let mut ordered: Vec<&ServiceSpec> = services.iter().collect();
     ordered.sort_by(|a, b| a.name.cmp(&b.name));
-    ordered.into_iter().for_each(|service| add(service_entries(service)));
+    let told = |entry: &Entry| entry.0.get(2).is_some_and(|part| part == "notify");
+    for service in ordered {
+        let entries = service_entries(service).into_iter();
+        add(entries.filter(|entry| with_notify || !told(entry)).collect());
+    }
     add(after);
     let bytes = hash.chain_update("]").finalize();
     bytes.iter().take(8).fold(String::new(), |mut text, byte| {
@@ -283,7 +293,8 @@ fn digest(others: Vec<Entry>, services: &[ServiceSpec]) -> String {
 /// A hash over services only, in force or in a file: equal on nodes that forward alike. The first 16
 /// hexadecimal digits of a SHA-256.
 pub fn services_hash(services: &[ServiceSpec]) -> String {
-    digest(Vec::new(), services)
+    // Who is told of changes is each node's own affair.
+    digest(Vec::new(), services, false)
 }
 
 impl Config {
@@ -334,6 +345,11 @@ impl Config {
         })
     }
 
+    fn notify_entries(&self) -> impl Iterator<Item = Entry> {
+        let path = |number: String, key: &str| vec!["notify".to_owned(), number, key.to_owned()];
+        pool::notify_entries(&self.notify).map(move |(number, key, value)| (path(number, key), value))
+    }
+
     /// What stands in the files of denied prefixes, as a digest: no setting that a file could say.
     fn list_entry(&self) -> Option<Entry> {
         let digest = &self.firewall.digest;
@@ -351,6 +367,7 @@ impl Config {
             firewall: Arc::clone(&self.firewall),
             flows: self.flows.clone(),
             control: self.control.clone(),
+            notify: self.notify.clone(),
             services: Vec::new(),
             vrrp: self.vrrp.clone(),
             origins: Origins::default(),
@@ -365,6 +382,7 @@ impl Config {
             .into_iter()
             .chain(self.list_entry())
             .chain(self.vrrp_entries())
+            .chain(self.notify_entries())
             .chain(services);
         entries
             .map(|(path, value)| Setting { origin: self.origins.of(&path), key: path.join("."), value })
@@ -375,7 +393,7 @@ impl Config {
     /// formatting, order, and whether a value was set or is the default do not matter.
     pub fn hash(&self) -> String {
         let node = self.node_entries().into_iter().chain(self.list_entry()).chain(self.vrrp_entries());
-        digest(node.collect(), &self.services)
+        digest(node.chain(self.notify_entries()).collect(), &self.services, true)
     }
 
     /// A hash over the services, equal on both nodes of a pair; see [`services_hash`].
@@ -399,6 +417,7 @@ impl Config {
                 [_, _, part, key] if part == "passive" => ("[service.passive]", key),
                 [_, _, part, key] if part == "snat" => ("[service.snat]", key),
                 [_, _, _, key] => ("[service.health]", key),
+                [_, _, part, _, key] if part == "notify" => ("[[service.notify]]", key),
                 [_, _, _, _, key] => ("[[service.backend]]", key),
                 _ => return None,
             };
@@ -407,7 +426,10 @@ impl Config {
         let routers = self
             .vrrp_entries()
             .map(|(path, value)| ("[[vrrp]]".to_owned(), path.clone(), path[2].clone(), value));
-        for (section, path, key, value) in entries.chain(routers).chain(services) {
+        let hooks = self
+            .notify_entries()
+            .map(|(path, value)| ("[[notify]]".to_owned(), path.clone(), path[2].clone(), value));
+        for (section, path, key, value) in entries.chain(routers).chain(hooks).chain(services) {
             // Each service and backend begins with its name, and a section of its own.
             let this = format!("{section}{}", path[..path.len() - 1].join("."));
             if this != header {

@@ -1,6 +1,6 @@
 //! What the control API answers. The JSON field names are a contract with scripts: add, never rename.
 
-use crate::model::{Admin, Forward, Health, Protocol, Scheduler};
+use crate::model::{Admin, Forward, Health, OnAllDown, Protocol, Scheduler, ServiceState};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr};
@@ -106,7 +106,43 @@ pub struct ServiceView {
     /// NAT sessions and where they come from, of services that may have some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nat: Option<NatView>,
+    #[serde(default)]
+    pub pool: PoolView,
     pub backends: Vec<BackendView>,
+}
+
+/// A service as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct PoolView {
+    /// `up`, `up-panic`, `down`, `down-backup`, `down-panic` or `down-degraded`.
+    pub state: ServiceState,
+    /// It has its quorum.
+    pub up: bool,
+    /// Primaries that are enabled, with a weight.
+    pub enabled: usize,
+    /// Those of them that can take new flows.
+    pub healthy: usize,
+    pub quorum_up: u32,
+    pub quorum_down: u32,
+    /// In percent; 0 = never.
+    pub panic_threshold: u8,
+    pub on_all_down: OnAllDown,
+}
+
+impl Default for PoolView {
+    fn default() -> Self {
+        Self {
+            state: ServiceState::Up,
+            up: true,
+            enabled: 0,
+            healthy: 0,
+            quorum_up: 1,
+            quorum_down: 1,
+            panic_threshold: 0,
+            on_all_down: OnAllDown::Drop,
+        }
+    }
 }
 
 /// Connection IDs of a QUIC service.
@@ -162,6 +198,9 @@ pub struct BackendView {
     /// Port it is reached on; absent where the service has several ports.
     pub port: Option<u16>,
     pub weight: u16,
+    /// It takes new flows only while the others are no quorum.
+    #[serde(default)]
+    pub backup: bool,
     /// In the connection IDs it gives out, in hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_id: Option<String>,
@@ -197,7 +236,7 @@ pub struct DropView {
 /// `explain`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ExplainView {
-    /// `forward`, `drop` or `pass` (left to the kernel).
+    /// `forward`, `drop`, `reject` (dropped, and the sender told) or `pass` (left to the kernel).
     pub verdict: String,
     pub service: Option<String>,
     pub backend: Option<String>,

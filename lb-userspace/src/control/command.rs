@@ -61,6 +61,7 @@ pub enum Command {
         address: IpAddr,
         port: Option<u16>,
         weight: Option<u16>,
+        backup: bool,
         /// Who asks, e.g. "uid 0 (root)".
         by: String,
         reply: Reply<ChangeView>,

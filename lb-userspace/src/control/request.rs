@@ -26,6 +26,9 @@ pub struct NewBackend {
     /// The service's default weight where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u16>,
+    /// It takes new flows only while the others are no quorum.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub backup: bool,
 }
 
 /// `PUT /v1/services/{service}/backends/{backend}/admin`.

@@ -391,7 +391,7 @@ async fn backend_add(
     Caller(by): Caller,
     Body(new): Body<request::NewBackend>,
 ) -> Answered<ChangeView> {
-    let request::NewBackend { name, address, port, weight } = new;
+    let request::NewBackend { name, address, port, weight, backup } = new;
     if port == Some(0) {
         return Err(Failure::request(
             StatusCode::UNPROCESSABLE_ENTITY,
@@ -401,7 +401,16 @@ async fn backend_add(
         ));
     }
     state
-        .change(options, |reply| Command::BackendAdd { service, name, address, port, weight, by, reply })
+        .change(options, |reply| Command::BackendAdd {
+            service,
+            name,
+            address,
+            port,
+            weight,
+            backup,
+            by,
+            reply,
+        })
         .await
 }
 

@@ -9,7 +9,6 @@ use super::{
     error::EngineError,
     flows::Rounds,
     sessions::NatState,
-    tell,
     trace::Tracers,
 };
 use crate::{
@@ -86,6 +85,7 @@ pub struct Engine {
     pub(super) health_task: HealthHandle,
     pub(super) vip_way: VipWay,
     pub(super) hop_task: NextHopHandle,
+    pub(super) pools: super::pool::Pools,
     pub(super) instruments: Instruments,
     pub(super) walks: super::walk::Walks,
     /// What happens is told here.
@@ -114,6 +114,7 @@ impl Engine {
         let image = parts.kernel.observe()?;
         let events = Bus::default();
         let mut engine = Self {
+            pools: super::pool::Pools::adopt(&image, &parts.instruments, events.clone()),
             watchers: Watchers::new(events.clone()),
             events,
             tls_door: None,
@@ -182,7 +183,8 @@ impl Engine {
         self.open_vip_way()?;
         self.keep_ramps();
         self.limit_ejections();
-        let wanted = self.wanted();
+        let mut wanted = self.wanted();
+        let verdicts = self.judge(&mut wanted);
         let avoid = self.tracking.reserved();
         let tunnel = self.tunnel();
         self.firewall.refresh(&self.config.firewall, self.changes.lists());
@@ -223,6 +225,7 @@ impl Engine {
         self.set_targets();
         // Every backend has a word of this daemon's own now.
         self.remembered.clear();
+        self.put_in_force(verdicts);
         Ok(actions)
     }
 
@@ -334,13 +337,14 @@ impl Engine {
             } else {
                 matters.insert(service.clone());
                 tracing::info!(%service, %backend, %from, %to, reason, "health changed");
-                tell::health(&self.events, event, from);
             }
+            self.note_health(event, previous);
         }
         if !matters.is_empty() {
             let result = self.converge_part(&matters);
             self.log_failure(result, "a change of health");
         }
+        self.tell_news();
     }
 
     /// Next hops were found, changed or lost.
@@ -415,10 +419,11 @@ impl Engine {
         self.log_failure(result, why);
     }
 
-    fn log_failure(&self, result: Result<Vec<Action>, EngineError>, why: &str) {
+    fn log_failure(&mut self, result: Result<Vec<Action>, EngineError>, why: &str) {
         if let Err(error) = result {
             tracing::error!(%error, "could not carry out {why}; forwarding goes on as before");
         }
+        self.tell_news();
     }
 }
 

@@ -150,7 +150,12 @@ impl Engine {
         let name = |id: u32| self.image.backends.get(&id).map(|b| plan::name_of(&b.identity).to_owned());
         let moving = found.slot.filter(|(_, slot)| !slot.is_plain());
         let mut view = ExplainView {
-            verdict: if why.is_some() { "drop" } else { "forward" }.to_owned(),
+            verdict: match found.reason {
+                Some(DropReason::Rejected) => "reject",
+                Some(_) => "drop",
+                None => "forward",
+            }
+            .to_owned(),
             service: match found.service.and_then(|id| self.image.services.get(&id)) {
                 Some(service) => Some(plan::name_of(&service.identity).to_owned()),
                 None => self.service_at(protocol, destination),

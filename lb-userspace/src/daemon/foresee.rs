@@ -73,6 +73,7 @@ impl Engine {
         let assumed = self.assume_hops();
         self.advance_ramps();
         let mut wanted = self.wanted();
+        self.judge(&mut wanted);
         let mut firewall = InForce::default();
         firewall.refresh(&self.config.firewall, self.changes.lists());
         let result = self.draft(&wanted).and_then(|mut next| {

@@ -180,7 +180,7 @@ impl Engine {
         let under_way = ramp.and_then(|ramp| Some((ramp, ramp.progress(now_ms)?)));
         let weight = backend.spec.weight;
         let share = under_way.map_or(u32::from(weight) << 16, |(_, progress)| progress.share(weight));
-        let share = if self.is_ready(service, backend) { share } else { 0 };
+        let share = if self.is_taking(service, backend) { share } else { 0 };
         let count = |counts: &std::collections::BTreeMap<u32, u64>| {
             id.and_then(|id| counts.get(&id)).copied().unwrap_or(0)
         };

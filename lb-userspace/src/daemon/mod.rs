@@ -30,6 +30,7 @@ mod held;
 mod listing;
 mod pair;
 mod passive;
+mod pool;
 mod pulse;
 mod revision;
 mod run;

@@ -177,6 +177,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         // Forwarding goes on; who has the addresses is not this node's to say.
         tracing::error!(%error, "no VRRP on this node");
     }
+    engine.configure_hooks();
     engine.log_ready();
     engine.calm.disturb();
     let mut tend = tokio::time::interval(TEND_INTERVAL);
@@ -366,8 +367,9 @@ impl Engine {
             Command::Services(reply) => self.begin_walk(reply),
             Command::Drops(reply) => send(reply, self.drops()),
             Command::Config(reply) => send(reply, Ok::<_, CommandError>(self.config_view())),
-            Command::BackendAdd { service, name, address, port, weight, by, reply } => {
-                send(reply, self.add_backend(&service, NewBackend { name, address, port, weight }, &by));
+            Command::BackendAdd { service, name, address, port, weight, backup, by, reply } => {
+                let new = NewBackend { name, address, port, weight, backup };
+                send(reply, self.add_backend(&service, new, &by));
             }
             Command::BackendRemove { service, name, by, reply } => {
                 send(reply, self.remove_backend(&service, &name, &by));

@@ -2,22 +2,9 @@
 
 use crate::{
     events::{Bus, Kind, News},
-    health::HealthEvent,
-    model::{Health, ServiceSpec, VrrpName},
+    model::{ServiceSpec, VrrpName},
     state::{Difference, DifferenceKind, EffectiveService, RuntimeChanges, differences, differences_of},
 };
-
-/// A backend went up or down.
-pub(super) fn health(bus: &Bus, event: &HealthEvent, from: Health) {
-    bus.publish(News {
-        kind: Kind::Backend,
-        service: event.key.service.to_string(),
-        backend: Some(event.key.backend.to_string()),
-        from: from.to_string(),
-        to: event.health.to_string(),
-        reason: event.reason.clone(),
-    });
-}
 
 /// A virtual router has another state.
 pub(super) fn pair(bus: &Bus, name: &VrrpName, from: &str, to: &str, reason: String) {

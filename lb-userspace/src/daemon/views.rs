@@ -136,6 +136,7 @@ impl Engine {
                 .map(|quic| QuicView { server_id_length: quic.server_id_length, config_id: quic.config_id }),
             slots,
             nat: id.and_then(|id| self.nat_view(spec, id)),
+            pool: self.pool_view(spec),
             backends,
         })
     }
@@ -173,6 +174,7 @@ impl Engine {
             address: backend.spec.address,
             port: backend.spec.port.or(service.spec.port.single()),
             weight: backend.spec.weight,
+            backup: backend.spec.backup,
             server_id: service.spec.quic.as_ref().map(|quic| quic.server_id(&backend.spec).to_string()),
             admin: backend.admin,
             health: self.health_of(&service.spec, &backend.spec),

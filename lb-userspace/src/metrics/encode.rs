@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     control::api::{BackendView, ServiceView},
-    model::{Admin, Health},
+    model::{Admin, Health, ServiceState},
 };
 use prometheus_client::{
     collector::Collector,
@@ -135,7 +135,23 @@ impl Scrape {
             ]
         });
         gauges(encoder, &families::RING_SLOTS, slots)?;
+        self.pools(encoder)?;
         self.nat(encoder)
+    }
+
+    fn pools(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let services = || self.snapshot.services.iter().map(|row| (row.name.as_str(), &row.pool));
+        let up = services().map(|(name, pool)| ([name], u32::from(pool.up)));
+        gauges(encoder, &families::SERVICE_UP, up)?;
+        let words = ServiceState::ALL.map(|state| (state, state.to_string()));
+        let states = services().flat_map(|(name, pool)| {
+            words.iter().map(move |(state, word)| ([name, word.as_str()], u32::from(pool.state == *state)))
+        });
+        gauges(encoder, &families::SERVICE_STATE, states)?;
+        let healthy = services().map(|(name, pool)| ([name], pool.healthy as u64));
+        gauges(encoder, &families::SERVICE_HEALTHY, healthy)?;
+        let runs = self.instruments.notify.rows().map(|(result, count)| ([result], count));
+        counters(encoder, &families::NOTIFY_RUNS, runs)
     }
 
     fn nat(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

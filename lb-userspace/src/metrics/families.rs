@@ -135,6 +135,30 @@ pub(super) static SERVICE_BYTES: Family<1> = Family::new(
     ["service"],
     "Bytes from clients that were forwarded for the service, as IP packets received: without link and outer headers.",
 );
+pub(super) static SERVICE_UP: Family<1> = Family::new(
+    Gauge,
+    "lbd_service_up",
+    ["service"],
+    "1 if enough primary backends are healthy for the quorum of the service, else 0.",
+);
+pub(super) static SERVICE_STATE: Family<2> = Family::new(
+    Gauge,
+    "lbd_service_state",
+    ["service", "state"],
+    "1 for the state of the service, 0 for the others: up, up-panic, down, down-backup, down-panic, down-degraded.",
+);
+pub(super) static SERVICE_HEALTHY: Family<1> = Family::new(
+    Gauge,
+    "lbd_service_healthy_backends",
+    ["service"],
+    "Primary backends of the service that can take new flows.",
+);
+pub(super) static NOTIFY_RUNS: Family<1> = Family::new(
+    Counter,
+    "lbd_notify_runs_total",
+    ["result"],
+    "Notify commands, by result: ok, failed, timeout, or dropped where too many events waited.",
+);
 pub(super) static RING_SLOTS: Family<2> = Family::new(
     Gauge,
     "lbd_ring_slots",

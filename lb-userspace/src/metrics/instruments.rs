@@ -22,6 +22,7 @@ pub struct Instruments {
     pub requests: Arc<super::pulse::Durations>,
     pub health: Arc<HealthMetrics>,
     pub reloads: Arc<ReloadMetrics>,
+    pub notify: Arc<NotifyMetrics>,
 }
 
 /// Durations and failures of health checks, by service and type of check. There is no series per
@@ -60,6 +61,43 @@ impl HealthMetrics {
     // A panic while the lock is held leaves the numbers valid, at worst one short.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, &'static str), HealthSeries>> {
         self.series.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a notify command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotifyResult {
+    Ok,
+    /// It could not be started, or ended with another status than 0.
+    Failed,
+    /// It was ended for taking too long.
+    Timeout,
+    /// It was not run: too many events waited for it already.
+    Dropped,
+}
+
+impl NotifyResult {
+    const ALL: [(&'static str, Self); 4] =
+        [("ok", Self::Ok), ("failed", Self::Failed), ("timeout", Self::Timeout), ("dropped", Self::Dropped)];
+}
+
+/// What became of notify commands.
+#[derive(Debug, Default)]
+pub struct NotifyMetrics([AtomicU64; 4]);
+
+impl NotifyMetrics {
+    pub fn record(&self, result: NotifyResult) {
+        self.0[result as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often each result came about, in the order of [`NotifyResult`].
+    pub fn counts(&self) -> [u64; 4] {
+        self.0.each_ref().map(|count| count.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn rows(&self) -> [(&'static str, u64); 4] {
+        let counts = self.counts();
+        NotifyResult::ALL.map(|(name, result)| (name, counts[result as usize]))
     }
 }
 

@@ -20,7 +20,7 @@ mod source;
 
 pub use encode::{Format, encode};
 pub use http::{Limits, serve, serve_with_limits};
-pub use instruments::{HealthMetrics, Instruments, ReloadMetrics};
+pub use instruments::{HealthMetrics, Instruments, NotifyMetrics, NotifyResult, ReloadMetrics};
 pub use listen::{BindError, Holder, bind};
 pub use process::ProcessView;
 pub use pulse::{Durations, LoopMetrics, TableEntries};

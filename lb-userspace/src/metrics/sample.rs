@@ -1,14 +1,14 @@
 //! A snapshot for tests, with every state and with names that need an escape.
 
-use super::{Instruments, ProcessView, Snapshot};
+use super::{Instruments, NotifyResult, ProcessView, Snapshot};
 use crate::{
     control::api::{
-        BackendView, DropView, FirewallView, InterfaceView, NatTotals, NatView, ServiceView, SlotsView,
-        StatusView, TableView,
+        BackendView, DropView, FirewallView, InterfaceView, NatTotals, NatView, PoolView, ServiceView,
+        SlotsView, StatusView, TableView,
     },
     control::pair::{PairView, RefusedView},
     control::passive::{EjectionView, PassiveView},
-    model::{Admin, Forward, Health, Protocol, Scheduler},
+    model::{Admin, Forward, Health, Protocol, Scheduler, ServiceState},
 };
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ pub(super) fn backend(name: &str, admin: Admin, health: Health) -> BackendView {
         address: "10.0.0.11".parse().unwrap(),
         port: Some(443),
         weight: 100,
+        backup: name == "web2",
         server_id: None,
         admin,
         health,
@@ -50,8 +51,16 @@ pub(super) fn service(name: &str, backends: Vec<BackendView>) -> ServiceView {
             addresses: vec!["10.0.0.250".parse().unwrap()],
             ports: Some("1024-65535".to_owned()),
         }),
+        pool: pool(name),
         slots: SlotsView { total: 307, plain: 300, moving: 5, tracked: 2 },
         backends,
+    }
+}
+
+fn pool(name: &str) -> PoolView {
+    match name {
+        "www" => PoolView { enabled: 3, healthy: 2, ..PoolView::default() },
+        _ => PoolView { state: ServiceState::DownPanic, up: false, enabled: 1, ..PoolView::default() },
     }
 }
 
@@ -181,5 +190,7 @@ pub(super) fn instruments() -> Instruments {
     instruments.reloads.record(true);
     instruments.reloads.record(true);
     instruments.reloads.record(false);
+    instruments.notify.record(NotifyResult::Ok);
+    instruments.notify.record(NotifyResult::Timeout);
     instruments
 }

@@ -22,6 +22,9 @@ pub struct BackendSpec {
     pub port: Option<u16>,
     /// Its share of new flows, relative to the other backends' weights; 0 takes none.
     pub weight: u16,
+    /// It takes new flows only while the others are no quorum.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub backup: bool,
 }
 
 /// What the operator wants of a backend.

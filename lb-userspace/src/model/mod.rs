@@ -9,6 +9,7 @@ mod health;
 mod name;
 mod nat;
 mod passive;
+mod pool;
 mod port;
 mod quic;
 mod ring;
@@ -29,6 +30,7 @@ pub use health::{
 pub use name::{BackendName, NameError, ServiceName, VrrpName};
 pub use nat::{DEFAULT_SNAT_PORTS, Misfit, SnatSpec, misfit};
 pub use passive::PassiveSpec;
+pub use pool::{HookSpec, OnAllDown, PoolSpec, ServiceState};
 pub use port::{PortError, PortSpec};
 pub use quic::{
     DEFAULT_SERVER_ID_LENGTH, MAX_CONFIG_ID, MAX_SERVER_ID_LENGTH, QuicSpec, ServerId, ServerIdError,

@@ -1,7 +1,8 @@
 //! A service: what clients connect to.
 
 use super::{
-    BackendSpec, GradualSpec, GuardSpec, HealthSpec, PassiveSpec, PortSpec, QuicSpec, ServiceName, SnatSpec,
+    BackendSpec, GradualSpec, GuardSpec, HealthSpec, PassiveSpec, PoolSpec, PortSpec, QuicSpec, ServiceName,
+    SnatSpec,
 };
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::IpAddr, time::Duration};
@@ -32,6 +33,7 @@ pub struct ServiceSpec {
     pub passive: Option<PassiveSpec>,
     pub guard: GuardSpec,
     pub gradual: GradualSpec,
+    pub pool: PoolSpec,
     /// Of [`Protocol::Quic`], and only of it.
     pub quic: Option<QuicSpec>,
     /// Unique names and unique addresses.

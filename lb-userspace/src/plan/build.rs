@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     affinity, maglev,
-    model::{Admin, BackendSpec, Forward, Health, ServiceSpec},
+    model::{Admin, BackendSpec, Forward, Health, OnAllDown, ServiceSpec},
     ramp::{self, Progress},
 };
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -29,6 +29,8 @@ pub struct WantedService {
     pub spec: ServiceSpec,
     /// Slots of its ring, a prime.
     pub ring_size: u32,
+    /// It has lost its quorum.
+    pub no_quorum: bool,
     /// Its backends, whatever their state.
     pub backends: Vec<WantedBackend>,
 }
@@ -39,8 +41,10 @@ pub struct WantedBackend {
     pub spec: BackendSpec,
     pub admin: Admin,
     pub health: Health,
-    /// Takes no new flows, whatever its other states; those it has stay.
-    pub ejected: bool,
+    /// It takes no new flows for now, though it could: a backup that is not needed, or whose place one has taken.
+    pub standby: bool,
+    /// Its health is not believed: too few of the others are up.
+    pub panic: bool,
     /// How it is reached; `None` until its route and neighbour were found once.
     pub next_hop: Option<NextHopEntry>,
     /// Its share on the way to its weight; `None` once it is there.
@@ -52,9 +56,9 @@ impl WantedBackend {
     #[must_use]
     pub fn takes_new(&self) -> bool {
         self.admin == Admin::Enabled
-            && self.health != Health::Down
+            && !self.standby
+            && (self.health != Health::Down || self.panic)
             && self.share() > 0
-            && !self.ejected
             && self.next_hop.is_some()
     }
 
@@ -67,7 +71,7 @@ impl WantedBackend {
     /// Takes no packets at all.
     #[must_use]
     pub fn is_dead(&self) -> bool {
-        self.admin == Admin::Disabled || self.health == Health::Down
+        self.admin == Admin::Disabled || self.health == Health::Down && !self.panic
     }
 }
 
@@ -174,6 +178,7 @@ pub(super) fn build_from(
             flags: lists::service_flags(&service.spec.guard)
                 | schedule::flags(service.spec.scheduler)
                 | if service.spec.passive.is_some() { ServiceEntry::PASSIVE } else { 0 }
+                | pool_flags(service)
                 | service.spec.quic.as_ref().map_or(0, |quic| {
                     ServiceEntry::QUIC | u32::from(quic.config_id) << ServiceEntry::QUIC_CONFIG_SHIFT
                 }),
@@ -232,6 +237,14 @@ pub(super) fn build_from(
     // Made at once and in order its nodes are full: of one entry after the other they would be half empty.
     image.backends = std::mem::take(&mut image.backends).into_iter().collect();
     Ok(image)
+}
+
+fn pool_flags(service: &WantedService) -> u32 {
+    let reject = match service.spec.pool.on_all_down {
+        OnAllDown::Drop => 0,
+        OnAllDown::Reject => ServiceEntry::REJECT,
+    };
+    reject | if service.no_quorum { ServiceEntry::NO_QUORUM } else { 0 }
 }
 
 /// Who has which id now.

@@ -5,11 +5,11 @@ use super::{image::name_of, *};
 use crate::{
     maglev,
     model::{
-        Admin, BackendSpec, Forward, GradualSpec, GuardSpec, Health, HealthSpec, PortSpec, Protocol,
-        Scheduler, ServiceSpec, SnatSpec,
+        Admin, BackendSpec, Forward, GradualSpec, GuardSpec, Health, HealthSpec, OnAllDown, PoolSpec,
+        PortSpec, Protocol, Scheduler, ServiceSpec, SnatSpec,
     },
 };
-use lb_common::abi::{MAX_SERVICES, ServiceEntry, Slot, SlotState, VipEntry};
+use lb_common::abi::{BackendEntry, MAX_SERVICES, ServiceEntry, Slot, SlotState, VipEntry};
 use proptest::prelude::*;
 use std::{
     collections::BTreeSet,
@@ -29,15 +29,17 @@ pub(super) fn tunnel() -> TunnelSettings {
 
 pub(super) fn backend(number: u8, admin: Admin, health: Health, weight: u16, hop: bool) -> WantedBackend {
     WantedBackend {
+        standby: false,
+        panic: false,
         spec: BackendSpec {
             name: format!("web{number}").parse().unwrap(),
             address: IpAddr::from([10, 0, 0, number]),
             port: None,
             weight,
+            backup: false,
         },
         admin,
         health,
-        ejected: false,
         next_hop: hop.then_some(NextHopEntry {
             ifindex: 2,
             dst_mac: [2, 0, 0, 0, 1, number],
@@ -89,10 +91,12 @@ pub(super) fn service(
                 passive: None,
                 guard: GuardSpec::default(),
                 gradual: GradualSpec::default(),
+                pool: PoolSpec::default(),
                 quic: None,
                 backends: backends.iter().map(|b| b.spec.clone()).collect(),
             },
             ring_size,
+            no_quorum: false,
             backends: backends.to_vec(),
         })
         .collect()
@@ -326,4 +330,44 @@ fn schedules_change_beside_their_readers() {
     assert!(slots < service && service < schedule);
     wanted[0].spec.scheduler = Scheduler::SourceIp;
     assert!(!build(&wanted, &image).services.contains_key(&0), "other slots for all flows: another service");
+}
+
+/// Standby: no new flows, no harm. Panic: a backend that is down takes flows, and the tables still say what its check said.
+#[test]
+fn standby_keeps_and_panic_revives() {
+    let mut backends: Vec<_> = (1..=2).map(|n| backend(n, Admin::Enabled, Health::Up, 100, true)).collect();
+    let build = |wanted: &[WantedService], from: &Image| {
+        build(wanted, from, &tunnel(), &BTreeSet::new(), &mut maglev::Cache::default()).unwrap()
+    };
+    let of = |backends: &[WantedBackend]| service(1, &[PortSpec::Exact(80)], 13, backends);
+    let owners = |image: &Image| -> BTreeSet<u32> { image.rings[&0].iter().map(|s| s.owner()).collect() };
+    let image = build(&of(&backends), &Image::empty(100, 16));
+    assert_eq!(owners(&image), BTreeSet::from([1, 2]));
+    backends[1].standby = true;
+    let image = build(&of(&backends), &image);
+    assert_eq!(owners(&image), BTreeSet::from([1]));
+    assert_eq!(image.backends[&2].entry.flags, 0, "its flows live");
+    // All are down: dead, until their health is not believed.
+    for backend in &mut backends {
+        (backend.health, backend.standby) = (Health::Down, false);
+    }
+    let image = build(&of(&backends), &image);
+    assert_eq!((owners(&image), image.backends[&1].entry.incarnation), (BTreeSet::from([0]), 1));
+    assert_eq!(image.backends[&1].entry.flags, BackendEntry::DOWN | BackendEntry::DEAD);
+    for backend in &mut backends {
+        backend.panic = true;
+    }
+    let mut wanted = of(&backends);
+    wanted[0].no_quorum = true;
+    wanted[0].spec.pool.on_all_down = OnAllDown::Reject;
+    let image = build(&wanted, &image);
+    assert_eq!(owners(&image), BTreeSet::from([1, 2]));
+    assert_eq!(image.backends[&1].entry.flags, BackendEntry::DOWN);
+    let flags = ServiceEntry::REJECT | ServiceEntry::NO_QUORUM;
+    assert_eq!(image.services[&0].entry.flags & flags, flags);
+    // The end of the panic is the end of what they had.
+    let calm: Vec<_> = backends.iter().map(|b| WantedBackend { panic: false, ..b.clone() }).collect();
+    let image = build(&of(&calm), &image);
+    assert_eq!(image.backends[&1].entry.incarnation, 2);
+    assert_eq!(image.services[&0].entry.flags & flags, 0);
 }

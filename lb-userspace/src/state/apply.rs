@@ -204,7 +204,8 @@ fn apply_to(
         if file.backends.iter().any(|backend| backend.name == *name) {
             continue;
         }
-        let Some(Membership::Added { address, port, weight }) = changed.membership.as_ref().map(|m| &m.value)
+        let Some(Membership::Added { address, port, weight, backup }) =
+            changed.membership.as_ref().map(|m| &m.value)
         else {
             note(name, changed, &|_| Some(StaleReason::BackendGone));
             continue;
@@ -217,7 +218,8 @@ fn apply_to(
             None => {
                 // Where the service keeps ports now, the backend has the service's.
                 let port = port.filter(|_| service.spec.forward.rewrites());
-                let spec = BackendSpec { name: name.clone(), address: *address, port, weight: *weight };
+                let (address, weight, backup) = (*address, *weight, *backup);
+                let spec = BackendSpec { name: name.clone(), address, port, weight, backup };
                 service.backends.push(overlay(spec, Origin::Runtime, Some(changed)));
             }
         }
@@ -249,7 +251,13 @@ pub(super) fn obstacle(service: &EffectiveService, name: &BackendName, address: 
         return Some(Obstacle::AddressTaken(other.spec.name.clone()));
     }
     if let Some(quic) = &service.spec.quic {
-        let own = quic.server_id(&BackendSpec { name: name.clone(), address, port: None, weight: 0 });
+        let own = quic.server_id(&BackendSpec {
+            name: name.clone(),
+            address,
+            port: None,
+            weight: 0,
+            backup: false,
+        });
         if let Some(other) = service.backends.iter().find(|backend| quic.server_id(&backend.spec) == own) {
             return Some(Obstacle::ServerIdTaken(own, other.spec.name.clone()));
         }

@@ -90,6 +90,8 @@ pub(super) enum Membership {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         port: Option<u16>,
         weight: u16,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        backup: bool,
     },
     /// One it has is gone.
     Removed,

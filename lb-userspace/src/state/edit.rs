@@ -22,6 +22,8 @@ pub struct NewBackend {
     pub port: Option<u16>,
     /// 100 by default; of a backend that the configuration has and that comes back, what it says there.
     pub weight: Option<u16>,
+    /// It takes new flows only while the others are no quorum; of a backend that the configuration has, what it says there.
+    pub backup: bool,
 }
 
 /// Why a change is refused. Nothing was changed.
@@ -37,6 +39,10 @@ pub enum ChangeError {
         "backend '{backend}' of service '{service}' has address {configured} in the configuration; add it with that address, or choose another name"
     )]
     OtherAddress { service: ServiceName, backend: BackendName, configured: IpAddr },
+    #[error(
+        "backend '{backend}' of service '{service}' is no backup in the configuration; add it without --backup, or choose another name"
+    )]
+    NoBackup { service: ServiceName, backend: BackendName },
     #[error(
         "backend '{by}' of service '{service}' has address {address} already; give it more weight instead"
     )]
@@ -111,6 +117,7 @@ impl ChangeError {
             }
             Self::BackendExists { .. }
             | Self::OtherAddress { .. }
+            | Self::NoBackup { .. }
             | Self::AddressTaken { .. }
             | Self::OnOtherList { .. }
             | Self::ListFull { .. }
@@ -153,7 +160,7 @@ impl RuntimeChanges {
         stamp: Stamp,
     ) -> Result<(), ChangeError> {
         let now = service_of(file, self, service)?;
-        let NewBackend { name, address, port, weight } = backend;
+        let NewBackend { name, address, port, weight, backup } = backend;
         let of_service = now.spec.port;
         let forward = now.spec.forward;
         let port = port.filter(|port| of_service.single() != Some(*port));
@@ -170,6 +177,9 @@ impl RuntimeChanges {
             .and_then(|spec| spec.backends.iter().find(|b| b.name == name));
         if let Some(configured) = configured.map(|b| b.address).filter(|configured| *configured != address) {
             return Err(ChangeError::OtherAddress { service: service.clone(), backend: name, configured });
+        }
+        if backup && configured.is_some_and(|configured| !configured.backup) {
+            return Err(ChangeError::NoBackup { service: service.clone(), backend: name });
         }
         let service = service.clone();
         if let Some(obstacle) = obstacle(&now, &name, address) {
@@ -189,7 +199,8 @@ impl RuntimeChanges {
                 ..BackendChanges::default()
             },
             None => {
-                let value = Membership::Added { address, port, weight: weight.unwrap_or(DEFAULT_WEIGHT) };
+                let weight = weight.unwrap_or(DEFAULT_WEIGHT);
+                let value = Membership::Added { address, port, weight, backup };
                 BackendChanges { membership: Some(Stamped { value, stamp }), ..BackendChanges::default() }
             }
         };

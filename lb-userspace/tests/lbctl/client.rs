@@ -22,7 +22,8 @@ fn every_call() {
     let client = Client::new(&daemon.socket);
     let (www, web4) = ("www".parse().unwrap(), "web4".parse().unwrap());
     let address = "2001:db8::14".parse().unwrap();
-    let new = NewBackend { name: "web4".parse().unwrap(), address, port: None, weight: Some(3) };
+    let new =
+        NewBackend { name: "web4".parse().unwrap(), address, port: None, weight: Some(3), backup: false };
     wait(async {
         assert_eq!(client.status().await.unwrap().node, "lb1");
         client.backend_add(&www, &new).await.unwrap();

@@ -190,7 +190,7 @@ pub fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<
         Command::Services(reply) => answer(reply, Ok(services.clone())),
         Command::Drops(reply) => answer(reply, Ok(drops())),
         Command::Config(reply) => answer(reply, Ok(config())),
-        Command::BackendAdd { service, name, address, port, weight, by, reply } => {
+        Command::BackendAdd { service, name, address, port, weight, backup, by, reply } => {
             note(by);
             let result = find(services, service.as_str()).and_then(|found| {
                 if found.backends.iter().any(|b| b.name == name.as_str()) {
@@ -204,17 +204,14 @@ pub fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<
                     address,
                     port: Some(port.unwrap_or(443)),
                     weight: weight.unwrap_or(100),
-                    server_id: None,
-                    admin: Admin::Enabled,
+                    backup,
                     health: Health::Unknown,
                     health_reason: None,
                     slots: 0,
-                    reachable: true,
                     origin: "runtime".to_owned(),
                     packets: 0,
                     bytes: 0,
-                    gradual: Default::default(),
-                    passive: None,
+                    ..www().backends.swap_remove(0)
                 });
                 Ok(changed(format!("backend {name} added to {service}")))
             });
@@ -425,6 +422,7 @@ fn www() -> ServiceView {
         address: [10, 0, 0, 10 + n].into(),
         port: Some(443),
         weight: 100,
+        backup: false,
         server_id: None,
         admin: Admin::Enabled,
         health,
@@ -456,6 +454,7 @@ fn www() -> ServiceView {
         quic: None,
         slots: SlotsView { total: 1009, plain: 1009, moving: 0, tracked: 0 },
         nat: None,
+        pool: PoolView { enabled: 2, healthy: 1, ..PoolView::default() },
         backends: vec![
             web(1, Health::Up, Some("200 OK")),
             // What a hostile backend may answer.

@@ -12,6 +12,7 @@ use lb_common::{
         decide, echo, forward, fragment,
         guard::Admission,
         icmp::{self, Message},
+        reject,
     },
     hash,
     packet::{Buffer, Packet},
@@ -105,6 +106,8 @@ impl<'a> Host<'a> {
                 let told = match answer.kind {
                     AnswerKind::Echo => echo::reply(buffer, l3, v6),
                     AnswerKind::Expired => icmp::tell(buffer, l3, v6, Message::expired(v6)),
+                    AnswerKind::Reset => reject::reset(buffer, l3, answer.header_len, v6),
+                    AnswerKind::Unreachable => icmp::tell(buffer, l3, v6, Message::port_unreachable(v6)),
                 };
                 return self.answered(told, answer.kind.answered(), answer.kind.unanswered());
             }

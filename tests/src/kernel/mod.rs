@@ -27,7 +27,8 @@ use aya::{
 };
 use lb_common::abi::{
     Bucket, ECHO_BUCKET, EXPIRED_BUCKET, FlowEntry, FlowKey4, FlowKey6, FlowStats, FragmentKey,
-    FragmentTrace, HALF_OPEN_CAPACITY, HOLD_BUCKET, HalfOpen, ICMP_BUCKET, Schedule, Signal, Stats,
+    FragmentTrace, HALF_OPEN_CAPACITY, HOLD_BUCKET, HalfOpen, ICMP_BUCKET, RESET_BUCKET, Schedule, Signal,
+    Stats, UNREACHABLE_BUCKET,
 };
 use lb_userspace::{
     dataplane::{self, Maps},
@@ -363,7 +364,9 @@ impl Loaded {
     pub fn set_bucket(&mut self, bucket: Bucket) {
         let cpus = aya::util::nr_cpus().expect("the number of CPUs");
         let values = PerCpuValues::try_from(vec![bucket; cpus]).expect("a value for each CPU");
-        for number in [ICMP_BUCKET, ECHO_BUCKET, EXPIRED_BUCKET, HOLD_BUCKET] {
+        for number in
+            [ICMP_BUCKET, ECHO_BUCKET, EXPIRED_BUCKET, HOLD_BUCKET, RESET_BUCKET, UNREACHABLE_BUCKET]
+        {
             let values = PerCpuValues::try_from(values.to_vec()).expect("a value for each CPU");
             self.buckets.set(number, values, 0).expect("BUCKETS");
         }

@@ -9,8 +9,8 @@ use lb_common::{
 use lb_userspace::{
     maglev,
     model::{
-        Admin, BackendSpec, Forward, GradualSpec, GuardSpec, Health, HealthSpec, PortSpec, Protocol,
-        QuicSpec, Scheduler, ServiceSpec,
+        Admin, BackendSpec, Forward, GradualSpec, GuardSpec, Health, HealthSpec, OnAllDown, PoolSpec,
+        PortSpec, Protocol, QuicSpec, Scheduler, ServiceSpec,
     },
     plan::{self, Image, NextHopEntry, ServiceRecord, TunnelSettings, WantedBackend, WantedService},
 };
@@ -71,15 +71,17 @@ fn backend(n: u8, family: u8) -> WantedBackend {
         (IpAddr::from([10, 0, 0, n]), IpAddr::from([10, 0, 0, 254]))
     };
     WantedBackend {
+        standby: false,
+        panic: false,
         spec: BackendSpec {
             name: format!("web{n}").parse().expect("a name"),
             address,
             port: None,
             weight: 1 + u16::from(n % 3),
+            backup: false,
         },
         admin: Admin::Enabled,
         health: Health::Up,
-        ejected: false,
         next_hop: Some(NextHopEntry {
             ifindex,
             dst_mac: [2, 0, 0, 0, 1, n],
@@ -117,6 +119,7 @@ fn service(
             passive: None,
             guard: GuardSpec::default(),
             gradual: GradualSpec::default(),
+            pool: PoolSpec::default(),
             quic: (protocol == Protocol::Quic).then(|| QuicSpec {
                 server_id_length: 2,
                 config_id: QUIC_CONFIG,
@@ -125,6 +128,7 @@ fn service(
             backends: backends.iter().map(|b| b.spec.clone()).collect(),
         },
         ring_size: RING_SIZE,
+        no_quorum: false,
         backends,
     }
 }
@@ -148,6 +152,7 @@ pub fn tunnel() -> TunnelSettings {
 /// - 23: no backend takes packets; 26: no next hop; 27: a backend that is the VIP itself (GUE, UDP, every port);
 /// - 24, 25: QUIC at 80 by DSR (`quic4`) and GUE over IPv6 (`quic6`), server ids of two bytes;
 /// - 28: an egress of 150 bytes, 29: of 100 bytes (IPIP, TCP 80);
+/// - 35: no backend takes packets, and clients are told (`refusing-tcp`, `refusing-udp`: DSR and GUE);
 /// - 30 to 34: tables that contradict themselves ([`World::broken`]).
 #[must_use]
 pub fn plain_world() -> World {
@@ -183,6 +188,13 @@ pub fn plain_world() -> World {
     let mut disabled = one(1);
     disabled[0].admin = Admin::Disabled;
     wanted.push(service("empty", 23, Exact(80), Tcp, Dsr, disabled));
+    for (name, protocol, forward) in [("refusing-tcp", Tcp, Dsr), ("refusing-udp", Udp, Gue)] {
+        let mut disabled = one(1);
+        disabled[0].admin = Admin::Disabled;
+        let mut refusing = service(name, 35, Exact(80), protocol, forward, disabled);
+        refusing.spec.pool.on_all_down = OnAllDown::Reject;
+        wanted.push(refusing);
+    }
     wanted.push(service("no-hop", 26, Exact(80), Tcp, Dsr, one(1)));
     let mut itself = one(3);
     itself[0].spec.address = vip(27, false);

@@ -62,6 +62,12 @@ fn rows(rig: &Rig) -> Vec<Row> {
         row(DropReason::TcpFlags, "dsr4-tcp", &tcp4, tcp4.with(|p| p.tcp_mut().flags = 0)),
         row(DropReason::UdpLength, "dsr4-udp", &udp4, udp4.with(|p| p.udp_mut().length = Some(7))),
         row(DropReason::NoBackend, "dsr4-tcp", &tcp4, rig.world.packet("empty", false, 5)),
+        row(
+            DropReason::RejectedUnanswered,
+            "dsr4-tcp",
+            &tcp4,
+            rig.world.packet("refusing-tcp", false, 5).with(|p| p.v4().src = [127, 0, 0, 1].into()),
+        ),
         row(DropReason::NoNextHop, "dsr4-tcp", &tcp4, rig.world.packet("no-hop", false, 5)),
         row(
             DropReason::TooBigUnanswered,
@@ -82,11 +88,12 @@ fn every_reason_has_a_packet_and_a_neighbour() {
         rig.forwards(&format!("beside {}", row.reason.name()), row.service, &row.neighbour);
         met.insert(row.reason as u32);
     }
-    // Answered, so the verdict is another: `icmp.rs`, `echo.rs`. Held: `held.rs`. No headroom and contradictions: below.
+    // Answered, so the verdict is another: `icmp.rs`, `echo.rs`, `reject.rs`. Held: `held.rs`. No headroom and contradictions: below.
     for elsewhere in [
         DropReason::TooBig,
         DropReason::TtlExceeded,
         DropReason::EchoAnswered,
+        DropReason::Rejected,
         DropReason::FragmentHeld,
         DropReason::NoHeadroom,
         DropReason::Internal,

@@ -38,7 +38,7 @@ fn check_answer(packet: &Packet, outcome: &Outcome, mtu: u16) -> Result<(), Stri
 }
 
 /// The answer is what RFC 792 and RFC 1191, or RFC 4443, want: type, code, rest, and a quote.
-fn check_message(packet: &Packet, outcome: &Outcome, message: (u8, u8, u32)) -> Result<(), String> {
+pub fn check_message(packet: &Packet, outcome: &Outcome, message: (u8, u8, u32)) -> Result<(), String> {
     let answer = check::parse(&outcome.frame)?;
     let icmp = check::icmp(&answer)?;
     let (client, vip) = packet.addresses();

@@ -18,6 +18,7 @@ mod passive;
 mod ports;
 mod quic;
 mod quote;
+mod reject;
 mod rig;
 mod schedulers;
 mod transport;

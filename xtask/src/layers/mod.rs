@@ -37,6 +37,7 @@ const ROOMS: &[Room] = &[
             "lb_userspace::outlier",
             "lb_userspace::affinity",
             "lb_userspace::plan",
+            "lb_userspace::pool",
             "lb_userspace::resequence",
             "lb_userspace::ramp",
             "lb_userspace::state",
@@ -57,6 +58,8 @@ const ROOMS: &[Room] = &[
         modules: &[
             "lb_userspace::dataplane",
             "lb_userspace::net",
+            "lb_userspace::notify",
+            "lb_userspace::command",
             "lb_userspace::control",
             "lb_userspace::metrics",
             "lb_userspace::telemetry",

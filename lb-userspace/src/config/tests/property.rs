@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::model::{
-    BackendSpec, DnsCheck, ExecCheck, GradualSpec, GrpcCheck, GuardSpec, Health, LimitSpec, MAX_BURST_MS,
-    MAX_RATE, MysqlCheck, PassiveSpec, QuicSpec, RedisCheck, Role, ServerId, SnatSpec, StatusRange, TlsSpec,
-    TrackInterface, UdpCheck, Via, VrrpVersion,
+    BackendSpec, DnsCheck, ExecCheck, GradualSpec, GrpcCheck, GuardSpec, Health, HookSpec, LimitSpec,
+    MAX_BURST_MS, MAX_RATE, MysqlCheck, OnAllDown, PassiveSpec, PoolSpec, QuicSpec, RedisCheck, Role,
+    ServerId, SnatSpec, StatusRange, TlsSpec, TrackInterface, UdpCheck, Via, VrrpVersion,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -327,6 +327,7 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
                 address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, i as u8 + 1)),
                 port: (forward.rewrites() && i % 2 == 1).then_some(first),
                 weight,
+                backup: i % 3 == 2,
             });
             let mut backends: Vec<_> = backends.collect();
             for backend in &mut backends {
@@ -364,6 +365,7 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
                 passive: passive.filter(|_| protocol == Protocol::Tcp),
                 guard,
                 gradual: GradualSpec { slow_start: Duration::from_millis(slow_start), max_disruption },
+                pool: pool(index),
                 quic: (protocol == Protocol::Quic).then_some(quic),
                 snat: (forward == Forward::Snat).then(|| SnatSpec {
                     addresses: vec![IpAddr::V4(Ipv4Addr::new(10, 9, index as u8, 1))],
@@ -373,6 +375,22 @@ fn service(index: u16) -> impl Strategy<Value = ServiceSpec> {
             }
         },
     )
+}
+
+fn pool(index: u16) -> PoolSpec {
+    let hook = |n: u64| HookSpec {
+        command: vec![format!("/bin/hook{n}"), "a \"b\"".to_owned()],
+        timeout: Duration::from_millis(100 + n),
+        user: "nobody".to_owned(),
+    };
+    let n = u32::from(index);
+    PoolSpec {
+        quorum_up: 1 + n % 5,
+        quorum_down: 1 + n % 5 / 2,
+        panic_threshold: (n * 7 % 101) as u8,
+        on_all_down: if n % 2 == 0 { OnAllDown::Drop } else { OnAllDown::Reject },
+        notify: (0..u64::from(n % 3)).map(hook).collect(),
+    }
 }
 
 fn router(index: u8) -> impl Strategy<Value = VrrpSpec> {
@@ -467,6 +485,7 @@ fn config() -> impl Strategy<Value = Config> {
     });
     (node, listen, tunnel, firewall, flows, services, vrrp, control).prop_map(
         |(node, metrics, tunnel, firewall, flows, services, vrrp, control)| Config {
+            notify: pool(vrrp.len() as u16 + 1).notify,
             file: "lbd.toml".to_owned(),
             node,
             metrics,

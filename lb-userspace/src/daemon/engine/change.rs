@@ -154,6 +154,7 @@ impl Engine {
         };
         match converged {
             Ok(actions) => {
+                self.tell_news();
                 tracing::info!(by, revision = self.changes.revision(), "{message}");
                 tell::change(&self.events, &before, &self.changes, &self.config.services, &message, by);
                 Ok(self.changed(message, describe(&actions)))

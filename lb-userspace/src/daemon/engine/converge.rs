@@ -55,7 +55,8 @@ impl Engine {
         }
         let now: Vec<_> =
             places.iter().map(|i| state::apply_one(&self.config.services[*i], &self.changes)).collect();
-        let wanted: Vec<_> = now.iter().map(|(service, _)| self.wanted_service(service)).collect();
+        let mut wanted: Vec<_> = now.iter().map(|(service, _)| self.wanted_service(service)).collect();
+        let verdicts = self.judge(&mut wanted);
         self.firewall.refresh(&self.config.firewall, self.changes.lists());
         self.image.resting = self.tracking.resting(Instant::now());
         let (avoid, tunnel) = (self.tracking.reserved(), self.tunnel());
@@ -84,6 +85,7 @@ impl Engine {
         for (place, (service, stale)) in places.iter().zip(now) {
             before.push(self.effective.replace(*place, service, stale));
         }
+        self.put_part_in_force(&places, verdicts);
         if places.iter().any(|place| self.effective.services[*place].spec.health.via == Via::Vip) {
             self.aim_checks();
         }
@@ -168,7 +170,8 @@ impl Engine {
                     spec: backend.spec.clone(),
                     admin: backend.admin,
                     health: self.health_of(&service.spec, &backend.spec),
-                    ejected: self.passive.is_ejected(&service.spec.name, &backend.spec.name),
+                    standby: false,
+                    panic: false,
                     next_hop: self.hops.get(&backend.spec.address).and_then(|hop| hop.as_ref().ok().copied()),
                     ramp: self
                         .changes
@@ -176,6 +179,7 @@ impl Engine {
                         .and_then(|ramp| ramp.progress(now_ms)),
                 })
                 .collect(),
+            no_quorum: false,
             spec: service.spec.clone(),
         }
     }

@@ -68,6 +68,7 @@ impl Engine {
         }
         tell::reload(&self.events, &services, &self.effective.services, changes.len());
         self.check_forwarding();
+        self.configure_hooks();
         for stale in &self.effective.stale {
             tracing::warn!(%stale, "a runtime change has no effect with this configuration; it is kept");
         }

@@ -47,7 +47,7 @@ fn stamp() -> Stamp {
 }
 
 fn new(name: &str, address: IpAddr) -> NewBackend {
-    NewBackend { name: b(name), address, port: None, weight: None }
+    NewBackend { name: b(name), address, port: None, weight: None, backup: false }
 }
 
 /// The backends of a service in force: name, address, weight, state, origins.
