@@ -46,6 +46,19 @@ pub fn check(frame: &[u8], outcome: &Outcome) -> Result<Fate, String> {
                 && check::icmp(&after).is_ok() == check::icmp(&before).is_ok();
             return if same && right { Ok(Fate::Answered) } else { Err(format!("{after:?} was {before:?}")) };
         }
+        // A reset answers any segment but a reset, and holds nothing but itself.
+        if after.protocol == 6 {
+            const RST: u8 = crate::packets::RST;
+            let flags = |ip: &Parsed<'_>| ip.payload.get(13).copied().unwrap_or_default();
+            let lone = after.payload.len() == 20 && flags(&after) & RST != 0 && after.checksum_ok;
+            check::tcp(&after)?;
+            // Behind extension headers the flags are elsewhere.
+            let reset = before.protocol == 6 && flags(&before) & RST != 0;
+            return match lone && !reset {
+                true => Ok(Fate::Answered),
+                false => Err(format!("{after:?} was {before:?}")),
+            };
+        }
         let icmp = check::icmp(&after)?;
         return match after.checksum_ok && before.ip.starts_with(icmp.quote) && after.padding.is_empty() {
             true => Ok(Fate::Answered),
