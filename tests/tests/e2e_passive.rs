@@ -20,7 +20,7 @@ const INTERVAL: Duration = Duration::from_secs(2);
 const WINDOWS: u32 = 2;
 const EJECTION: Duration = Duration::from_secs(15);
 /// The window in which the trouble begins, those that must be bad, the daemon's round, and a busy machine.
-const FOUND: Duration = Duration::from_secs(2 + 2 * 2 + 1 + 12);
+const FOUND: Duration = Duration::from_secs(2 + 2 * 2 + 1 + 23);
 /// A client repeats its SYN twice, then gives up.
 const CLIENT: Duration = Duration::from_secs(4);
 
