@@ -354,7 +354,8 @@ fn worst(spec: &PassiveSpec, observed: &Observed, shares: &Shares) -> (bool, Opt
     for sign in SIGNS {
         let Some(own) = share(spec, sign, &observed.seen) else { continue };
         let Some(median) = shares.median_of_others(sign, Some(own)) else { continue };
-        heard = true;
+        // Only who answers SYNs is good: that others were not refused says nothing of a backend that answers nobody.
+        heard |= sign == Sign::Repeats;
         let (failed, of) = sign.of(&observed.seen);
         let bound = lower_bound(failed, of);
         let limit = (f64::from(spec.threshold) / 100.0).max(TIMES_MEDIAN * median);

@@ -20,7 +20,7 @@ const INTERVAL: Duration = Duration::from_secs(2);
 const WINDOWS: u32 = 2;
 const EJECTION: Duration = Duration::from_secs(15);
 /// The window in which the trouble begins, those that must be bad, the daemon's round, and a busy machine.
-const FOUND: Duration = Duration::from_secs(2 + 2 * 2 + 1 + 12);
+const FOUND: Duration = Duration::from_secs(2 + 2 * 2 + 1 + 23);
 /// A client repeats its SYN twice, then gives up.
 const CLIENT: Duration = Duration::from_secs(4);
 
@@ -141,10 +141,8 @@ fn a_deaf_backend_is_ejected_and_comes_back(forward: &'static str) -> Result<()>
 
     let web2 = &place.topology.backends[1];
     deaf(web2)?;
-    let begun = Instant::now();
     wait_for_ejection(&balancer, "web2")?;
     let (ejected, at) = (Instant::now(), load.elapsed());
-    println!("{forward}: ejected after {:.1} s", begun.elapsed().as_secs_f64());
     let seen = view(&balancer, "web2");
     let ejection = passive(&seen).ejected.as_ref().expect("ejected");
     assert!(ejection.reason.contains("SYNs came again without an answer"), "{ejection:?}");

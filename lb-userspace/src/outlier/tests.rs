@@ -81,11 +81,15 @@ fn a_bad_one_goes_after_its_windows_and_comes_back_on_probation() {
     let bad = [repeats(0, 19, 20), repeats(1, 0, 20), repeats(2, 1, 20)];
     let good = [repeats(0, 0, 20), repeats(1, 0, 20), repeats(2, 1, 20)];
     let quiet = [repeats(0, 2, 2), repeats(1, 0, 20), repeats(2, 1, 20)];
+    // Clients that wait for their second repetition: many SYNs, no news.
+    let mut waiting = good.clone();
+    waiting[0].seen = Signals { syns: 30, ..Signals::default() };
     assert_eq!(detector.judge(&spec, &bad, now), []);
     // A good window in between: it begins anew. One without enough connections says nothing.
     assert_eq!(detector.judge(&spec, &good, now), []);
     assert_eq!(detector.judge(&spec, &bad, now), []);
     assert_eq!(detector.judge(&spec, &quiet, now), []);
+    assert_eq!(detector.judge(&spec, &waiting, now), []);
     let finding = Finding { sign: Sign::Repeats, failed: 19, of: 20, median: 3 };
     let gone = |times| Event::Ejected { backend: name(0), finding, lasts: spec.ejection_time * times, times };
     assert_eq!(detector.judge(&spec, &bad, now), [gone(1)]);
