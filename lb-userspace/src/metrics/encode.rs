@@ -251,7 +251,7 @@ pub(super) fn gauge<V: EncodeGaugeValue>(
     encoder.encode_descriptor(what.family_name(), what.help, None, what.kind)?.encode_gauge(value)
 }
 
-pub(super) fn counter<V: EncodeCounterValue>(
+pub(super) fn counter<V: EncodeCounterValue + Copy>(
     encoder: &mut DescriptorEncoder<'_>,
     what: &Family<0>,
     value: V,

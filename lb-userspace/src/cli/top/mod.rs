@@ -63,7 +63,8 @@ pub(super) fn run(client: &Client, options: TopOptions, output: Output) -> Resul
     if output == Output::Json && !options.once {
         return Err(Failure::Usage("json is for one frame: lbctl -o json top --once".to_owned()));
     }
-    if !options.once && !(io::stdout().is_terminal() && io::stdin().is_terminal()) {
+    let terminal = io::stdout().is_terminal() && io::stdin().is_terminal();
+    if !options.once && !terminal {
         return Err(Failure::Usage(
             "top needs a terminal, and this is none; for a pipe or a file: lbctl top --once".to_owned(),
         ));

@@ -26,7 +26,7 @@ fn backend(name: &str, health: &str, admin: &str, slots: u32, packets: u64) -> V
     })
 }
 
-fn service(name: &str, packets: u64, backends: Vec<Value>) -> ServiceView {
+fn service(name: &str, packets: u64, backends: &[Value]) -> ServiceView {
     serde_json::from_value(json!({
         "name": name, "addresses": ["192.0.2.10", "2001:db8::10"], "port": "443", "protocol": "tcp",
         "forward": "dsr", "scheduler": "maglev", "packets": packets, "bytes": packets * 100,
@@ -60,7 +60,7 @@ fn reading(seconds: u64) -> Reading {
         "adverts_received": 1, "split_brains": 0, "transitions": {},
     }))
     .unwrap();
-    let www = vec![
+    let www = [
         backend("web1", "up", "enabled", 600, packets(60)),
         backend("web2", "down", "enabled", 0, packets(0)),
         backend("web3", "up", "draining", 0, packets(10)),
@@ -72,8 +72,8 @@ fn reading(seconds: u64) -> Reading {
         at: Instant::now() - Duration::from_secs(100) + Duration::from_secs(seconds),
         status,
         services: vec![
-            service("www", packets(100), www),
-            service("dns\x1b[31m", 0, vec![backend("ns1", "down", "enabled", 0, 0)]),
+            service("www", packets(100), &www),
+            service("dns\x1b[31m", 0, &[backend("ns1", "down", "enabled", 0, 0)]),
         ],
         drops: vec![drops("ttl", 3), drops("no_backend", 20 * seconds), drops("deny", 0)],
         pair: vec![pair],
