@@ -110,13 +110,14 @@ pub fn parse_time(text: &str) -> Result<Duration, String> {
 /// A drain that was waited for and is not over.
 #[derive(Debug)]
 pub struct Unfinished {
-    view: DrainView,
     why: String,
+    /// What is left.
+    left: String,
 }
 
 impl fmt::Display for Unfinished {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.why, line(&self.view))
+        write!(f, "{}: {}", self.why, self.left)
     }
 }
 
@@ -188,7 +189,6 @@ async fn wait_for(cli: &Cli, options: &DrainOptions, out: &mut dyn Write) -> Res
             Output::Table => {}
         }
         said = text;
-        let end = |why: String| Err(Failure::Drain(Unfinished { view: view.clone(), why }));
         if view.done {
             if live {
                 tell(out, "\n");
@@ -209,7 +209,7 @@ async fn wait_for(cli: &Cli, options: &DrainOptions, out: &mut dyn Write) -> Res
             if live {
                 tell(out, "\n");
             }
-            return end(why);
+            return Err(Failure::Drain(Unfinished { why, left: line(&view) }));
         }
         tokio::time::sleep(LOOK).await;
     }

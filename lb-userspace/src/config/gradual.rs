@@ -9,7 +9,7 @@ use crate::model::GradualSpec;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-const PERCENT: &str = "a share like \"10%\", from \"0%\" to \"100%\" (as much as likes)";
+const PERCENT: &str = "a share like \"10%\", from \"0%\" to \"100%\" (no limit)";
 
 /// What `[defaults]` or one `[[service]]` says.
 pub(super) struct GradualSettings {
