@@ -80,7 +80,10 @@ fn who_changed_what_and_when_is_shown_and_can_be_dropped() -> Result<()> {
     let (code, error) =
         failed(&balancer.lbctl_output(&["--if-revision", "4", "backend", "weight", "www", "web1", "51"]));
     assert_eq!(code, Some(1));
-    assert!(error.contains("has revision 5, the request was made for 4") && error.contains("by uid 0"), "{error}");
+    assert!(
+        error.contains("has revision 5, the request was made for 4") && error.contains("by uid 0"),
+        "{error}"
+    );
     balancer.kill();
     balancer.restart()?;
 
@@ -120,7 +123,9 @@ fn who_changed_what_and_when_is_shown_and_can_be_dropped() -> Result<()> {
     let left = balancer.json::<ChangesView>(&["changes"]);
     assert_eq!((left.revision, left.changes.len()), (7, 1), "the firewall's is no service's");
     assert_eq!(balancer.service("www").backends.len(), 3);
-    for (wrong, what) in [(&["reset", "wwww"][..], "no service 'wwww'"), (&["reset", "www", "web9"], "no backend 'web9'")] {
+    for (wrong, what) in
+        [(&["reset", "wwww"][..], "no service 'wwww'"), (&["reset", "www", "web9"], "no backend 'web9'")]
+    {
         let (code, error) = failed(&balancer.lbctl_output(wrong));
         assert!(code == Some(1) && error.contains(what), "{error}");
     }
@@ -162,11 +167,15 @@ fn groups_have_their_sockets() -> Result<()> {
     assert!(as_nobody(&adm, &socket, &lbctl, &change).status.success());
     // A reader is led to the other socket.
     for socket in [&socket, &read_only] {
-        for look in [&["status"][..], &["service", "list"], &["changes"], &["watch", "--count", "1", "--since", "x"]] {
+        for look in
+            [&["status"][..], &["service", "list"], &["changes"], &["watch", "--count", "1", "--since", "x"]]
+        {
             let output = as_nobody(&users, socket, &lbctl, look);
             assert!(output.status.success(), "{look:?}: {}", text(&output.stderr));
         }
-        for refused in [&change[..], &["reset"], &["reload"], &["detach", "--yes"], &["trace", "--count", "1"]] {
+        for refused in
+            [&change[..], &["reset"], &["reload"], &["detach", "--yes"], &["trace", "--count", "1"]]
+        {
             let (code, error) = failed(&as_nobody(&users, socket, &lbctl, refused));
             assert_eq!(code, Some(1), "{refused:?}");
             assert!(error.contains("read-only control socket") && error.contains("admin_group"), "{error}");
@@ -238,7 +247,11 @@ fn over_tcp_certificates_say_who_may() -> Result<()> {
     let lbctl = |who: &str, arguments: &[&str]| {
         let mut command = node.ns.command(program("lbctl"));
         command.args(["--server", "https://127.0.0.1:9751", "--ca"]).arg(dir.join("ca.crt"));
-        command.arg("--cert").arg(dir.join(format!("{who}.crt"))).arg("--key").arg(dir.join(format!("{who}.key")));
+        command
+            .arg("--cert")
+            .arg(dir.join(format!("{who}.crt")))
+            .arg("--key")
+            .arg(dir.join(format!("{who}.key")));
         command.args(arguments).output().expect("lbctl")
     };
     let change = ["backend", "weight", "www", "web1", "50"];
@@ -288,7 +301,10 @@ fn over_tcp_certificates_say_who_may() -> Result<()> {
     ours.sign("lbd", "lbd", &["127.0.0.1"]);
     balancer.configure(|settings| settings.rest = section("Olga"))?;
     balancer.reload();
-    assert!(lbctl("ops", &["backend", "weight", "www", "web1", "51"]).status.success(), "with the new certificate");
+    assert!(
+        lbctl("ops", &["backend", "weight", "www", "web1", "51"]).status.success(),
+        "with the new certificate"
+    );
     watch.wait(Duration::from_secs(100))?;
     Ok(())
 }
@@ -302,7 +318,8 @@ fn what_happens_can_be_watched() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"));
     let topology = Topology::new(&Shape::default())?;
     let mut servers = web_servers(&topology, 0)?;
-    let service = Service::www([topology.vip4()]).nodes(&topology.backends).checked().extra("ring_size = 1009");
+    let service =
+        Service::www([topology.vip4()]).nodes(&topology.backends).checked().extra("ring_size = 1009");
     let mut balancer = Balancer::start(&topology, Settings::of([service]))?;
     balancer.wait_for_backend("web3 to be up", "www", "web3", PATIENCE, |b| b.health.to_string() == "up")?;
     let mut command = Command::new(program("lbctl"));
@@ -311,7 +328,8 @@ fn what_happens_can_be_watched() -> Result<()> {
     watch.wait_for_log("hello", PATIENCE)?;
     let seen = |event: &str, backend: Option<&str>, to: &str| {
         let all = events(&watch.log());
-        all.into_iter().find(|e| e.event == event && e.backend.as_deref() == backend && e.to.as_deref() == Some(to))
+        all.into_iter()
+            .find(|e| e.event == event && e.backend.as_deref() == backend && e.to.as_deref() == Some(to))
     };
     balancer.lbctl(&["backend", "weight", "www", "web1", "50"]);
     balancer.lbctl(&["backend", "drain", "www", "web2"]);
@@ -361,7 +379,17 @@ fn what_happens_can_be_watched() -> Result<()> {
 /// One exchange by curl: status, and body as JSON.
 fn curl(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
     let mut command = Command::new("curl");
-    command.args(["--silent", "--globoff", "--max-time", "60", "-X", method, "-w", "\n%{http_code}", "--unix-socket"]);
+    command.args([
+        "--silent",
+        "--globoff",
+        "--max-time",
+        "60",
+        "-X",
+        method,
+        "-w",
+        "\n%{http_code}",
+        "--unix-socket",
+    ]);
     command.arg(socket);
     if let Some(body) = body {
         command.args(["-d", &body.to_string()]);
@@ -386,7 +414,8 @@ fn answers_are_as_described() -> Result<()> {
         assert!(schema.is_object(), "{method} {path}: {code} is not described");
         schema["components"] = description["components"].clone();
         let validator = jsonschema::validator_for(&schema).expect("a schema");
-        let errors: Vec<String> = validator.iter_errors(answer).map(|e| format!("{e} at {}", e.instance_path())).collect();
+        let errors: Vec<String> =
+            validator.iter_errors(answer).map(|e| format!("{e} at {}", e.instance_path())).collect();
         assert!(errors.is_empty(), "{method} {path}: {errors:?}\n{answer}");
     };
     let vip = SocketAddr::new(topology.vip4(), 80);
@@ -395,11 +424,29 @@ fn answers_are_as_described() -> Result<()> {
     let backend = "/v1/services/{service}/backends/{backend}";
     let rows: Vec<(&str, &str, &str, Option<Value>, u16)> = vec![
         ("get", "/v1/status", "", None, 200),
-        ("post", "/v1/services/{service}/backends", "", Some(json!({"name": "web9", "address": "10.66.0.9"})), 200),
-        ("post", "/v1/services/{service}/backends", "", Some(json!({"name": "web9", "address": "10.66.0.9"})), 409),
+        (
+            "post",
+            "/v1/services/{service}/backends",
+            "",
+            Some(json!({"name": "web9", "address": "10.66.0.9"})),
+            200,
+        ),
+        (
+            "post",
+            "/v1/services/{service}/backends",
+            "",
+            Some(json!({"name": "web9", "address": "10.66.0.9"})),
+            409,
+        ),
         ("put", "/v1/services/{service}/backends/{backend}/weight", "", Some(json!({"weight": 7})), 200),
         ("put", "/v1/services/{service}/backends/{backend}/weight", "", Some(json!({"weight": 70_000})), 400),
-        ("put", "/v1/services/{service}/backends/{backend}/admin", "", Some(json!({"admin": "disabled"})), 200),
+        (
+            "put",
+            "/v1/services/{service}/backends/{backend}/admin",
+            "",
+            Some(json!({"admin": "disabled"})),
+            200,
+        ),
         ("put", "/v1/services/{service}/limits", "", Some(json!({"packets_per_second": 10_000})), 200),
         ("post", "/v1/deny/add", "", Some(prefixes.clone()), 200),
         ("post", "/v1/allow/add", "", Some(prefixes.clone()), 409),

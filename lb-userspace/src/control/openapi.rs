@@ -178,7 +178,7 @@ fn complete(api: &mut Value) {
                 "name": "If-Match",
                 "in": "header",
                 "description": "Carry it out only at this revision, e.g. \"12\".",
-                "schema": {"type": "string"},
+                "schema": {"type": "string", "pattern": "^(\\*|\"?[0-9]{1,19}\"?(, *\"?[0-9]{1,19}\"?)*)$"},
             });
             match operation["parameters"].as_array_mut() {
                 Some(parameters) => parameters.push(condition),

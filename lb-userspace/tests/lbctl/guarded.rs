@@ -85,6 +85,12 @@ fn a_request_for_another_revision_is_refused_and_not_carried_out() {
             "{answer}"
         );
     }
+    // Serde would take an array for the fields of an object, and [] for a reset of everything.
+    for (path, body) in [("reset", "[]"), ("reset", " [null, null]"), ("detach", "[]"), ("reload", "[true]")]
+    {
+        let (code, error) = daemon.refused("POST", &format!("/v1/{path}"), body);
+        assert!(code == 400 && error.error.contains("an array; expected"), "{path} {body}: {}", error.error);
+    }
     for condition in ["W/\"7\"", "x"] {
         let answer = put(condition);
         assert!(
@@ -104,8 +110,10 @@ fn the_command_line_says_which_revision_it_means() {
     assert!(
         lbctl(&daemon, &["--if-revision", "7", "backend", "weight", "www", "web1", "3"]).status.success()
     );
-    let without_meaning = lbctl(&daemon, &["--if-revision", "7", "completions", "bash"]);
-    assert_eq!(without_meaning.status.code(), Some(2));
+    for without_meaning in [&["completions", "bash"][..], &["watch"], &["trace"], &["detach", "--yes"]] {
+        let output = lbctl(&daemon, &[&["--if-revision", "7"], without_meaning].concat());
+        assert_eq!(output.status.code(), Some(2), "{without_meaning:?}");
+    }
 }
 
 /// Three things happened, and no more do.
