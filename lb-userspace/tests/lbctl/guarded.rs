@@ -1,11 +1,13 @@
 //! Compare and set by revision, at the server and on the command line.
 
 use super::engine::{Daemon, REVISION};
+use lb_userspace::control::api::{ConfigView, SettingView};
 use lb_userspace::control::changes::{ChangesView, RuntimeChangeView};
 use lb_userspace::control::command::{Answer, Command, CommandError};
 use lb_userspace::control::guard::Guarded;
 use lb_userspace::control::watch::{WatchView, Watcher, Watchers};
 use lb_userspace::events::{Bus, Kind, News};
+use serde_json::json;
 use std::io::{Read, Write};
 use std::process::{self, Output};
 
@@ -53,6 +55,26 @@ fn raw(daemon: &Daemon, request: &str) -> String {
 fn lbctl(daemon: &Daemon, arguments: &[&str]) -> Output {
     let mut command = process::Command::new(env!("CARGO_BIN_EXE_lbctl"));
     command.arg("--socket").arg(&daemon.socket).args(arguments).output().unwrap()
+}
+
+pub fn config() -> ConfigView {
+    let row = |key: &str, value, origin: &str| SettingView {
+        key: key.to_owned(),
+        value,
+        origin: origin.to_owned(),
+        by: (origin == "runtime").then(|| "uid 0 (root)".to_owned()),
+        at: (origin == "runtime").then_some(1_700_000_000),
+    };
+    ConfigView {
+        file: "/etc/lbd/lbd.toml".to_owned(),
+        hash: "fedcba9876543210".to_owned(),
+        settings: vec![
+            row("node.name", json!("lb1"), "file"),
+            row("node.xdp_mode", json!("auto"), "default"),
+            row("service.www.addresses", json!(["192.0.2.10", "2001:db8::10"]), "file"),
+            row("service.www.backend.web3.admin", json!("draining"), "runtime"),
+        ],
+    }
 }
 
 #[test]
