@@ -305,7 +305,7 @@ fn over_tcp_certificates_say_who_may() -> Result<()> {
         lbctl("ops", &["backend", "weight", "www", "web1", "51"]).status.success(),
         "with the new certificate"
     );
-    watch.wait(Duration::from_secs(100))?;
+    watch.wait(PATIENCE)?;
     Ok(())
 }
 

@@ -107,20 +107,27 @@ pub fn run(
 
 /// The daemon that the command line names.
 fn client(cli: &Cli) -> Result<Client, Failure> {
-    Ok(match cli.remote.server()? {
+    let unconditional = matches!(
+        cli.command,
+        Command::Decap { .. }
+            | Command::Completions { .. }
+            | Command::Detach { .. }
+            | Command::Trace(_)
+            | Command::Watch(_)
+    );
+    if cli.if_revision.is_some() && unconditional {
+        return Err(Failure::Usage("--if-revision has no meaning for this command; leave it out".to_owned()));
+    }
+    let client = match cli.remote.server()? {
         Some(server) => Client::of_server(server),
         None => Client::new(cli.socket()),
-    })
+    };
+    Ok(client.if_revision(cli.if_revision))
 }
 
 /// The text for stdout.
 fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
-    let client = client(cli)?.if_revision(cli.if_revision).asking(gradual::options(&cli.command));
-    if cli.if_revision.is_some()
-        && matches!(cli.command, Command::Decap { .. } | Command::Completions { .. } | Command::Detach { .. })
-    {
-        return Err(Failure::Usage("--if-revision has no meaning for this command; leave it out".to_owned()));
-    }
+    let client = client(cli)?.asking(gradual::options(&cli.command));
     let output = cli.output;
     match &cli.command {
         Command::Status => print(output, &wait(client.status())?, render::status),

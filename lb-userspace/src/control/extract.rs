@@ -183,6 +183,12 @@ impl<T: DeserializeOwned + Example> FromRequest<State> for Body<T> {
             }
         };
         let bytes = if bytes.is_empty() { &b"{}"[..] } else { &bytes };
+        // Serde takes an array for an object's fields in their order: [] would be a reset of everything.
+        if bytes.trim_ascii_start().first() == Some(&b'[') {
+            let error =
+                format!("the body of the request to {}: an array; expected {}", shorten(&path), T::EXAMPLE);
+            return Err(Failure::request(StatusCode::BAD_REQUEST, error));
+        }
         match Json::<T>::from_bytes(bytes) {
             Ok(Json(value)) => Ok(Self(value)),
             Err(e) => Err(Failure::request(

@@ -99,6 +99,11 @@ fn condition(headers: &HeaderMap) -> Result<Option<Vec<u64>>, Failure> {
             revisions.push(revision);
         }
     }
+    if revisions.is_empty() && headers.contains_key(IF_MATCH) {
+        // A script whose variable is empty must not lose its condition.
+        let error = "If-Match is empty; expected the ETag of an earlier answer, e.g. If-Match: \"12\"";
+        return Err(Failure::request(StatusCode::BAD_REQUEST, error));
+    }
     Ok((!revisions.is_empty()).then_some(revisions))
 }
 
@@ -137,6 +142,7 @@ mod tests {
         assert_eq!(read("12"), Ok(Some(vec![12])));
         assert_eq!(read("\"1\", \"2\""), Ok(Some(vec![1, 2])));
         assert_eq!(read("*"), Ok(None));
+        assert!(read(" , ").unwrap_err().contains("is empty"));
         for wrong in ["W/\"12\"", "\"x\"", "-1", "\"12", "99999999999999999999999"] {
             assert!(read(wrong).unwrap_err().contains("is no revision; expected"), "{wrong}");
         }

@@ -16,7 +16,7 @@ use aide::{
 };
 use axum::{Json, Router};
 use schemars::JsonSchema;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::sync::OnceLock;
 
 pub(super) const PATH: &str = "/v1/openapi.json";
@@ -132,9 +132,8 @@ impl OperationOutput for Failure {
     }
 }
 
-/// Any JSON object.
-pub(super) async fn serve() -> Json<Value> {
-    Json(description().clone())
+pub(super) async fn serve() -> Json<Map<String, Value>> {
+    Json(description().as_object().cloned().unwrap_or_default())
 }
 
 /// The router of described routes.
@@ -178,7 +177,7 @@ fn complete(api: &mut Value) {
                 "name": "If-Match",
                 "in": "header",
                 "description": "Carry it out only at this revision, e.g. \"12\".",
-                "schema": {"type": "string"},
+                "schema": {"type": "string", "pattern": "^(\\*|\"?[0-9]{1,19}\"?(, *\"?[0-9]{1,19}\"?)*)$"},
             });
             match operation["parameters"].as_array_mut() {
                 Some(parameters) => parameters.push(condition),

@@ -22,6 +22,7 @@ pub struct NewBackend {
     pub address: IpAddr,
     /// The service's port where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub port: Option<u16>,
     /// The service's default weight where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -81,7 +82,8 @@ pub struct Nothing {}
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Explain {
-    /// `tcp` or `udp`.
+    /// `tcp`, `udp` or `quic`.
+    #[schemars(with = "Protocol")]
     pub protocol: String,
     /// `192.0.2.1:1024` or `[2001:db8::1]:1024`.
     pub source: String,

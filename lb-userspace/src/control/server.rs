@@ -230,11 +230,18 @@ async fn connection(
         () = long => {}
     }
     connection.as_mut().graceful_shutdown();
-    let last = limits.answer_time * 2 + limits.request_time;
+    let last = if streams.load(Ordering::Relaxed) {
+        // It ends by itself with the daemon; where its reader may not look any more, it would not.
+        STREAM_END
+    } else {
+        limits.answer_time * 2 + limits.request_time
+    };
     let _ = timeout(last, connection).await;
 }
 
 const TRACE: &str = "/v1/trace";
+/// What an answer that goes on has for its last lines.
+const STREAM_END: Duration = Duration::from_secs(1);
 /// Answers that go on.
 const STREAMS: [&str; 2] = [TRACE, super::watch::PATH];
 

@@ -156,14 +156,19 @@ impl LimitSpec {
 #[serde(deny_unknown_fields)]
 pub struct LimitPatch {
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = MAX_RATE))]
     pub packets_per_second: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = MAX_RATE))]
     pub connections_per_second: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = MAX_RATE))]
     pub source_packets_per_second: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = MAX_RATE))]
     pub source_connections_per_second: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_BURST_MS))]
     pub burst_ms: Option<u32>,
 }
 

@@ -142,7 +142,7 @@ impl BackendChanges {
 }
 
 impl RuntimeChanges {
-    /// Changes made so far. Two states of one revision are the same.
+    /// Changes made so far. Two states of one revision are the same, ring sizes aside.
     pub fn revision(&self) -> u64 {
         self.revision
     }

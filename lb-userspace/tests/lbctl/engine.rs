@@ -189,7 +189,7 @@ pub fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<
         Command::Status(reply) => answer(reply, Ok(status(services))),
         Command::Services(reply) => answer(reply, Ok(services.clone())),
         Command::Drops(reply) => answer(reply, Ok(drops())),
-        Command::Config(reply) => answer(reply, Ok(config())),
+        Command::Config(reply) => answer(reply, Ok(super::guarded::config())),
         Command::BackendAdd { service, name, address, port, weight, backup, by, reply } => {
             note(by);
             let result = find(services, service.as_str()).and_then(|found| {
@@ -497,27 +497,6 @@ fn drops() -> Vec<DropView> {
         row("ttl", 0, "its TTL or hop limit ended here"),
         row("no_backend", 3_000, "no backend takes new flows"),
     ]
-}
-
-fn config() -> ConfigView {
-    let row = |key: &str, value, origin: &str| SettingView {
-        key: key.to_owned(),
-        value,
-        origin: origin.to_owned(),
-        by: (origin == "runtime").then(|| "uid 0 (root)".to_owned()),
-        at: (origin == "runtime").then_some(1_700_000_000),
-    };
-    ConfigView {
-        file: "/etc/lbd/lbd.toml".to_owned(),
-        hash: "fedcba9876543210".to_owned(),
-        settings: vec![
-            row("node.name", json!("lb1"), "file"),
-            row("node.xdp_mode", json!("auto"), "default"),
-            row("service.www.addresses", json!(["192.0.2.10", "2001:db8::10"]), "file"),
-            row("service.www.backend.web3.admin", json!("draining"), "runtime"),
-        ],
-        places: [("node.name".to_owned(), "/etc/lbd/lbd.toml:2".to_owned())].into(),
-    }
 }
 
 fn explain(

@@ -1,11 +1,13 @@
 //! Compare and set by revision, at the server and on the command line.
 
 use super::engine::{Daemon, REVISION};
+use lb_userspace::control::api::{ConfigView, SettingView};
 use lb_userspace::control::changes::{ChangesView, RuntimeChangeView};
 use lb_userspace::control::command::{Answer, Command, CommandError};
 use lb_userspace::control::guard::Guarded;
 use lb_userspace::control::watch::{WatchView, Watcher, Watchers};
 use lb_userspace::events::{Bus, Kind, News};
+use serde_json::json;
 use std::io::{Read, Write};
 use std::process::{self, Output};
 
@@ -55,6 +57,27 @@ fn lbctl(daemon: &Daemon, arguments: &[&str]) -> Output {
     command.arg("--socket").arg(&daemon.socket).args(arguments).output().unwrap()
 }
 
+pub fn config() -> ConfigView {
+    let row = |key: &str, value, origin: &str| SettingView {
+        key: key.to_owned(),
+        value,
+        origin: origin.to_owned(),
+        by: (origin == "runtime").then(|| "uid 0 (root)".to_owned()),
+        at: (origin == "runtime").then_some(1_700_000_000),
+    };
+    ConfigView {
+        file: "/etc/lbd/lbd.toml".to_owned(),
+        hash: "fedcba9876543210".to_owned(),
+        settings: vec![
+            row("node.name", json!("lb1"), "file"),
+            row("node.xdp_mode", json!("auto"), "default"),
+            row("service.www.addresses", json!(["192.0.2.10", "2001:db8::10"]), "file"),
+            row("service.www.backend.web3.admin", json!("draining"), "runtime"),
+        ],
+        places: [("node.name".to_owned(), "/etc/lbd/lbd.toml:2".to_owned())].into(),
+    }
+}
+
 #[test]
 fn a_request_for_another_revision_is_refused_and_not_carried_out() {
     let daemon = Daemon::start();
@@ -85,6 +108,12 @@ fn a_request_for_another_revision_is_refused_and_not_carried_out() {
             "{answer}"
         );
     }
+    // Serde would take an array for the fields of an object, and [] for a reset of everything.
+    for (path, body) in [("reset", "[]"), ("reset", " [null, null]"), ("detach", "[]"), ("reload", "[true]")]
+    {
+        let (code, error) = daemon.refused("POST", &format!("/v1/{path}"), body);
+        assert!(code == 400 && error.error.contains("an array; expected"), "{path} {body}: {}", error.error);
+    }
     for condition in ["W/\"7\"", "x"] {
         let answer = put(condition);
         assert!(
@@ -104,8 +133,10 @@ fn the_command_line_says_which_revision_it_means() {
     assert!(
         lbctl(&daemon, &["--if-revision", "7", "backend", "weight", "www", "web1", "3"]).status.success()
     );
-    let without_meaning = lbctl(&daemon, &["--if-revision", "7", "completions", "bash"]);
-    assert_eq!(without_meaning.status.code(), Some(2));
+    for without_meaning in [&["completions", "bash"][..], &["watch"], &["trace"], &["detach", "--yes"]] {
+        let output = lbctl(&daemon, &[&["--if-revision", "7"], without_meaning].concat());
+        assert_eq!(output.status.code(), Some(2), "{without_meaning:?}");
+    }
 }
 
 /// Three things happened, and no more do.
