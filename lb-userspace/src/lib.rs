@@ -12,6 +12,7 @@ pub mod control;
 pub mod daemon;
 pub mod dataplane;
 pub mod health;
+pub mod import;
 pub mod maglev;
 pub mod metrics;
 pub mod model;

@@ -1,8 +1,10 @@
 //! The command line of `lbctl`. The doc comments are its help.
 
 use super::firewall::{LIMIT_EXAMPLES, LIST_EXAMPLES, LimitCommand, ListCommand};
+use super::import::{EXAMPLES as IMPORT_EXAMPLES, ImportOptions};
 use super::pair::{PAIR_EXAMPLES, PairCommand};
 use super::parse::{self, Target};
+use super::save::{EXAMPLES as SAVE_EXAMPLES, SaveOptions};
 use crate::control::DEFAULT_SOCKET;
 use crate::model::{BackendName, Protocol, ServiceName};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -181,6 +183,9 @@ at most are written, what is lost is said.")]
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Writes the changes made by lbctl into the configuration's files
+    #[command(after_help = SAVE_EXAMPLES)]
+    Save(SaveOptions),
     /// Drops every change made by lbctl: the configuration file alone counts again
     Reset,
     /// Removes the load balancer from the kernel and ends the daemon: forwarding stops
@@ -203,6 +208,9 @@ Examples:
         #[command(subcommand)]
         command: DecapCommand,
     },
+    /// Makes a configuration of lbd from one of keepalived, HAProxy or IPVS; works without lbd
+    #[command(after_help = IMPORT_EXAMPLES)]
+    Import(ImportOptions),
     /// Prints a completion script for a shell
     #[command(after_help = "\
 Examples:

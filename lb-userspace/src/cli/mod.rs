@@ -5,10 +5,12 @@
 pub mod args;
 pub mod decap;
 pub mod firewall;
+pub mod import;
 mod observe;
 pub mod pair;
 pub mod parse;
 mod render;
+pub mod save;
 mod table;
 
 use crate::control::api::ChangeView;
@@ -35,6 +37,8 @@ enum Failure {
     Usage(String),
     #[error(transparent)]
     Prefixes(#[from] firewall::FileError),
+    #[error(transparent)]
+    Import(#[from] import::ImportError),
     #[error("no service '{0}'; see `lbctl service list`")]
     NoService(ServiceName),
     #[error("{0:#}")]
@@ -49,7 +53,7 @@ impl Failure {
     fn exit_status(&self) -> u8 {
         let usage = match self {
             Self::Client(e) => e.is_usage(),
-            Self::Usage(_) | Self::Prefixes(_) => true,
+            Self::Usage(_) | Self::Prefixes(_) | Self::Import(_) => true,
             Self::NoService(_) | Self::Decap(_) | Self::Runtime(_) | Self::Json(_) => false,
         };
         if usage { 2 } else { 1 }
@@ -74,6 +78,7 @@ pub fn run(
     };
     let executed = match &cli.command {
         Command::Trace(options) => trace(&cli, options, out).map(|()| String::new()),
+        Command::Import(options) => import::run(options, err).map_err(Failure::from),
         _ => execute(&cli, decap),
     };
     let (status, trouble) = match executed {
@@ -104,7 +109,7 @@ fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
             print(output, &wait(client.service(name))?, render::service)
         }
         Command::Backend { command } => print(output, &wait(backend(&client, command))?, render::change),
-        Command::Trace(_) => unreachable!("it prints as it goes"),
+        Command::Trace(_) | Command::Import(_) => unreachable!("they print as they go"),
         Command::Flows { service, backend, limit } => {
             let name = |name: &dyn ToString| name.to_string();
             let ask = AskFlows {
@@ -143,6 +148,10 @@ fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
         Command::Config { command: ConfigCommand::Show } => {
             print(output, &wait(client.config())?, render::config)
         }
+        Command::Save(options) if options.file.is_some() => {
+            Ok(save::write(options, &wait(client.save(true))?)?)
+        }
+        Command::Save(options) => print(output, &wait(client.save(options.print))?, save::render),
         Command::Reset => print(output, &wait(client.reset())?, render::change),
         Command::Detach { yes: true } => print(output, &wait(client.detach())?, render::change),
         Command::Detach { yes: false } => Err(Failure::Usage(

@@ -11,6 +11,7 @@ pub mod firewall;
 pub mod observe;
 pub mod pair;
 pub mod request;
+pub mod save;
 pub mod server;
 pub mod socket;
 mod stream;

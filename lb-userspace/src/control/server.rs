@@ -182,6 +182,7 @@ fn router(state: State) -> Router {
         .route("/v1/detach", post(detach))
         .merge(super::firewall::routes())
         .merge(super::pair::routes())
+        .merge(super::save::routes())
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(state)

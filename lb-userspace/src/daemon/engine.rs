@@ -45,7 +45,7 @@ pub(super) struct Known {
 pub struct Engine {
     pub(super) config_file: PathBuf,
     pub(super) config: Config,
-    state_dir: StateDir,
+    pub(super) state_dir: StateDir,
     pub(super) changes: RuntimeChanges,
     pub(super) effective: Effective,
     pub(super) kernel: Kernel,

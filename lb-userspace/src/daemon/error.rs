@@ -30,6 +30,8 @@ pub enum EngineError {
     Build(#[from] BuildError),
     #[error("{prefix}: {error}")]
     Prefix { prefix: ipnet::IpNet, error: crate::model::PrefixError },
+    #[error("{0}")]
+    Save(#[from] super::save::SaveFailure),
     #[error("the VRRP threads could not be started: {0}")]
     Vrrp(std::io::Error),
     #[error("{0}")]
@@ -50,7 +52,7 @@ impl From<EngineError> for CommandError {
                 ChangeErrorKind::Invalid => Self::Invalid(text),
                 ChangeErrorKind::Conflict => Self::Conflict(text),
             },
-            EngineError::NeedsRestart { .. } => Self::Conflict(text),
+            EngineError::NeedsRestart { .. } | EngineError::Save(_) => Self::Conflict(text),
             EngineError::State(_)
             | EngineError::Dataplane(_)
             | EngineError::Build(_)

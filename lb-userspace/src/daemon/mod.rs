@@ -27,6 +27,7 @@ mod held;
 mod listing;
 mod pair;
 mod run;
+mod save;
 mod sessions;
 mod trace;
 mod views;

@@ -340,6 +340,7 @@ impl Engine {
             }
             Command::Reload { plan, by, reply } => send(reply, self.reload(plan, &by)),
             Command::Reset { by, reply } => send(reply, self.reset(&by)),
+            Command::Save { print, by, reply } => send(reply, self.save(print, &by)),
             Command::Explain { protocol, source, destination, packet, reply } => {
                 send(reply, Ok::<_, CommandError>(self.explain(protocol, source, destination, packet)));
             }

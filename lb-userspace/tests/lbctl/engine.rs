@@ -260,6 +260,7 @@ fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<Vec<
             services.clear();
             answer(reply, Ok(changed("removed from eth0 and eth1".to_owned())));
         }
+        Command::Save { print, by, reply } => super::save::obey(print, by, note, reply),
         Command::Firewall(command) => obey_firewall(command, note),
         Command::Pair(command) => obey_pair(command, note),
         Command::Explain { protocol, source, destination, packet: _, reply } => {

@@ -5,4 +5,6 @@ mod client;
 mod command_line;
 mod engine;
 mod hostile;
+mod import;
+mod save;
 mod server;

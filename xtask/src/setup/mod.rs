@@ -34,6 +34,9 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "redis-server", package: "redis-server" },
     Tool { program: "iperf3", package: "iperf3" },
     Tool { program: "keepalived", package: "keepalived" },
+    Tool { program: "haproxy", package: "haproxy" },
+    Tool { program: "ipvsadm", package: "ipvsadm" },
+    Tool { program: "dnsmasq", package: "dnsmasq-base" },
 ];
 
 const VM_TOOLS: &[Tool] = &[

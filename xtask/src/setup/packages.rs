@@ -149,7 +149,13 @@ const POLICY_TEXT: &str =
 
 impl NoServices {
     fn begin(packages: &[&str]) -> Result<Self> {
-        let services = [("nginx", "nginx"), ("mariadb-server", "mariadb"), ("redis-server", "redis-server")];
+        let services = [
+            ("nginx", "nginx"),
+            ("mariadb-server", "mariadb"),
+            ("redis-server", "redis-server"),
+            ("haproxy", "haproxy"),
+            ("ipvsadm", "ipvsadm"),
+        ];
         let disable: Vec<&str> = services
             .into_iter()
             .filter(|(package, _)| packages.iter().any(|installed| installed.starts_with(package)))

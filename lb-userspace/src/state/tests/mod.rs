@@ -2,6 +2,7 @@
 
 mod disk;
 mod model;
+mod save;
 
 use super::*;
 use crate::{
