@@ -14,6 +14,7 @@ pub mod daemon;
 pub mod dataplane;
 pub mod events;
 pub mod health;
+pub mod import;
 pub mod maglev;
 pub mod metrics;
 pub mod model;

@@ -4,8 +4,10 @@ use super::changes::{RESET_EXAMPLES, ResetOptions};
 use super::connect::Remote;
 use super::firewall::{LIMIT_EXAMPLES, LIST_EXAMPLES, LimitCommand, ListCommand};
 use super::gradual::{Careful, DrainOptions, parse_time};
+use super::import::{EXAMPLES as IMPORT_EXAMPLES, ImportOptions};
 use super::pair::{PAIR_EXAMPLES, PairCommand};
 use super::parse::{self, Target};
+use super::save::{EXAMPLES as SAVE_EXAMPLES, SaveOptions};
 use super::top::{TOP_EXAMPLES, TopOptions};
 use super::watch::{WATCH_EXAMPLES, WatchOptions};
 use crate::control::DEFAULT_SOCKET;
@@ -200,6 +202,9 @@ at most are written, what is lost is said.")]
     },
     /// Changes made at run time that are in force over the configuration file: what, by whom and when
     Changes,
+    /// Writes the changes made by lbctl into the configuration's files
+    #[command(after_help = SAVE_EXAMPLES)]
+    Save(SaveOptions),
     /// Drops changes made by lbctl: the configuration file alone counts again
     #[command(after_help = RESET_EXAMPLES)]
     Reset(ResetOptions),
@@ -223,6 +228,9 @@ Examples:
         #[command(subcommand)]
         command: DecapCommand,
     },
+    /// Makes a configuration of lbd from one of keepalived, HAProxy or IPVS; works without lbd
+    #[command(after_help = IMPORT_EXAMPLES)]
+    Import(ImportOptions),
     /// Prints a completion script for a shell
     #[command(after_help = "\
 Examples:

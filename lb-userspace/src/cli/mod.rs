@@ -8,10 +8,12 @@ pub mod connect;
 pub mod decap;
 pub mod firewall;
 pub mod gradual;
+pub mod import;
 mod observe;
 pub mod pair;
 pub mod parse;
 mod render;
+pub mod save;
 mod table;
 pub mod top;
 pub mod watch;
@@ -43,6 +45,8 @@ enum Failure {
     Prefixes(#[from] firewall::FileError),
     #[error(transparent)]
     Server(#[from] ServerError),
+    #[error(transparent)]
+    Import(#[from] import::ImportError),
     #[error("no service '{0}'; see `lbctl service list`")]
     NoService(ServiceName),
     #[error("{0}")]
@@ -59,7 +63,7 @@ impl Failure {
     fn exit_status(&self) -> u8 {
         let usage = match self {
             Self::Client(e) => e.is_usage(),
-            Self::Usage(_) | Self::Prefixes(_) | Self::Server(_) => true,
+            Self::Usage(_) | Self::Prefixes(_) | Self::Server(_) | Self::Import(_) => true,
             Self::NoService(_) | Self::Drain(_) | Self::Decap(_) | Self::Runtime(_) | Self::Json(_) => false,
         };
         if usage { 2 } else { 1 }
@@ -88,6 +92,7 @@ pub fn run(
             gradual::drain(&cli, options, out).map(|()| String::new())
         }
         Command::Watch(options) => watch::run(&cli, options, out).map(|()| String::new()),
+        Command::Import(options) => import::run(options, err).map_err(Failure::from),
         _ => execute(&cli, decap),
     };
     let (status, trouble) = match executed {
@@ -139,7 +144,7 @@ fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
         }
         Command::Backend { command } => print(output, &wait(backend(&client, command))?, render::change),
         Command::Top(options) => top::run(&client, *options, output),
-        Command::Trace(_) | Command::Watch(_) => unreachable!("they print as they go"),
+        Command::Trace(_) | Command::Watch(_) | Command::Import(_) => unreachable!("they print as they go"),
         Command::Flows { service, backend, limit } => {
             let name = |name: &dyn ToString| name.to_string();
             let ask = AskFlows {
@@ -179,6 +184,10 @@ fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
             print(output, &wait(client.config())?, render::config)
         }
         Command::Changes => print(output, &wait(client.changes())?, changes::render),
+        Command::Save(options) if options.file.is_some() => {
+            Ok(save::write(options, &wait(client.save(true))?)?)
+        }
+        Command::Save(options) => print(output, &wait(client.save(options.print))?, save::render),
         Command::Reset(options) => print(output, &wait(client.reset(&options.request()))?, render::change),
         Command::Detach { yes: true } => print(output, &wait(client.detach())?, render::change),
         Command::Detach { yes: false } => Err(Failure::Usage(

@@ -72,7 +72,17 @@ pub struct Config {
 
 /// Reads and checks a configuration file and those it includes.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    let mut config = parse_files(&include::read_all(path)?, &hostname())?;
+    load_from(&read_files(path)?)
+}
+
+/// The texts of a configuration file and of those it includes.
+pub fn read_files(path: &Path) -> Result<Vec<SourceFile>, ConfigError> {
+    include::read_all(path)
+}
+
+/// Checks texts that were read, with the files they name.
+pub fn load_from(files: &[SourceFile]) -> Result<Config, ConfigError> {
+    let mut config = parse_files(files, &hostname())?;
     firewall::read_files(Arc::make_mut(&mut config.firewall))?;
     files::check(&config)?;
     control::check(&config)?;

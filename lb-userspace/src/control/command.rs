@@ -108,6 +108,13 @@ pub enum Command {
         by: String,
         reply: Reply<ChangeView>,
     },
+    /// Into the configuration's files; only shown with `print`.
+    Save {
+        print: bool,
+        /// Who asks, e.g. "uid 0 (root)".
+        by: String,
+        reply: Reply<super::save::SaveView>,
+    },
     Explain {
         protocol: crate::model::Protocol,
         source: SocketAddr,

@@ -17,6 +17,7 @@ pub mod pair;
 pub mod passive;
 pub mod peer;
 pub mod request;
+pub mod save;
 pub mod server;
 pub mod socket;
 mod stream;

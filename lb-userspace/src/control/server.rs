@@ -294,6 +294,7 @@ pub(super) fn routes() -> ApiRouter<State> {
         .merge(super::gradual::routes())
         .merge(super::pair::routes())
         .merge(super::changes::routes())
+        .merge(super::save::routes())
         .merge(super::watch::routes())
 }
 

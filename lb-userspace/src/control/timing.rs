@@ -59,6 +59,7 @@ impl Command {
             | Self::BackendWeight { .. } => "backend",
             Self::Reload { .. } => "reload",
             Self::Reset { .. } => "reset",
+            Self::Save { .. } => "save",
             Self::Explain { .. } => "explain",
             Self::Firewall(_) => "firewall",
             Self::Pair(_) => "pair",

@@ -39,6 +39,8 @@ pub enum EngineError {
     Tls(crate::control::tls::TlsError),
     #[error("{0}")]
     Via(#[from] crate::health::ViaError),
+    #[error("{0}")]
+    Save(#[from] super::save::SaveFailure),
     #[error("the VRRP threads could not be started: {0}")]
     Vrrp(std::io::Error),
     #[error("{0}")]
@@ -59,7 +61,9 @@ impl From<EngineError> for CommandError {
                 ChangeErrorKind::Invalid => Self::Invalid(text),
                 ChangeErrorKind::Conflict => Self::Conflict(text),
             },
-            EngineError::NeedsRestart { .. } | EngineError::Disruption { .. } => Self::Conflict(text),
+            EngineError::NeedsRestart { .. } | EngineError::Disruption { .. } | EngineError::Save(_) => {
+                Self::Conflict(text)
+            }
             EngineError::State(_)
             | EngineError::Dataplane(_)
             | EngineError::Build(_)

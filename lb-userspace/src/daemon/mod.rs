@@ -34,6 +34,7 @@ mod pool;
 mod pulse;
 mod revision;
 mod run;
+mod save;
 mod sessions;
 mod sizes;
 mod tell;

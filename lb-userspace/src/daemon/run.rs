@@ -387,6 +387,7 @@ impl Engine {
             Command::Reset { service, backend, by, reply } => {
                 send(reply, self.reset(service.as_ref(), backend.as_ref(), &by));
             }
+            Command::Save { print, by, reply } => send(reply, self.save(print, &by)),
             Command::Explain { protocol, source, destination, packet, reply } => {
                 send(reply, Ok::<_, CommandError>(self.explain(protocol, source, destination, packet)));
             }

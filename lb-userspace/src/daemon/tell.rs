@@ -28,6 +28,11 @@ pub(super) fn change(
     by: &str,
 ) {
     tell_all(bus, differences_of(file, before, after), &format!("by {by}"));
+    saved(bus, before, after, message, by);
+}
+
+/// The runtime state has another revision, and the same is in force.
+pub(super) fn saved(bus: &Bus, before: &RuntimeChanges, after: &RuntimeChanges, message: &str, by: &str) {
     bus.publish(News {
         kind: Kind::Change,
         service: String::new(),

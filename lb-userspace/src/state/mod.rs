@@ -11,6 +11,7 @@ mod edit;
 mod firewall;
 mod gradual;
 mod record;
+mod save;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -23,4 +24,5 @@ pub use difference::{Difference, DifferenceKind, differences, differences_of};
 pub use edit::{ChangeError, ChangeErrorKind, NewBackend};
 pub use firewall::ListChanges;
 pub use record::{Part, Record};
+pub use save::{SaveError, Saved, save};
 pub use store::{Loaded, Outcome, StateDir, StateError};

@@ -267,6 +267,7 @@ pub fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<
         Command::Guarded(guarded) => {
             super::guarded::obey(*guarded, |command| obey(command, services, asked_by));
         }
+        Command::Save { print, by, reply } => super::save::obey(print, by, note, reply),
         Command::Firewall(command) => obey_firewall(command, note),
         Command::Gradual(command) => crate::gradual::obey(command, services, asked_by),
         Command::Pair(command) => obey_pair(command, note),

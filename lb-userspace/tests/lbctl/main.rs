@@ -7,5 +7,7 @@ mod engine;
 mod gradual;
 mod guarded;
 mod hostile;
+mod import;
 mod openapi;
+mod save;
 mod server;

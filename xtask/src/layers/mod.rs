@@ -33,6 +33,7 @@ const ROOMS: &[Room] = &[
         name: "pure",
         modules: &[
             "lb_userspace::config",
+            "lb_userspace::import",
             "lb_userspace::maglev",
             "lb_userspace::outlier",
             "lb_userspace::affinity",

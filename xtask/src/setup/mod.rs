@@ -40,6 +40,8 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "tmux", package: "tmux" },
     Tool { program: "prometheus", package: "prometheus" },
     Tool { program: "chromium-headless-shell", package: "chromium-headless-shell" },
+    Tool { program: "haproxy", package: "haproxy" },
+    Tool { program: "ipvsadm", package: "ipvsadm" },
 ];
 
 const VM_TOOLS: &[Tool] = &[

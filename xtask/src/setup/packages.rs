@@ -160,6 +160,8 @@ impl NoServices {
             ("mariadb-server", "mariadb"),
             ("redis-server", "redis-server"),
             ("prometheus", "prometheus"),
+            ("haproxy", "haproxy"),
+            ("ipvsadm", "ipvsadm"),
         ];
         let disable: Vec<&str> = services
             .into_iter()

@@ -3,6 +3,7 @@
 mod disk;
 mod model;
 mod revision;
+mod save;
 
 use super::*;
 use crate::{
