@@ -61,14 +61,14 @@ impl Page {
         let (errors, requests) = (Vec::new(), Vec::new());
         let mut page = Self { socket, next: 0, errors, requests, _process: process };
         for domain in ["Page", "Runtime", "Log", "Network"] {
-            page.call(&format!("{domain}.enable"), json!({}));
+            page.call(&format!("{domain}.enable"), &json!({}));
         }
         Ok(page)
     }
 
     /// Calls a method of the protocol.
     #[track_caller]
-    pub fn call(&mut self, method: &str, params: Value) -> Value {
+    pub fn call(&mut self, method: &str, params: &Value) -> Value {
         self.next += 1;
         let id = self.next;
         let text = json!({"id": id, "method": method, "params": params}).to_string();
@@ -106,7 +106,7 @@ impl Page {
     #[track_caller]
     pub fn eval(&mut self, expression: &str) -> Value {
         let params = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
-        let answer = self.call("Runtime.evaluate", params);
+        let answer = self.call("Runtime.evaluate", &params);
         assert!(answer["exceptionDetails"].is_null(), "{expression}: {answer}");
         answer["result"]["value"].clone()
     }
@@ -123,19 +123,19 @@ impl Page {
     pub fn resize(&mut self, width: u32, height: u32, phone: bool) {
         let scale = if phone { 2 } else { 1 };
         let size = json!({"width": width, "height": height, "deviceScaleFactor": scale, "mobile": phone});
-        self.call("Emulation.setDeviceMetricsOverride", size);
+        self.call("Emulation.setDeviceMetricsOverride", &size);
     }
 
     pub fn dark(&mut self, dark: bool) {
         let scheme = json!({"name": "prefers-color-scheme", "value": if dark { "dark" } else { "light" }});
-        self.call("Emulation.setEmulatedMedia", json!({"features": [scheme]}));
+        self.call("Emulation.setEmulatedMedia", &json!({"features": [scheme]}));
     }
 
     /// Writes the picture to `$LBD_SCREENSHOTS`, where that is set.
     pub fn screenshot(&mut self, name: &str) {
         let Some(dir) = std::env::var_os("LBD_SCREENSHOTS") else { return };
         let answer =
-            self.call("Page.captureScreenshot", json!({"format": "png", "captureBeyondViewport": true}));
+            self.call("Page.captureScreenshot", &json!({"format": "png", "captureBeyondViewport": true}));
         let text = answer["data"].as_str().expect("a picture");
         let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text).expect("base64");
         fs::write(std::path::Path::new(&dir).join(name), bytes).expect("the picture is written");

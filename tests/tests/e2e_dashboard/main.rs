@@ -133,7 +133,7 @@ fn the_page_shows_what_is_and_what_happens() -> Result<()> {
     let mut page = Page::start(&topology.lab, &balancer.node.ns)?;
     page.resize(1280, 900, false);
     page.dark(false);
-    page.call("Page.navigate", serde_json::json!({"url": "http://127.0.0.1:9750/"}));
+    page.call("Page.navigate", &serde_json::json!({"url": "http://127.0.0.1:9750/"}));
     page.wait("the services", "document.querySelectorAll('[data-service] [data-backend]').length === 6");
     page.wait("all is well", "document.querySelector('#trouble li.good') !== null");
     page.wait(
