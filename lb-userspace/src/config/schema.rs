@@ -40,13 +40,16 @@ const NO_DEFAULT: &str = "it has no default: set it in each [[service]]";
 
 pub(super) static ROOT: Schema = Schema {
     header: "the file",
-    keys: &["include", "node", "metrics", "tunnel", "flows", "firewall", "defaults", "service", "vrrp"],
+    keys: &[
+        "include", "node", "metrics", "tunnel", "flows", "firewall", "resolver", "defaults", "service",
+        "vrrp",
+    ],
     refused: &[("sync", LATER), ("bgp", LATER)],
 };
 
 pub(super) static INCLUDED: Schema = Schema {
     header: "an included file",
-    keys: &["node", "metrics", "tunnel", "flows", "firewall", "defaults", "service", "vrrp"],
+    keys: &["node", "metrics", "tunnel", "flows", "firewall", "resolver", "defaults", "service", "vrrp"],
     refused: &[
         ("include", "only the main file includes others: name this one's there"),
         ("sync", LATER),
@@ -70,6 +73,9 @@ pub(super) static TUNNEL: Schema = Schema {
 
 pub(super) static FIREWALL: Schema =
     Schema { header: "[firewall]", keys: &["deny", "allow", "deny_files"], refused: &[] };
+
+pub(super) static RESOLVER: Schema =
+    Schema { header: "[resolver]", keys: &["servers", "min_ttl", "max_ttl", "drain"], refused: &[] };
 
 const LIMIT_KEYS: &[&str] = &[
     "packets_per_second",
@@ -179,7 +185,7 @@ pub(super) static DEFAULTS_SNAT: Schema = Schema { header: "[defaults.snat]", ke
 
 pub(super) static BACKEND: Schema = Schema {
     header: "[[service.backend]]",
-    keys: &["name", "address", "port", "weight", "server_id"],
+    keys: &["name", "address", "srv", "family", "port", "weight", "server_id"],
     refused: &[],
 };
 

@@ -1,6 +1,6 @@
 //! The settings in force, one by one: for `config show`, for hashes, and as TOML.
 
-use super::{Config, duration::format_duration, reader::Place, vrrp};
+use super::{Config, duration::format_duration, reader::Place, resolver, vrrp};
 use crate::model::{
     Health, HealthCheck, HealthSpec, LimitSpec, MysqlCheck, PortSpec, RedisCheck, Role, ServiceSpec,
     StatusRange, TlsSpec,
@@ -255,10 +255,29 @@ impl Config {
         if !firewall.deny_files.is_empty() {
             push("firewall", "deny_files", json!(firewall.deny_files));
         }
+        for (key, value) in resolver::entries(&self.resolver) {
+            push("resolver", key, value);
+        }
         push("flows", "max_flows", json!(self.flows.max_flows));
         push("flows", "max_half_open", json!(self.flows.max_half_open));
         push("flows", "max_sessions", json!(self.flows.max_sessions));
         entries
+    }
+
+    /// Those of every service, and of its backends by name.
+    fn all_service_entries(&self) -> impl Iterator<Item = Entry> {
+        self.services.iter().flat_map(|service| {
+            let names = self.names.get(&service.name).into_iter().flatten();
+            let of_names = names.flat_map(|spec| {
+                let path = |key: &str| {
+                    ["service", service.name.as_str(), "backend", spec.name.as_str(), key]
+                        .map(str::to_owned)
+                        .to_vec()
+                };
+                resolver::named_entries(spec).into_iter().map(move |(key, value)| (path(key), value))
+            });
+            service_entries(service).into_iter().chain(of_names)
+        })
     }
 
     fn vrrp_entries(&self) -> impl Iterator<Item = Entry> {
@@ -276,7 +295,7 @@ impl Config {
 
     /// Every setting in force, with where it comes from. Optional settings that nobody set are left out.
     pub fn settings(&self) -> Vec<Setting> {
-        let services = self.services.iter().flat_map(service_entries);
+        let services = self.all_service_entries();
         let entries = self
             .node_entries()
             .into_iter()
@@ -291,7 +310,7 @@ impl Config {
     /// A hash over all that is in force, the first 16 hexadecimal digits of a SHA-256; comments,
     /// formatting, order, and whether a value was set or is the default do not matter.
     pub fn hash(&self) -> String {
-        let services = self.services.iter().flat_map(service_entries);
+        let services = self.all_service_entries();
         let node = self.node_entries().into_iter().chain(self.list_entry()).chain(self.vrrp_entries());
         digest(node.chain(services).collect())
     }
@@ -309,7 +328,7 @@ impl Config {
             let (section, key) = (format!("[{}]", path[0]), path[1].clone());
             (section, path, key, value)
         });
-        let services = self.services.iter().flat_map(service_entries).filter_map(|(path, value)| {
+        let services = self.all_service_entries().filter_map(|(path, value)| {
             let (section, key) = match path.as_slice() {
                 [_, _, key] => ("[[service]]", key),
                 [_, _, part, key] if part == "limits" => ("[service.limits]", key),

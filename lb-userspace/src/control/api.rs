@@ -219,7 +219,7 @@ pub struct SettingView {
     /// Dotted path, e.g. `service.www.backend.web1.weight`.
     pub key: String,
     pub value: serde_json::Value,
-    /// `default`, `file` or `runtime`.
+    /// `default`, `file`, `dns` or `runtime`.
     pub origin: String,
 }
 

@@ -18,6 +18,7 @@ use crate::{
     metrics::Instruments,
     model::{BackendSpec, Health, HealthCheck, ServiceSpec},
     net::{
+        names::NameHandle,
         nexthop::{NextHop, Unresolved},
         watch::NextHopHandle,
     },
@@ -60,6 +61,8 @@ pub struct Engine {
     pub(super) tracers: Tracers,
     pub(super) pair: super::pair::Pair,
     pub(super) nat: NatState,
+    pub(super) names: super::names::Names,
+    pub(super) name_task: NameHandle,
     rings: maglev::Cache,
     /// Health as an earlier daemon left it in the maps, until the checks of this one have spoken.
     remembered: BTreeMap<TargetKey, (IpAddr, Health)>,
@@ -78,6 +81,7 @@ pub struct Parts {
     pub kernel: Kernel,
     pub health_task: HealthHandle,
     pub hop_task: NextHopHandle,
+    pub name_task: NameHandle,
     pub instruments: Instruments,
 }
 
@@ -86,6 +90,8 @@ impl Engine {
     pub fn adopt(parts: Parts) -> Result<Self, EngineError> {
         let image = parts.kernel.observe()?;
         let mut engine = Self {
+            names: super::names::remembered(&parts.config.node.state_dir),
+            name_task: parts.name_task,
             config_file: parts.config_file,
             config: parts.config,
             state_dir: parts.state_dir,
@@ -117,6 +123,7 @@ impl Engine {
         engine.forget_strangers()?;
         // What happened to routes meanwhile nobody has told the program.
         engine.kernel.maps().nat().routes_changed();
+        engine.apply_names();
         engine.effective = state::apply(&engine.config.services, &engine.changes);
         engine.hop_task.set_destinations(destinations(&engine.effective));
         Ok(engine)
@@ -185,7 +192,9 @@ impl Engine {
     fn choose_ring_sizes(&mut self) -> Result<(), EngineError> {
         let mut chosen = false;
         for service in &self.config.services {
-            let backends = service.backends.len();
+            // A name may get more addresses than it has today.
+            let named = self.config.names.get(&service.name).map_or(0, Vec::len);
+            let backends = service.backends.len() + 4 * named;
             let fits = |kept: u32| kept as usize >= backends;
             if service.ring_size.is_none() && !self.changes.ring_size(&service.name).is_some_and(fits) {
                 let size = maglev::default_size(backends);

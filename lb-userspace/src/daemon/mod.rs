@@ -25,6 +25,7 @@ mod flows;
 mod headers;
 mod held;
 mod listing;
+mod names;
 mod pair;
 mod run;
 mod save;

@@ -19,7 +19,7 @@ use crate::{
     dataplane::{Capacities, Kernel, abi_name},
     health::{HealthTask, ProbeObserver, TargetKey},
     metrics::{self, Instruments},
-    net::{bpffs, caps, watch::NextHopTask},
+    net::{bpffs, caps, names, watch::NextHopTask},
     state::{NewBackend, StateDir},
 };
 use nix::{
@@ -92,6 +92,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (health_tx, mut health_rx) = mpsc::channel(QUEUE);
     let health_task = HealthTask::spawn(health_tx, Arc::new(Observer(instruments.clone())));
     let (hop_task, mut hop_rx) = NextHopTask::spawn()?;
+    let (name_tx, mut name_rx) = mpsc::channel(QUEUE);
+    let name_task = names::spawn(name_tx);
     let mut link_rx = hop_task.link_events();
     let mut ways = hop_task.ways();
     let solicitor = hop_task.solicitor();
@@ -115,6 +117,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         kernel,
         health_task,
         hop_task,
+        name_task,
         instruments: instruments.clone(),
     })?;
     engine.settle_hops(HOP_PATIENCE).await;
@@ -188,6 +191,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             news = hop_rx.recv() => if let Some(news) = news {
                 engine.hops_changed(news);
             },
+            news = name_rx.recv() => if let Some(news) = news {
+                engine.name_news(news);
+            },
             events = link_rx.recv() => if events.is_some() {
                 engine.links_changed();
             },
@@ -203,6 +209,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             held = resequencer.next() => resequencer.work(held, &mut engine.kernel),
             _ = tend.tick() => {
                 resequencer.announce();
+                engine.tend_names();
                 engine.tend_flows(std::time::Instant::now());
             }
             _ = hangup.recv() => {

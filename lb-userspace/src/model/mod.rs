@@ -6,6 +6,7 @@ mod backend;
 mod guard;
 mod health;
 mod name;
+mod named;
 mod nat;
 mod port;
 mod quic;
@@ -24,6 +25,7 @@ pub use health::{
     StatusRange, TlsSpec, UdpCheck,
 };
 pub use name::{BackendName, NameError, ServiceName, VrrpName};
+pub use named::{Found, MAX_NAMED, NamedSpec, Query};
 pub use nat::{DEFAULT_SNAT_PORTS, Misfit, SnatSpec, misfit};
 pub use port::{PortError, PortSpec};
 pub use quic::{

@@ -8,6 +8,7 @@ mod apply;
 mod changes;
 mod edit;
 mod firewall;
+mod names;
 mod save;
 mod store;
 #[cfg(test)]
@@ -17,5 +18,6 @@ pub use apply::{Effective, EffectiveBackend, EffectiveService, Origin, StaleChan
 pub use changes::{Change, ChangeKind, RuntimeChanges, Stamp};
 pub use edit::{ChangeError, ChangeErrorKind, NewBackend};
 pub use firewall::ListChanges;
+pub use names::{Answers, queries};
 pub use save::{SaveError, Saved, save};
 pub use store::{Loaded, Outcome, StateDir, StateError};

@@ -23,7 +23,8 @@ impl Engine {
     }
 
     fn try_reload(&mut self, plan_only: bool) -> Result<ChangeView, EngineError> {
-        let new = config::load(&self.config_file)?;
+        let mut new = config::load(&self.config_file)?;
+        self.names.answers.fill(&mut new);
         restart_needed(&self.config, &new)?;
         let changes = setting_changes(&self.config, &new);
         let file = self.config_file.display().to_string();
@@ -55,6 +56,7 @@ impl Engine {
             }
             return Err(error);
         }
+        self.apply_names();
         self.check_forwarding();
         for stale in &self.effective.stale {
             tracing::warn!(%stale, "a runtime change has no effect with this configuration; it is kept");
