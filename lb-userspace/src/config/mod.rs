@@ -20,6 +20,7 @@ mod passive;
 mod pool;
 mod quic;
 mod reader;
+mod resolver;
 mod schema;
 mod service;
 mod settings;
@@ -36,14 +37,15 @@ pub use files::{read_certificates, read_password};
 pub use firewall::{FirewallConfig, prefixes_digest};
 pub use include::SourceFile;
 pub use node::{FlowsConfig, MetricsConfig, NodeConfig, TunnelConfig, XdpMode};
+pub use resolver::ResolverConfig;
 pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};
 pub use settings::{Origin, Origins, Setting, services_hash};
 
-use crate::model::{HookSpec, ServiceSpec, VrrpSpec};
+use crate::model::{HookSpec, NamedSpec, ServiceName, ServiceSpec, VrrpSpec};
 use error::printable;
 use reader::{Notes, Refusal, Section};
 use service::ServiceSettings;
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 use toml::de::DeTable;
 
 /// A configuration in force.
@@ -60,6 +62,10 @@ pub struct Config {
     pub firewall: Arc<FirewallConfig>,
     pub flows: FlowsConfig,
     pub control: ControlConfig,
+    pub resolver: ResolverConfig,
+    /// Backends that are known by a name, by service; those of their addresses are not in `services` before they are
+    /// looked up.
+    pub names: BTreeMap<ServiceName, Vec<NamedSpec>>,
     /// In the order of the files; names are unique and no two services overlap.
     pub services: Vec<ServiceSpec>,
     /// In the order of the file; names are unique.
@@ -148,6 +154,7 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
     let firewall = single("firewall").map(|(table, at)| firewall::read_firewall(&notes, table, at));
     let flows = single("flows").map(|(table, at)| node::read_flows(&notes, table, at));
     let control = single("control").map(|(table, at)| control::read(&notes, table, at));
+    let resolver = single("resolver").map(|(table, at)| resolver::read(&notes, table, at));
     let defaults = single("defaults").map(|(table, at)| ServiceSettings::read_defaults(&notes, table, at));
     let defaults = defaults.unwrap_or(ServiceSettings::ABSENT);
     let each = |key: &'static str| {
@@ -163,6 +170,7 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
     vrrp::check(&routers);
     let notify = pool::read_notify(&notes, each("notify").map(|(table, _)| table), None);
     let vrrp = routers.into_iter().filter_map(vrrp::VrrpDraft::build).collect();
+    let names = drafts.iter().filter_map(service::ServiceDraft::names).collect();
     let services = drafts.into_iter().filter_map(|draft| draft.build(&defaults)).collect();
     Ok(Config {
         file: files[0].name.clone(),
@@ -173,6 +181,8 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
         firewall: Arc::new(firewall.unwrap_or_default()),
         flows: flows.unwrap_or_default(),
         control: control.unwrap_or_default(),
+        resolver: resolver.unwrap_or_default(),
+        names,
         services,
         vrrp,
         notify,

@@ -41,8 +41,8 @@ const NO_DEFAULT: &str = "it has no default: set it in each [[service]]";
 pub(super) static ROOT: Schema = Schema {
     header: "the file",
     keys: &[
-        "include", "node", "metrics", "tunnel", "flows", "firewall", "control", "defaults", "service",
-        "vrrp", "notify",
+        "include", "node", "metrics", "tunnel", "flows", "firewall", "control", "resolver", "defaults",
+        "service", "vrrp", "notify",
     ],
     refused: &[("sync", LATER), ("bgp", LATER)],
 };
@@ -50,7 +50,8 @@ pub(super) static ROOT: Schema = Schema {
 pub(super) static INCLUDED: Schema = Schema {
     header: "an included file",
     keys: &[
-        "node", "metrics", "tunnel", "flows", "firewall", "control", "defaults", "service", "vrrp", "notify",
+        "node", "metrics", "tunnel", "flows", "firewall", "control", "resolver", "defaults", "service",
+        "vrrp", "notify",
     ],
     refused: &[
         ("include", "only the main file includes others: name this one's there"),
@@ -90,6 +91,9 @@ pub(super) static TUNNEL: Schema = Schema {
 
 pub(super) static FIREWALL: Schema =
     Schema { header: "[firewall]", keys: &["deny", "allow", "deny_files"], refused: &[] };
+
+pub(super) static RESOLVER: Schema =
+    Schema { header: "[resolver]", keys: &["servers", "min_ttl", "max_ttl", "drain"], refused: &[] };
 
 const LIMIT_KEYS: &[&str] = &[
     "packets_per_second",
@@ -232,7 +236,7 @@ pub(super) static DEFAULTS_SNAT: Schema = Schema { header: "[defaults.snat]", ke
 
 pub(super) static BACKEND: Schema = Schema {
     header: "[[service.backend]]",
-    keys: &["name", "address", "port", "weight", "backup", "server_id"],
+    keys: &["name", "address", "srv", "family", "port", "weight", "backup", "server_id"],
     refused: &[],
 };
 

@@ -9,12 +9,14 @@ use super::{
     pool::{self, PoolSettings},
     quic::{self, QuicDraft},
     reader::{Notes, Refusal, Section, Setting, integer, text, wrong_type},
+    resolver::{self, NamedDraft, Target},
     schema,
     snat::SnatSettings,
 };
 use crate::model::{
     BackendName, BackendSpec, DEFAULT_WEIGHT, Forward, GuardSpec, HealthSpec, HookSpec, LimitSpec, MAX_RING,
-    MAX_WEIGHT, MIN_RING, PortSpec, Protocol, Scheduler, ServerId, ServiceName, ServiceSpec, is_ring_size,
+    MAX_WEIGHT, MIN_RING, NamedSpec, PortSpec, Protocol, Scheduler, ServerId, ServiceName, ServiceSpec,
+    is_ring_size,
 };
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
@@ -204,6 +206,7 @@ pub(super) struct BackendDraft<'a> {
     pub(super) section: Section<'a>,
     pub(super) name: Setting<BackendName>,
     pub(super) address: Setting<IpAddr>,
+    named: NamedDraft,
     pub(super) port: Setting<u16>,
     weight: Setting<u16>,
     backup: Setting<bool>,
@@ -320,21 +323,49 @@ fn read_backend<'a>(
     let path = [service.path.as_slice(), &["backend".to_owned(), part]].concat();
     let section = Section::open(service.notes, table, at, place, path, &schema::BACKEND);
     let name = section.text("name", NAME, name);
-    let address = section.text("address", address::ADDRESS, address::backend);
+    let (address, host) = match section.text("address", resolver::TARGET, resolver::target) {
+        Setting::Is(Target::Address(address), at) => (Setting::Is(address, at), Setting::Absent),
+        Setting::Is(Target::Name(name), at) => (Setting::Absent, Setting::Is(name, at)),
+        Setting::Absent => (Setting::Absent, Setting::Absent),
+        Setting::Refused => (Setting::Refused, Setting::Absent),
+    };
+    let named = NamedDraft::read(&section, host);
     let weight = section.integer("weight", 0, i64::from(MAX_WEIGHT));
     if name == Setting::Absent {
         section.missing("name", NAME);
     }
-    if address == Setting::Absent {
-        section.missing("address", address::ADDRESS);
+    if section.position("address").is_none() && section.position("srv").is_none() {
+        section.missing("address", resolver::TARGET);
     }
     let port = section.integer("port", 1, 65_535);
     let server_id = quic::read_server_id(&section);
     let backup = section.switch("backup");
-    BackendDraft { section, name, address, port, weight, backup, server_id }
+    BackendDraft { section, name, address, named, port, weight, backup, server_id }
 }
 
 impl ServiceDraft<'_> {
+    /// The backends that are known by a name, if there are any.
+    pub(super) fn names(&self) -> Option<(ServiceName, Vec<NamedSpec>)> {
+        let quic = self.protocol.value() == Some(&Protocol::Quic);
+        let named = |backend: &BackendDraft<'_>| {
+            let port = backend.section.pick("port", &backend.port.clone().map(Some), None);
+            let backup = backend.section.pick("backup", &backend.backup, false);
+            let spec = backend.named.build(&backend.section, &backend.name, port, &backend.weight, backup);
+            if let (true, Some(spec)) = (quic, &spec) {
+                let why = Refusal::expected("an address").but("QUIC's server ids are of addresses that stay");
+                backend.section.refuse(
+                    backend.section.at,
+                    "address",
+                    format!("the name {}", spec.query),
+                    why,
+                );
+            }
+            spec
+        };
+        let names: Vec<_> = self.backends.iter().filter_map(named).collect();
+        self.name.value().filter(|_| !names.is_empty()).map(|name| (name.clone(), names))
+    }
+
     /// The service, if everything it needs is there.
     pub(super) fn build(self, defaults: &ServiceSettings) -> Option<ServiceSpec> {
         let (section, own) = (&self.section, &self.settings);

@@ -1,9 +1,9 @@
 //! The settings in force, one by one: for `config show`, for hashes, and as TOML.
 
-use super::{Config, duration::format_duration, gradual, pool, reader::Place, vrrp};
+use super::{Config, duration::format_duration, gradual, pool, reader::Place, resolver, vrrp};
 use crate::model::{
-    Health, HealthCheck, HealthSpec, LimitSpec, MysqlCheck, PortSpec, RedisCheck, Role, ServiceSpec,
-    StatusRange, TlsSpec, Via,
+    Health, HealthCheck, HealthSpec, LimitSpec, MysqlCheck, PortSpec, RedisCheck, Role, ServiceName,
+    ServiceSpec, StatusRange, TlsSpec, Via,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -331,11 +331,32 @@ impl Config {
         if !firewall.deny_files.is_empty() {
             push("firewall", "deny_files", json!(firewall.deny_files));
         }
+        for (key, value) in resolver::entries(&self.resolver) {
+            push("resolver", key, value);
+        }
         push("flows", "max_flows", json!(self.flows.max_flows));
         push("flows", "max_half_open", json!(self.flows.max_half_open));
         push("flows", "max_sessions", json!(self.flows.max_sessions));
         entries.extend(self.control.entries());
         entries
+    }
+
+    /// Those of every service, and of its backends by name.
+    fn all_service_entries(&self) -> impl Iterator<Item = Entry> {
+        self.services
+            .iter()
+            .flat_map(|service| service_entries(service).into_iter().chain(self.name_entries(&service.name)))
+    }
+
+    /// Those of a service's backends by name.
+    fn name_entries<'a>(&'a self, service: &'a ServiceName) -> impl Iterator<Item = Entry> + 'a {
+        let names = self.names.get(service).into_iter().flatten();
+        names.flat_map(move |spec| {
+            let path = |key: &str| {
+                ["service", service.as_str(), "backend", spec.name.as_str(), key].map(str::to_owned).to_vec()
+            };
+            resolver::named_entries(spec).into_iter().map(move |(key, value)| (path(key), value))
+        })
     }
 
     fn vrrp_entries(&self) -> impl Iterator<Item = Entry> {
@@ -367,6 +388,8 @@ impl Config {
             firewall: Arc::clone(&self.firewall),
             flows: self.flows.clone(),
             control: self.control.clone(),
+            resolver: self.resolver.clone(),
+            names: self.names.clone(),
             notify: self.notify.clone(),
             services: Vec::new(),
             vrrp: self.vrrp.clone(),
@@ -376,7 +399,7 @@ impl Config {
 
     /// Every setting in force, with where it comes from. Optional settings that nobody set are left out.
     pub fn settings(&self) -> Vec<Setting> {
-        let services = self.services.iter().flat_map(service_entries);
+        let services = self.all_service_entries();
         let entries = self
             .node_entries()
             .into_iter()
@@ -393,7 +416,8 @@ impl Config {
     /// formatting, order, and whether a value was set or is the default do not matter.
     pub fn hash(&self) -> String {
         let node = self.node_entries().into_iter().chain(self.list_entry()).chain(self.vrrp_entries());
-        digest(node.chain(self.notify_entries()).collect(), &self.services, true)
+        let names = self.names.keys().flat_map(|service| self.name_entries(service));
+        digest(node.chain(self.notify_entries()).chain(names).collect(), &self.services, true)
     }
 
     /// A hash over the services, equal on both nodes of a pair; see [`services_hash`].
@@ -409,7 +433,7 @@ impl Config {
             let (section, key) = (format!("[{}]", path[0]), path[1].clone());
             (section, path, key, value)
         });
-        let services = self.services.iter().flat_map(service_entries).filter_map(|(path, value)| {
+        let services = self.all_service_entries().filter_map(|(path, value)| {
             let (section, key) = match path.as_slice() {
                 [_, _, key] => ("[[service]]", key),
                 [_, _, part, key] if part == "limits" => ("[service.limits]", key),

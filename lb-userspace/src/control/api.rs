@@ -289,7 +289,7 @@ pub struct SettingView {
     /// Dotted path, e.g. `service.www.backend.web1.weight`.
     pub key: String,
     pub value: serde_json::Value,
-    /// `default`, `file` or `runtime`.
+    /// `default`, `file`, `dns` or `runtime`.
     pub origin: String,
     /// Who changed it at run time, e.g. "uid 0 (root)".
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -21,6 +21,7 @@ use crate::{
     metrics::Instruments,
     model::{BackendSpec, Health, HealthCheck, ServiceSpec},
     net::{
+        names::NameHandle,
         nexthop::{NextHop, Unresolved},
         watch::NextHopHandle,
     },
@@ -66,6 +67,8 @@ pub struct Engine {
     pub(super) tracers: Tracers,
     pub(super) pair: super::pair::Pair,
     pub(super) nat: NatState,
+    pub(super) names: super::names::Names,
+    pub(super) name_task: NameHandle,
     pub(super) passive: super::passive::Passive,
     pub(super) rings: maglev::Cache,
     /// The maps are not what is asked for: the last attempt failed.
@@ -105,6 +108,7 @@ pub struct Parts {
     pub health_task: HealthHandle,
     pub vip_way: VipWay,
     pub hop_task: NextHopHandle,
+    pub name_task: NameHandle,
     pub instruments: Instruments,
 }
 
@@ -118,6 +122,8 @@ impl Engine {
             watchers: Watchers::new(events.clone()),
             events,
             tls_door: None,
+            names: super::names::remembered(&parts.config.node.state_dir),
+            name_task: parts.name_task,
             config_file: parts.config_file,
             config: parts.config,
             state_dir: parts.state_dir,
@@ -158,6 +164,7 @@ impl Engine {
         engine.forget_strangers()?;
         // What happened to routes meanwhile nobody has told the program.
         engine.kernel.maps().nat().routes_changed();
+        engine.apply_names();
         engine.effective = state::apply(&engine.config.services, &engine.changes);
         engine.hop_task.set_destinations(destinations(&engine.effective));
         Ok(engine)
@@ -249,7 +256,9 @@ impl Engine {
     pub(super) fn pick_ring_sizes(&mut self) -> bool {
         let mut chosen = false;
         for service in &self.config.services {
-            let backends = service.backends.len();
+            // A name may get more addresses than it has today.
+            let named = self.config.names.get(&service.name).map_or(0, Vec::len);
+            let backends = service.backends.len() + 4 * named;
             let fits = |kept: u32| kept as usize >= backends;
             if service.ring_size.is_none() && !self.changes.ring_size(&service.name).is_some_and(fits) {
                 let size = maglev::default_size(backends);

@@ -28,6 +28,7 @@ mod gradual;
 mod headers;
 mod held;
 mod listing;
+mod names;
 mod pair;
 mod passive;
 mod pool;

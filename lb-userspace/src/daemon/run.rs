@@ -23,7 +23,7 @@ use crate::{
     dataplane::{Capacities, Kernel, abi_name},
     health::{HealthTask, ProbeObserver, TargetKey, VipWay},
     metrics::{self, Instruments},
-    net::{bpffs, caps, watch::NextHopTask},
+    net::{bpffs, caps, names, watch::NextHopTask},
     state::{NewBackend, StateDir},
 };
 use nix::{
@@ -113,6 +113,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let observer = Arc::new(Observer(instruments.clone()));
     let health_task = HealthTask::spawn_via(health_tx, observer, vip_way.clone());
     let (hop_task, mut hop_rx) = NextHopTask::spawn()?;
+    let (name_tx, mut name_rx) = mpsc::channel(QUEUE);
+    let name_task = names::spawn(name_tx);
     let mut link_rx = hop_task.link_events();
     let mut ways = hop_task.ways();
     let solicitor = hop_task.solicitor();
@@ -139,6 +141,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         health_task,
         vip_way,
         hop_task,
+        name_task,
         instruments: instruments.clone(),
     })?;
     engine.tls_door = tls_door;
@@ -217,6 +220,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             news = hop_rx.recv() => if let Some(news) = news {
                 engine.timed("next_hops", |engine| engine.hops_changed(news));
             },
+            news = name_rx.recv() => if let Some(news) = news {
+                engine.name_news(news);
+            },
             events = link_rx.recv() => if events.is_some() {
                 engine.timed("links", Engine::links_changed);
             },
@@ -234,6 +240,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             due = tend.tick() => {
                 engine.instruments.pulse.late(due.elapsed());
                 resequencer.announce();
+                engine.tend_names();
                 engine.timed("flows", |engine| engine.tend_flows(std::time::Instant::now()));
                 engine.timed("gradual", Engine::tend_gradual);
                 engine.timed("passive", |engine| engine.tend_passive(std::time::Instant::now()));

@@ -37,7 +37,8 @@ impl Engine {
     pub(super) fn save(&mut self, print: bool, by: &str) -> Result<SaveView, EngineError> {
         let main = self.config_file.display().to_string();
         let files = config::read_files(&self.config_file)?;
-        let read = config::load_from(&files)?;
+        let mut read = config::load_from(&files)?;
+        self.names.answers.fill(&mut read);
         if (read.hash(), &read.files) != (self.config.hash(), &self.config.files) {
             return Err(SaveFailure::Changed { file: main }.into());
         }
@@ -89,7 +90,8 @@ impl Engine {
                 file.text.clone_from(&new.text);
             }
         }
-        let new = config::load_from(&texts)?;
+        let mut new = config::load_from(&texts)?;
+        self.names.answers.fill(&mut new);
         let in_force = |effective: &Effective| {
             let services = effective.services.iter();
             let backends = |service: &state::EffectiveService| {

@@ -230,6 +230,16 @@ impl Engine {
                 at: None,
             })
             .collect();
+        for (service, spec) in
+            self.config.names.iter().flat_map(|(s, specs)| specs.iter().map(move |spec| (s, spec)))
+        {
+            for backend in &spec.made {
+                let prefix = format!("service.{service}.backend.{backend}.");
+                for setting in settings.iter_mut().filter(|s| s.key.starts_with(&prefix)) {
+                    "dns".clone_into(&mut setting.origin);
+                }
+            }
+        }
         self.mark_firewall_changes(&mut settings);
         for service in &self.effective.services {
             for backend in &service.backends {

@@ -7,6 +7,7 @@ mod gradual;
 mod guard;
 mod health;
 mod name;
+mod named;
 mod nat;
 mod passive;
 mod pool;
@@ -28,6 +29,7 @@ pub use health::{
     StatusRange, TlsSpec, UdpCheck, Via,
 };
 pub use name::{BackendName, NameError, ServiceName, VrrpName};
+pub use named::{Found, MAX_NAMED, NamedSpec, Query};
 pub use nat::{DEFAULT_SNAT_PORTS, Misfit, SnatSpec, misfit};
 pub use passive::PassiveSpec;
 pub use pool::{HookSpec, OnAllDown, PoolSpec, ServiceState};

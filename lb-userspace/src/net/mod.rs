@@ -13,6 +13,7 @@ pub mod bpffs;
 pub mod caps;
 mod engine;
 pub mod link;
+pub mod names;
 mod neighbour;
 pub mod nexthop;
 mod own;

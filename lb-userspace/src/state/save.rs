@@ -66,7 +66,11 @@ pub fn save(files: &[SourceFile], config: &Config, changes: &RuntimeChanges) -> 
                 continue;
             }
             let left = editor.backend(config, service, backend, changed)?;
-            if let Some(admin) = &left.admin {
+            if left.weight.is_some() || left.membership.is_some() {
+                kept.push(format!(
+                    "service '{name}', backend '{backend}': it is of a name, and has no section"
+                ));
+            } else if let Some(admin) = &left.admin {
                 kept.push(format!(
                     "service '{name}', backend '{backend}': {} (no setting of a file says that)",
                     admin.value
@@ -133,6 +137,11 @@ impl Editor<'_> {
         changed: &BackendChanges,
     ) -> Result<BackendChanges, SaveError> {
         let section = self.service(config, &service.spec.name)?;
+        let added = matches!(changed.membership.as_ref().map(|m| &m.value), Some(Membership::Added { .. }));
+        if !added && section.get_mut("backend").and_then(|item| find(item, name.as_str())).is_none() {
+            // Made of a name: no section is its own.
+            return Ok(changed.clone());
+        }
         let in_force = service.backend(name).map(|backend| &backend.spec);
         match (changed.membership.as_ref().map(|membership| &membership.value), in_force) {
             (Some(Membership::Removed), _) => remove_backend(section, name),

@@ -493,6 +493,8 @@ fn config() -> impl Strategy<Value = Config> {
             tunnel,
             firewall: firewall.into(),
             flows,
+            resolver: ResolverConfig::default(),
+            names: BTreeMap::new(),
             services,
             vrrp,
             files: vec![String::new()],

@@ -27,7 +27,8 @@ impl Engine {
     }
 
     fn try_reload(&mut self, plan_only: bool) -> Result<ChangeView, EngineError> {
-        let new = config::load(&self.config_file)?;
+        let mut new = config::load(&self.config_file)?;
+        self.names.answers.fill(&mut new);
         restart_needed(&self.config, &new)?;
         let access = new.control.tls.as_ref().map(Access::load).transpose().map_err(EngineError::Tls)?;
         let changes = setting_changes(&self.config, &new);
@@ -63,6 +64,7 @@ impl Engine {
             }
             return Err(error);
         }
+        self.apply_names();
         if let (Some(access), Some(door)) = (access, &self.tls_door) {
             door.replace(access);
         }

@@ -2,6 +2,7 @@
 
 mod disk;
 mod model;
+mod names;
 mod revision;
 mod save;
 
