@@ -7,7 +7,7 @@ use super::{
     reader::{Notes, Refusal, Section, Setting, text},
     schema,
 };
-use crate::model::{BackendName, MAX_NAMED, MAX_WEIGHT, NamedSpec, Query};
+use crate::model::{BackendName, MAX_NAMED, NamedSpec, Query};
 use serde_json::{Value, json};
 use std::{
     net::{IpAddr, SocketAddr},
@@ -173,7 +173,7 @@ impl NamedDraft {
             section.refuse(at, "name", format!("name = \"{name}\""), why);
         }
         section.pick("name", &Setting::Is(name.clone(), at), name.clone());
-        let weight = weight.clone().map(|weight: u16| Some(weight.min(MAX_WEIGHT)));
+        let weight = weight.clone().map(|weight: u16| Some(weight));
         Some(NamedSpec {
             name: name.clone(),
             query,

@@ -238,7 +238,7 @@ fn option<'a>(line: &mut Line<'a>, word: &'a str, words: &mut Peekable<SplitWhit
         "-a" | "--add-server" => line.command = Some(Command::AddServer),
         "-E" | "-e" | "-D" | "-d" | "-C" | "-R" | "-Z" | "--edit-service" | "--edit-server"
         | "--delete-service" | "--delete-server" | "--clear" | "--restore" | "--zero" => {
-            line.command = Some(Command::Other)
+            line.command = Some(Command::Other);
         }
         "-t" | "--tcp-service" => line.key = Some(virtual_service(Protocol::Tcp, words)),
         "-u" | "--udp-service" => line.key = Some(virtual_service(Protocol::Udp, words)),

@@ -106,13 +106,13 @@ impl Checks {
                 "enabled" => self.disabled = false,
                 "backup" => self.refused = Some("lbd has no backend for when all others are down"),
                 "ssl" => {
-                    self.refused = Some("lbd does not speak TLS to backends: forward the clients' own TLS")
+                    self.refused = Some("lbd does not speak TLS to backends: forward the clients' own TLS");
                 }
                 "send-proxy" | "send-proxy-v2" | "send-proxy-v2-ssl" | "send-proxy-v2-ssl-cn" => {
                     self.refused = Some("lbd adds no PROXY header: the backend would wait for one");
                 }
                 "socks4" => {
-                    self.refused = Some("lbd forwards to the backend itself, not through a SOCKS proxy")
+                    self.refused = Some("lbd forwards to the backend itself, not through a SOCKS proxy");
                 }
                 "check-via-socks4" => {}
                 "slowstart" => ledger.left(
@@ -121,7 +121,7 @@ impl Checks {
                     "a backend that comes up has its share at once",
                 ),
                 "downinter" => {
-                    ledger.left(lines, &format!("downinter {}", value()), "see backoff of [service.health]")
+                    ledger.left(lines, &format!("downinter {}", value()), "see backoff of [service.health]");
                 }
                 "cookie" => {
                     let why = "lbd knows no cookies: scheduler = \"source-ip\" keeps a client at its backend";
@@ -135,7 +135,7 @@ impl Checks {
                     );
                 }
                 "addr" => {
-                    ledger.left(lines, &format!("addr {}", value()), "lbd checks the backend's own address")
+                    ledger.left(lines, &format!("addr {}", value()), "lbd checks the backend's own address");
                 }
                 "check-send-proxy" | "non-stick" | "stick" | "tfo" | "allow-0rtt" | "no-ssl"
                 | "no-backup" => {

@@ -191,7 +191,7 @@ fn exec(directive: &Directive, ledger: &mut Ledger) -> Option<Value> {
 /// Bytes in hexadecimal as lbd escapes them.
 fn bytes(words: &[String]) -> Option<String> {
     let digits: String = words.concat();
-    if !digits.is_ascii() || digits.len() % 2 != 0 {
+    if !digits.is_ascii() || !digits.len().is_multiple_of(2) {
         return None;
     }
     let byte = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).ok();

@@ -62,12 +62,12 @@ pub(super) fn read(text: &str, options: &Options, ledger: &mut Ledger) -> Draft 
                 "lbd leaves the host's own addresses, routes and rules to the system's network configuration",
             ),
             "net_namespace" | "net_namespace_ipvs" | "namespace_with_ipsets" | "instance" | "use_pid_dir" => {
-                ledger.left(lines, &directive.head(), "lbd runs in the namespace it is started in")
+                ledger.left(lines, &directive.head(), "lbd runs in the namespace it is started in");
             }
             "SSL" => ledger.left(lines, "SSL", "lbd's checks show no certificate of their own"),
             "bfd_instance" => ledger.left(lines, &directive.head(), "lbd does not speak BFD"),
             "garp_group" | "linkbeat_interfaces" | "interface_up_down_delays" | "track_group" => {
-                ledger.left(lines, &directive.head(), "lbd has no equal")
+                ledger.left(lines, &directive.head(), "lbd has no equal");
             }
             _ => ledger.left(lines, &directive.head(), "unknown here"),
         }

@@ -328,11 +328,11 @@ fn real_server(
                 ledger.left(lines, &head, "no command is run: lbd logs it and tells it in the metrics");
             }
             "uthreshold" | "lthreshold" => {
-                ledger.left(lines, &head, "lbd has no limit of connections of a backend")
+                ledger.left(lines, &head, "lbd has no limit of connections of a backend");
             }
             "lvs_method" | "lb_kind" => ledger.left(lines, &head, "a service has one way of forwarding"),
             "inhibit_on_failure" | "smtp_alert" | "alpha" => {
-                ledger.left(lines, &head, reason(directive.name()))
+                ledger.left(lines, &head, reason(directive.name()));
             }
             name if checker::is_checker(name) => {}
             _ => ledger.left(lines, &head, "lbd has no equal"),

@@ -130,7 +130,7 @@ fn names_in_the_configuration() {
     assert_eq!(config.names[&s("www")].len(), 2);
     let again = parse_on("again.toml", &config.to_toml(), "host2").unwrap();
     assert_eq!(
-        (again.names, &again.resolver, again.hash()),
+        (again.names.clone(), &again.resolver, again.hash()),
         (config.names.clone(), &config.resolver, config.hash())
     );
     let said = |from: &str, to: &str| {
