@@ -110,7 +110,7 @@ async fn ask(
         What::Admin(backend, admin) => client.backend_admin(&www(), &name(backend), *admin).await,
         What::Add(backend, last) => {
             let address = [10, 66, 0, *last].into();
-            let new = NewBackend { name: name(backend), address, port: None, weight: None };
+            let new = NewBackend { name: name(backend), address, port: None, weight: None, backup: false };
             client.backend_add(&www(), &new).await
         }
         What::Remove(backend) => client.backend_remove(&www(), &name(backend)).await,

@@ -1,7 +1,7 @@
 //! A program that served another test is as good as a new one.
 
 use crate::rig::Rig;
-use lb_common::abi::SlotState;
+use lb_common::abi::{Slot, SlotState};
 use lb_tests::{
     kernel::{Balancer, Counters},
     packets::{ACK, SYN},
@@ -19,9 +19,11 @@ fn nothing_of_the_test_before_is_left() {
     for (service, v6) in [("ipip4-tcp", false), ("ipip4-tcp", true), ("snat4-tcp", false)] {
         let Some(number) = image.service_id(service) else { continue };
         let mut moving = image.clone();
-        for slot in moving.rings.get_mut(&number).unwrap() {
-            *slot = lb_common::abi::Slot::new(slot.owner(), slot.home(), SlotState::Moving, 1);
-        }
+        moving.rings.get_mut(&number).unwrap().update(|words| {
+            for slot in words {
+                *slot = Slot::new(slot.owner(), slot.home(), SlotState::Moving, 1);
+            }
+        });
         rig.balancer.set_image(&moving);
         for n in 0..10 {
             for flags in [SYN, ACK] {
