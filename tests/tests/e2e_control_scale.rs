@@ -224,6 +224,7 @@ fn at_full_size(health: &str) -> Result<()> {
             address: address(s, BACKENDS).into(),
             port: None,
             weight: None,
+            backup: false,
         };
         let asked = Instant::now();
         runtime.block_on(client.backend_add(&service(s), &new)).expect("an answer");

@@ -140,6 +140,6 @@ mod tests {
         assert!(!changes.prune_ramps(10_999, |_, _| true));
         assert!(changes.clone().prune_ramps(10_999, |_, _| false), "its backend is gone");
         assert!(changes.prune_ramps(11_000, |_, _| true));
-        assert_eq!(serde_json::to_string(&changes).unwrap(), "{}");
+        assert_eq!(changes, RuntimeChanges::default());
     }
 }
