@@ -162,7 +162,7 @@ fn segments() {
                             check_reset(&asked, &found.expect("a reset"), v6, 14 + 4 * tags, expected);
                         }
                         None => {
-                            assert_eq!(found, Err(Some(DropReason::NoBackend)), "a reset is not answered")
+                            assert_eq!(found, Err(Some(DropReason::NoBackend)), "a reset is not answered");
                         }
                     }
                 }

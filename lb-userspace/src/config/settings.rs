@@ -386,7 +386,7 @@ impl Config {
             metrics: self.metrics.clone(),
             tunnel: self.tunnel.clone(),
             firewall: Arc::clone(&self.firewall),
-            flows: self.flows.clone(),
+            flows: self.flows,
             control: self.control.clone(),
             resolver: self.resolver.clone(),
             names: self.names.clone(),
