@@ -183,7 +183,8 @@ fn settings(topology: &Topology, on: usize) -> Settings {
         .backend_port(80)
         .forward("nat")
         .nodes(&topology.backends)
-        .health("type = \"tcp\"\ninterval = \"200ms\"\ntimeout = \"200ms\"");
+        .health("type = \"tcp\"\ninterval = \"200ms\"\ntimeout = \"200ms\"")
+        .extra("[service.passive]\nmax_ejected = 0");
     let node = if on == 1 { "xdp_mode = \"generic\"\n" } else { "" };
     Settings { on, node: node.to_owned(), rest: vrrp + METRICS, ..Settings::of([www, shop]) }
 }

@@ -38,6 +38,9 @@ pub(super) struct Service {
     pub(super) snat: Vec<IpAddr>,
     pub(super) scheduler: Scheduler,
     pub(super) idle_timeout: Option<Duration>,
+    pub(super) slow_start: Option<Duration>,
+    /// Healthy backends that bring the service up, and fewer of which take it down.
+    pub(super) quorum: Option<(u32, u32)>,
     pub(super) gue_port: Option<u16>,
     pub(super) health: Health,
     pub(super) backends: Vec<Backend>,
@@ -81,6 +84,7 @@ pub(super) struct Backend {
     pub(super) address: IpAddr,
     pub(super) port: Option<u16>,
     pub(super) weight: Option<u32>,
+    pub(super) backup: bool,
 }
 
 /// `[[vrrp]]`.

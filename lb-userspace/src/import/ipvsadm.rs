@@ -114,6 +114,8 @@ fn service(key: Key, line: &Line<'_>, lines: Lines, text: &str, ledger: &mut Led
         snat: Vec::new(),
         scheduler,
         idle_timeout: None,
+        slow_start: None,
+        quorum: None,
         gue_port: None,
         health: Health { kind: Some("none"), ..Health::default() },
         backends: Vec::new(),
@@ -197,6 +199,7 @@ fn server(service: &mut Service, key: Key, line: &Line<'_>, lines: Lines, text: 
         address,
         port: Some(port),
         weight: Some(weight),
+        backup: false,
     });
 }
 

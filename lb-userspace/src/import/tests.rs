@@ -202,8 +202,13 @@ const IPVSADM: &str = include_str!("../../tests/lbctl/import/ipvsadm.rules");
 #[test]
 fn samples_are_taken_over() {
     let counts = |made: &Imported| (made.services, made.backends, made.vrrp);
-    assert_eq!(counts(&checked(Kind::Keepalived, KEEPALIVED, &Options::default())), (5, 9, 2));
-    assert_eq!(counts(&checked(Kind::Haproxy, HAPROXY, &Options::default())), (4, 8, 0));
+    let keepalived = checked(Kind::Keepalived, KEEPALIVED, &Options::default());
+    assert_eq!(counts(&keepalived), (5, 10, 2));
+    assert!(keepalived.toml.contains("quorum_up = 2\nquorum_down = 2\n"), "{}", keepalived.toml);
+    let haproxy = checked(Kind::Haproxy, HAPROXY, &Options::default());
+    assert_eq!(counts(&haproxy), (4, 9, 0));
+    // Who stands in for the others does so here too.
+    assert_eq!([&keepalived, &haproxy].map(|made| made.toml.matches("backup = true").count()), [1, 1]);
     assert_eq!(counts(&checked(Kind::Ipvsadm, IPVSADM, &Options::default())), (4, 6, 0));
 }
 

@@ -76,6 +76,13 @@ fn service(text: &mut String, service: &Service) {
     if let Some(idle) = service.idle_timeout {
         line(text, "idle_timeout", &time(idle));
     }
+    if let Some(time) = service.slow_start {
+        line(text, "slow_start", &self::time(time));
+    }
+    if let Some((up, down)) = service.quorum {
+        line(text, "quorum_up", &i64::from(up).into());
+        line(text, "quorum_down", &i64::from(down).into());
+    }
     if let Some(port) = service.gue_port.filter(|_| service.forward == Forward::Gue) {
         line(text, "gue_port", &i64::from(port).into());
     }
@@ -97,6 +104,9 @@ fn service(text: &mut String, service: &Service) {
         }
         if let Some(weight) = backend.weight {
             line(text, "weight", &i64::from(weight).into());
+        }
+        if backend.backup {
+            line(text, "backup", &true.into());
         }
     }
 }

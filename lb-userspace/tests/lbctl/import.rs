@@ -111,7 +111,7 @@ fn of_debian(kind: &str, directory: &str, suffix: &str, expected: &[(&str, (usiz
 #[test]
 fn keepalived_samples_of_debian() {
     let expected = [
-        ("keepalived.conf.sample", (1, 1, 1)),
+        ("keepalived.conf.sample", (1, 2, 1)),
         ("keepalived.conf.quorum", (1, 10, 0)),
         ("keepalived.conf.virtual_server_group", (3, 5, 0)),
         ("keepalived.conf.SSL_GET", (2, 2, 1)),

@@ -241,7 +241,8 @@ fn the_page_shows_what_is_and_what_happens() -> Result<()> {
     page.wait("the banner is gone", "document.querySelector('#banner').hidden");
     page.errors.retain(|error| !error.contains("ERR_CONNECTION") && !error.contains("ERR_EMPTY_RESPONSE"));
     assert_eq!(page.errors, Vec::<String>::new());
-    assert!(page.requests.len() > 20);
+    // Each second, as long as the daemon was there.
+    assert!(page.requests.len() > 5, "{:?}", page.requests);
     for request in &page.requests {
         assert!(request.starts_with("http://127.0.0.1:9750/") || request.starts_with("data:"), "{request}");
     }

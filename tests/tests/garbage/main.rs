@@ -23,7 +23,8 @@ const SERVICES: u32 = 64;
 const SHORTEST: usize = 14;
 const LONGEST: usize = 200;
 /// Reasons whose packets are answered and counted.
-const ANSWERED: [DropReason; 3] = [DropReason::TooBig, DropReason::EchoAnswered, DropReason::TtlExceeded];
+const ANSWERED: [DropReason; 4] =
+    [DropReason::TooBig, DropReason::EchoAnswered, DropReason::TtlExceeded, DropReason::Rejected];
 /// The traces of fragments are forgotten so often: the kernel has room for so many at least.
 const BATCH: usize = 500;
 

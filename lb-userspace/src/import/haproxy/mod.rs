@@ -187,6 +187,7 @@ fn services(
                 address: server.address,
                 port: server.port,
                 weight: Some(server.weight),
+                backup: server.checks.backup,
             };
             backends.push(backend);
         }
@@ -201,6 +202,9 @@ fn services(
             snat: options.snat_addresses.clone(),
             scheduler: back.scheduler(),
             idle_timeout: front.idle(back),
+            // A service has one for all its backends.
+            slow_start: back.servers.iter().filter_map(|server| server.checks.slow_start).max(),
+            quorum: None,
             gue_port: None,
             health: back.health(),
             backends,

@@ -29,6 +29,8 @@ pub(super) struct Checks {
     pub(super) tls: bool,
     pub(super) verify: bool,
     weight: Option<u32>,
+    pub(super) slow_start: Option<Duration>,
+    pub(super) backup: bool,
     disabled: bool,
     /// Why it cannot be a backend.
     refused: Option<&'static str>,
@@ -104,7 +106,8 @@ impl Checks {
                 "verify" => self.verify = value() == "required",
                 "disabled" => self.disabled = true,
                 "enabled" => self.disabled = false,
-                "backup" => self.refused = Some("lbd has no backend for when all others are down"),
+                "backup" => self.backup = true,
+                "no-backup" => self.backup = false,
                 "ssl" => {
                     self.refused = Some("lbd does not speak TLS to backends: forward the clients' own TLS");
                 }
@@ -115,11 +118,13 @@ impl Checks {
                     self.refused = Some("lbd forwards to the backend itself, not through a SOCKS proxy");
                 }
                 "check-via-socks4" => {}
-                "slowstart" => ledger.left(
-                    lines,
-                    &format!("slowstart {}", value()),
-                    "a backend that comes up has its share at once",
-                ),
+                "slowstart" => {
+                    let text = value();
+                    match time(&text) {
+                        Some(time) => self.slow_start = Some(time),
+                        None => wrong(&text, ledger),
+                    }
+                }
                 "downinter" => {
                     ledger.left(lines, &format!("downinter {}", value()), "see backoff of [service.health]");
                 }
@@ -137,8 +142,7 @@ impl Checks {
                 "addr" => {
                     ledger.left(lines, &format!("addr {}", value()), "lbd checks the backend's own address");
                 }
-                "check-send-proxy" | "non-stick" | "stick" | "tfo" | "allow-0rtt" | "no-ssl"
-                | "no-backup" => {
+                "check-send-proxy" | "non-stick" | "stick" | "tfo" | "allow-0rtt" | "no-ssl" => {
                     ledger.left(lines, word, "a matter of a proxy's own connections");
                 }
                 other => {
@@ -155,7 +159,7 @@ impl Checks {
 
 /// `192.0.2.1:80`, `[2001:db8::1]:80`, an address alone.
 fn target(text: &str) -> Result<(IpAddr, Option<u16>), &'static str> {
-    const NAME: &str = "names are not looked up: write the address";
+    const NAME: &str = "it is a name, which this import does not look up: write its address, or the name (see \"Backends by name\")";
     let rest = match text.split_once('@') {
         Some(("ipv4" | "ipv6", rest)) => rest,
         Some(_) => return Err("lbd forwards packets to addresses: no sockets"),

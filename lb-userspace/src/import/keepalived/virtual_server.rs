@@ -40,8 +40,8 @@ pub(super) fn read(section: &Directive, globals: &Globals, draft: &mut Draft, le
     }
     ledger.mapped(section.line);
     let Some(mut service) = settings(section, ledger) else { return };
-    if let [("sorry_server", sorry)] = section.child("sorry_server").map(|s| ("sorry_server", s)).as_slice() {
-        sorry_server(sorry, ledger);
+    if let Some(sorry) = section.child("sorry_server") {
+        sorry_server(sorry, &mut service, ledger);
     }
     let several = listens.len() > 1;
     for (port, addresses) in listens {
@@ -119,6 +119,8 @@ fn settings(section: &Directive, ledger: &mut Ledger) -> Option<Service> {
         snat: Vec::new(),
         scheduler: Scheduler::LeastConnections,
         idle_timeout: None,
+        slow_start: None,
+        quorum: None,
         gue_port: None,
         health: Health::default(),
         backends: Vec::new(),
@@ -126,6 +128,7 @@ fn settings(section: &Directive, ledger: &mut Ledger) -> Option<Service> {
     // keepalived's default.
     let mut interval = Duration::from_secs(60);
     let mut persistent = false;
+    let (mut quorum, mut hysteresis) = (1u32, 0u32);
     let mut starts_down = false;
     let mut of_service = checker::Defaults::default();
     for directive in &section.children {
@@ -177,12 +180,17 @@ fn settings(section: &Directive, ledger: &mut Ledger) -> Option<Service> {
             "connect_timeout" | "retry" | "delay_before_retry" | "virtualhost" | "warmup" => {
                 of_service.set(directive, ledger);
             }
-            "quorum" => {
-                ledger.mapped(directive.line);
-                if value.parse::<f64>().is_ok_and(|quorum| quorum > 1.0) {
-                    ledger.left(lines, &head, "lbd forwards as long as one backend is up");
+            "quorum" | "hysteresis" => match value.parse::<u32>() {
+                Ok(number) if directive.name() == "quorum" => {
+                    quorum = number.max(1);
+                    ledger.mapped(directive.line);
                 }
-            }
+                Ok(number) => {
+                    hysteresis = number;
+                    ledger.mapped(directive.line);
+                }
+                Err(_) => ledger.left(lines, &head, "no whole number"),
+            },
             // Read by themselves.
             "real_server" | "sorry_server" => {}
             name => ledger.left(lines, &head, reason(name)),
@@ -192,6 +200,16 @@ fn settings(section: &Directive, ledger: &mut Ledger) -> Option<Service> {
         service.scheduler = Scheduler::SourceIp;
     }
     real_servers(section, &mut service, &of_service, ledger);
+    if (quorum, hysteresis) != (1, 0) {
+        service.quorum = Some((quorum.saturating_add(hysteresis), quorum.saturating_sub(hysteresis).max(1)));
+        if service.backends.iter().any(|backend| backend.weight != Some(1)) {
+            let lines = section
+                .child("quorum")
+                .or(section.child("hysteresis"))
+                .map_or(section.lines(), Directive::lines);
+            ledger.differs(lines, "quorum", "lbd counts healthy backends, keepalived adds up their weights");
+        }
+    }
     service.health.interval = Some(interval);
     service.health.starts_down = starts_down;
     Some(service)
@@ -223,8 +241,9 @@ fn forward(directive: &Directive, service: &mut Service) -> Result<(), String> {
 /// Why a setting of a virtual server has no equal.
 fn reason(name: &str) -> &'static str {
     match name {
-        "quorum_up" | "quorum_down" => "no command is run: the metrics tell how many backends are up",
-        "hysteresis" => "it belongs to quorum, which lbd does not have",
+        "quorum_up" | "quorum_down" => {
+            "write the command as one of [[service.notify]], which is run for every change and told which it is"
+        }
         "omega" => "lbd runs no commands when it ends, and goes on forwarding",
         "persistence_granularity" => "the hash is over the whole address of a client",
         "persistence_engine" => "lbd does not read what a protocol says inside",
@@ -237,18 +256,36 @@ fn reason(name: &str) -> &'static str {
         "smtp_alert" => "lbd sends no mail: have an alert made from its metrics",
         "ip_family" => "an address says it by itself",
         "snmp_name" => "the service's name is in the metrics",
-        "sorry_server_inhibit" => "it belongs to sorry_server",
+        "sorry_server_inhibit" => {
+            "a backup that takes over leaves established flows with the others, as lbd has it"
+        }
         "sorry_server_lvs_method" => "a service has one way of forwarding",
         _ => "lbd has no equal",
     }
 }
 
-fn sorry_server(directive: &Directive, ledger: &mut Ledger) {
-    ledger.left(
-        directive.lines(),
-        &directive.head(),
-        "lbd has no backend for when all others are down: packets are dropped then, or go on to the last ones up",
-    );
+fn sorry_server(directive: &Directive, service: &mut Service, ledger: &mut Ledger) {
+    let (lines, head) = (directive.lines(), directive.head());
+    let Some((address, port)) = endpoint(directive.word(1), directive.word(2)) else {
+        return ledger.left(lines, &head, "no address and port");
+    };
+    ledger.mapped(directive.line);
+    if service.health.kind != Some("none") {
+        ledger.differs(
+            lines,
+            &head,
+            "a backup is checked like the other backends, and takes over only if it is healthy",
+        );
+    }
+    service.backends.push(Backend {
+        name: address.to_string().replace(':', "-"),
+        lines,
+        directive: head,
+        address,
+        port: Some(port).filter(|port| *port > 0),
+        weight: Some(1),
+        backup: true,
+    });
 }
 
 fn real_servers(
@@ -274,6 +311,7 @@ fn real_servers(
             address,
             port: Some(port).filter(|port| *port > 0),
             weight: Some(1),
+            backup: false,
         };
         let own = real_server(server, &mut backend, service.protocol, of_service, ledger);
         service.backends.push(backend);
@@ -325,7 +363,7 @@ fn real_server(
             }
             "delay_loop" => ledger.left(lines, &head, "a service has one interval for all its backends"),
             "notify_up" | "notify_down" => {
-                ledger.left(lines, &head, "no command is run: lbd logs it and tells it in the metrics");
+                ledger.left(lines, &head, "write the command as one of [[service.notify]], which is run for every change and told which it is");
             }
             "uthreshold" | "lthreshold" => {
                 ledger.left(lines, &head, "lbd has no limit of connections of a backend");
