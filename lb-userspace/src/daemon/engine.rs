@@ -78,7 +78,7 @@ pub struct Engine {
     /// Who takes new flows, for slow starts.
     pub(super) watch: ramp::Watch,
     /// Of what is in force, once somebody has asked for it.
-    pub(super) hash: OnceLock<String>,
+    pub(super) hashes: OnceLock<Hashes>,
     pub(super) calm: super::sizes::Calm,
     /// Where the image has what, once a part of it was looked for.
     index: Option<plan::Index>,
@@ -96,6 +96,15 @@ pub struct Engine {
     pub(super) watchers: Watchers,
     /// Of the API over TCP, if it is on.
     pub(super) tls_door: Option<TlsDoor>,
+}
+
+/// Hashes over what is in force.
+#[derive(Debug, Clone)]
+pub(super) struct Hashes {
+    /// Of everything.
+    pub config: String,
+    /// Of the services alone: equal on both nodes of a pair.
+    pub services: String,
 }
 
 /// What the engine is made of.
@@ -144,7 +153,7 @@ impl Engine {
             passive: super::passive::Passive::default(),
             rings: maglev::Cache::default(),
             behind: true,
-            hash: OnceLock::new(),
+            hashes: OnceLock::new(),
             calm: super::sizes::Calm::default(),
             index: None,
             remembered: remembered(&image),
@@ -177,7 +186,7 @@ impl Engine {
 
     /// See [`Engine::converge`], which takes the time.
     pub(super) fn carry_out(&mut self) -> Result<Vec<Action>, EngineError> {
-        self.hash.take();
+        self.hashes.take();
         self.index = None;
         let result = self.try_carry_out();
         self.behind = result.is_err();

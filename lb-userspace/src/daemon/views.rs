@@ -1,6 +1,11 @@
 //! What the control API and the metrics show of the engine.
 
-use super::{engine::Engine, entries::address_of, sessions::Obstacle, walk::Census};
+use super::{
+    engine::{Engine, Hashes},
+    entries::address_of,
+    sessions::Obstacle,
+    walk::Census,
+};
 use crate::{
     config::Origin as ConfigOrigin,
     control::api::{
@@ -20,7 +25,7 @@ use std::collections::{BTreeMap, HashMap};
 impl Engine {
     pub(super) fn status(&mut self) -> Result<StatusView, CommandError> {
         let failed = |error: crate::dataplane::DataplaneError| CommandError::Failed(error.to_string());
-        let (config_hash, services_hash) = self.hashes();
+        let Hashes { config: config_hash, services: services_hash } = self.hashes().clone();
         let interfaces = self
             .config
             .node
@@ -75,16 +80,14 @@ impl Engine {
         })
     }
 
-    /// Hash over what is in force, runtime changes included. Made once for each state: it looks at every setting.
-    pub(super) fn config_hash(&self) -> String {
-        self.hash.get_or_init(|| self.make_hash()).clone()
-    }
-
-    fn make_hash(&self) -> String {
-        let mut config = self.config.without_services();
-        config.services = self.effective.services.iter().map(|s| s.spec.clone()).collect();
-        config.firewall = self.firewall.hashed(&config.firewall, self.changes.lists());
-        config.hash()
+    /// Hashes over what is in force, runtime changes included. Made once for each state: they look at every setting.
+    fn hashes(&self) -> &Hashes {
+        self.hashes.get_or_init(|| {
+            let mut config = self.config.without_services();
+            config.services = self.effective.services.iter().map(|s| s.spec.clone()).collect();
+            config.firewall = self.firewall.hashed(&config.firewall, self.changes.lists());
+            Hashes { config: config.hash(), services: config.shared_hash() }
+        })
     }
 
     pub(super) fn service(
@@ -278,7 +281,7 @@ impl Engine {
             places.remove(&setting.key);
         }
         let file = self.config_file.display().to_string();
-        ConfigView { file, hash: self.config_hash(), settings, places }
+        ConfigView { file, hash: self.hashes().config.clone(), settings, places }
     }
 
     /// Every address in the image, for `explain`.

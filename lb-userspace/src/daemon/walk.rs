@@ -25,7 +25,6 @@ const PART: Duration = Duration::from_millis(1);
 pub(super) struct Walks {
     waiting: VecDeque<Walk>,
     index: Index,
-    hashes: Option<Hashes>,
     /// Changes of the maps so far.
     pub converged: u64,
     census: HashMap<u32, Census>,
@@ -65,14 +64,6 @@ struct Index {
     services: HashMap<String, u32>,
     /// Service and backend, sorted.
     backends: Vec<(u32, u32)>,
-}
-
-/// Hashing all settings takes a while where there are many.
-#[derive(Debug)]
-struct Hashes {
-    made: u64,
-    config: String,
-    services: String,
 }
 
 impl Engine {
@@ -164,17 +155,6 @@ impl Engine {
             image.backends.iter().map(|(id, record)| (record.entry.service, *id)).collect();
         backends.sort_unstable();
         walks.index = Index { made: Some(walks.converged), services, backends };
-    }
-
-    /// Hashes over what is in force, runtime changes included: of everything, and of the services alone.
-    pub(super) fn hashes(&mut self) -> (String, String) {
-        let made = self.walks.converged;
-        if self.walks.hashes.as_ref().is_none_or(|known| known.made != made) {
-            let specs: Vec<_> = self.effective.services.iter().map(|s| s.spec.clone()).collect();
-            let services = crate::config::services_hash(&specs);
-            self.walks.hashes = Some(Hashes { made, config: self.config_hash(), services });
-        }
-        self.walks.hashes.as_ref().map_or_else(Default::default, |h| (h.config.clone(), h.services.clone()))
     }
 }
 

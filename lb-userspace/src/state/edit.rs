@@ -289,7 +289,7 @@ impl RuntimeChanges {
         Ok(changes.cloned().unwrap_or_default())
     }
 
-    fn set(&mut self, service: &ServiceName, backend: &BackendName, changes: BackendChanges) {
+    pub(super) fn set(&mut self, service: &ServiceName, backend: &BackendName, changes: BackendChanges) {
         let backends = self.services.entry(service.clone()).or_default();
         if changes.is_empty() {
             backends.remove(backend);

@@ -76,7 +76,7 @@ pub fn save(files: &[SourceFile], config: &Config, changes: &RuntimeChanges) -> 
                     admin.value
                 ));
             }
-            remaining.replace(name, backend, left);
+            remaining.set(name, backend, left);
         }
     }
     for (name, patch) in &changes.limits {
@@ -94,20 +94,6 @@ pub fn save(files: &[SourceFile], config: &Config, changes: &RuntimeChanges) -> 
         (text != file.text).then(|| SourceFile { name: file.name.clone(), text })
     });
     Ok(Saved { files: changed.collect(), remaining, kept, count })
-}
-
-impl RuntimeChanges {
-    fn replace(&mut self, service: &ServiceName, backend: &BackendName, changes: BackendChanges) {
-        let Some(backends) = self.services.get_mut(service) else { return };
-        if changes.is_empty() {
-            backends.remove(backend);
-        } else {
-            backends.insert(backend.clone(), changes);
-        }
-        if backends.is_empty() {
-            self.services.remove(service);
-        }
-    }
 }
 
 impl Editor<'_> {

@@ -2,8 +2,12 @@
 //! emulated machine. Between two tests every map becomes what a new program's is.
 
 use super::Loaded;
-use aya::{maps::MapInfo, programs::Xdp, util::nr_cpus};
-use lb_common::abi::{FLOW_CAPACITY, INVENTORY, MMAPABLE, MapKind};
+use aya::{
+    maps::MapInfo,
+    programs::{ProgramInfo, Xdp},
+    util::nr_cpus,
+};
+use lb_common::abi::{self, FLOW_CAPACITY, INVENTORY, MMAPABLE, MapKind};
 use lb_userspace::plan::Image;
 use std::{
     io,
@@ -106,12 +110,7 @@ impl Loaded {
         // By the daemon's own actions first: its handles count what they put into bitmaps.
         self.set_image(&Image::empty(ring, backends));
         self.held();
-        let program: &Xdp = self.program.ebpf.program("lb").expect("lb").try_into().expect("an XDP program");
-        let ids = program.info().expect("program info").map_ids().expect("map ids").expect("map ids");
-        for id in ids {
-            let info = MapInfo::from_id(id).expect("map info");
-            let name = info.name_as_str().expect("UTF-8");
-            let Some(map) = INVENTORY.iter().find(|map| map.name == name) else { continue };
+        for (map, info) in self.maps_in_kernel() {
             let fd = info.fd().expect("a descriptor of a map");
             let (key, value) = (map.key_size as usize, map.value_size as usize);
             let result = match map.kind {
@@ -127,28 +126,37 @@ impl Loaded {
                 // Read to its end above, or by whoever looks at its records.
                 MapKind::RingBuf => Ok(()),
             };
-            result.unwrap_or_else(|error| panic!("clearing {name}: {error}"));
+            result.unwrap_or_else(|error| panic!("clearing {}: {error}", map.name));
         }
     }
-}
 
-impl Loaded {
+    fn info(&self) -> ProgramInfo {
+        let program: &Xdp = self.program.ebpf.program("lb").expect("lb").try_into().expect("an XDP program");
+        program.info().expect("program info")
+    }
+
+    /// The maps of the inventory.
+    fn maps_in_kernel(&self) -> Vec<(&'static abi::MapInfo, MapInfo)> {
+        let ids = self.info().map_ids().expect("map ids").expect("map ids");
+        let known = |id| {
+            let info = MapInfo::from_id(id).expect("map info");
+            let name = info.name_as_str().expect("UTF-8");
+            Some((INVENTORY.iter().find(|map| map.name == name)?, info))
+        };
+        ids.into_iter().filter_map(known).collect()
+    }
+
     /// The kernel's number of the program.
     #[must_use]
     pub fn id(&self) -> u32 {
-        let program: &Xdp = self.program.ebpf.program("lb").expect("lb").try_into().expect("an XDP program");
-        program.info().expect("program info").id()
+        self.info().id()
     }
 
     /// The first map that is not what it is right after loading, but for the buckets, which a test fills.
     #[must_use]
     pub fn first_not_zero(&self) -> Option<&'static str> {
-        let program: &Xdp = self.program.ebpf.program("lb").expect("lb").try_into().expect("an XDP program");
-        let ids = program.info().expect("program info").map_ids().expect("map ids").expect("map ids");
-        ids.iter().find_map(|id| {
-            let info = MapInfo::from_id(*id).expect("map info");
-            let name = info.name_as_str().expect("UTF-8");
-            let map = INVENTORY.iter().find(|map| map.name == name && name != "BUCKETS")?;
+        let mut maps = self.maps_in_kernel().into_iter().filter(|(map, _)| map.name != "BUCKETS");
+        maps.find_map(|(map, info)| {
             let fd = info.fd().expect("a descriptor of a map");
             let (key, value) = (map.key_size as usize, map.value_size as usize);
             let clean = match map.kind {

@@ -163,7 +163,7 @@ impl Engine {
                 self.effective = state::apply(&self.config.services, &before);
                 self.unstore(&before);
                 self.changes = before;
-                self.hash.take();
+                self.hashes.take();
                 Err(error)
             }
         }

@@ -25,7 +25,7 @@ impl Engine {
         &mut self,
         names: &BTreeSet<ServiceName>,
     ) -> Result<Vec<Action>, EngineError> {
-        self.hash.take();
+        self.hashes.take();
         let small = names.len() * SMALL <= self.config.services.len().max(SMALL);
         if !self.behind && small {
             let begun = Instant::now();
