@@ -27,4 +27,5 @@ pub mod ramp;
 pub mod resequence;
 pub mod state;
 pub mod telemetry;
+pub mod track;
 pub mod vrrp;

@@ -28,6 +28,7 @@ mod snat;
 mod suggest;
 #[cfg(test)]
 mod tests;
+mod track;
 mod vrrp;
 
 pub use control::{ControlConfig, ControlTls};
@@ -41,7 +42,7 @@ pub use resolver::ResolverConfig;
 pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};
 pub use settings::{Origin, Origins, Setting, services_hash};
 
-use crate::model::{HookSpec, NamedSpec, ServiceName, ServiceSpec, VrrpSpec};
+use crate::model::{HookSpec, NamedSpec, PairSpec, ServiceName, ServiceSpec, VrrpSpec};
 use error::printable;
 use reader::{Notes, Refusal, Section};
 use service::ServiceSettings;
@@ -70,6 +71,8 @@ pub struct Config {
     pub services: Vec<ServiceSpec>,
     /// In the order of the file; names are unique.
     pub vrrp: Vec<VrrpSpec>,
+    /// What belongs to them: groups, scripts, files, sessions.
+    pub pair: PairSpec,
     /// Commands told of every change of state, in the order of the file.
     pub notify: Vec<HookSpec>,
     /// Which of the settings the file set.
@@ -167,9 +170,16 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
     snat::check(&drafts);
     let routers: Vec<_> =
         each("vrrp").map(|((table, at), number)| vrrp::read(&notes, table, at, number)).collect();
-    vrrp::check(&routers);
+    let numbered = |key| each(key).collect::<track::Tables<'_>>();
+    let pair = PairSpec {
+        scripts: track::read_scripts(&notes, numbered("vrrp_script")),
+        files: track::read_files(&notes, numbered("vrrp_file")),
+        bfd: track::read_bfd(&notes, numbered("bfd")),
+        groups: track::read_groups(&notes, numbered("vrrp_group"), &vrrp::preempting(&routers)),
+    };
+    vrrp::check(&routers, &pair, &drafts.iter().filter_map(service::ServiceDraft::name).collect());
     let notify = pool::read_notify(&notes, each("notify").map(|(table, _)| table), None);
-    let vrrp = routers.into_iter().filter_map(vrrp::VrrpDraft::build).collect();
+    let vrrp = routers.into_iter().filter_map(|router| router.build(&pair)).collect();
     let names = drafts.iter().filter_map(service::ServiceDraft::names).collect();
     let services = drafts.into_iter().filter_map(|draft| draft.build(&defaults)).collect();
     Ok(Config {
@@ -185,6 +195,7 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
         names,
         services,
         vrrp,
+        pair,
         notify,
         origins: Origins::new(notes.finish()?),
     })

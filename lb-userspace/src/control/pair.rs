@@ -49,8 +49,19 @@ pub struct PairView {
     pub reason: String,
     /// What is missing on this node, in words.
     pub faults: Vec<String>,
+    /// The same with what each does.
+    #[serde(default)]
+    pub missing: Vec<MissingView>,
+    /// The group whose members change together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// By `pair hold`.
     pub held: bool,
+    /// Who holds it, e.g. "uid 0 (root)", and since when, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_since: Option<f64>,
     /// It handed over by `pair failover`, and leaves the new master alone.
     pub handed_over: bool,
     pub adverts_sent: u64,
@@ -59,6 +70,14 @@ pub struct PairView {
     pub split_brains: u64,
     /// How often each state was entered since the daemon started.
     pub transitions: BTreeMap<String, u64>,
+}
+
+/// Something that a master should have, and this node has not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MissingView {
+    pub cause: String,
+    /// Added to the priority, so mostly negative; 0 is a fault: this node is not master while it lasts.
+    pub weight: i16,
 }
 
 /// VRRP packets of no effect, by reason.

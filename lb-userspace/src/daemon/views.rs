@@ -81,7 +81,7 @@ impl Engine {
     }
 
     /// Hashes over what is in force, runtime changes included. Made once for each state: they look at every setting.
-    fn hashes(&self) -> &Hashes {
+    pub(super) fn hashes(&self) -> &Hashes {
         self.hashes.get_or_init(|| {
             let mut config = self.config.without_services();
             config.services = self.effective.services.iter().map(|s| s.spec.clone()).collect();
@@ -277,6 +277,7 @@ impl Engine {
             }
         }
         self.sign(&mut settings);
+        settings.extend(self.hold_settings());
         for setting in settings.iter().filter(|setting| setting.origin != "file") {
             places.remove(&setting.key);
         }

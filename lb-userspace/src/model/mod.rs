@@ -15,6 +15,7 @@ mod port;
 mod quic;
 mod ring;
 mod service;
+mod track;
 mod vrrp;
 
 pub use address::{not_for_backend, not_unicast};
@@ -39,7 +40,8 @@ pub use quic::{
 };
 pub use ring::{MAX_RING, MIN_RING, is_ring_size};
 pub use service::{Forward, Protocol, Scheduler, ServiceSpec};
+pub use track::{BfdSpec, FileSpec, GroupSpec, PairSpec, ScriptSpec, TrackSpec, Tracked, TrackedFile};
 pub use vrrp::{
     DEFAULT_PRIORITY, Family, MAX_ADVERT_INTERVAL, MAX_VRRP_ADDRESSES, MIN_ADVERT_INTERVAL, OWNER_PRIORITY,
-    TrackInterface, VrrpSpec, VrrpVersion,
+    VrrpSpec, VrrpVersion,
 };

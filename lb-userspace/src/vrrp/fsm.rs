@@ -12,6 +12,9 @@
 //!   before it was killed. They stay until a master is heard, so that a node that is alone loses nothing by a restart.
 //! - An advertisement of equal priority in another family than the first one decides no tie: else two nodes whose
 //!   addresses are ordered differently in the two families would throw each other out for ever.
+//! - *Together*: a member of a group (`[[vrrp_group]]`) does not become master by itself when its timer runs out: it is
+//!   *ready*, until it hears a master again. The group (`super::group`) says when all are.
+//! - *Master lost*: a faster detector (BFD) says that the master is gone; no timer is waited for.
 
 use super::timing::{Moment, master_down, skew};
 use crate::model::{OWNER_PRIORITY, VrrpSpec, VrrpVersion};
@@ -31,6 +34,8 @@ pub struct Params {
     pub preempt_delay: Duration,
     pub startup_delay: Duration,
     pub down_adverts: u8,
+    /// A member of a group, which decides for all of them.
+    pub grouped: bool,
 }
 
 impl From<&VrrpSpec> for Params {
@@ -43,6 +48,7 @@ impl From<&VrrpSpec> for Params {
             preempt_delay: spec.preempt_delay,
             startup_delay: spec.startup_delay,
             down_adverts: spec.down_adverts,
+            grouped: spec.group.is_some(),
         }
     }
 }
@@ -68,6 +74,8 @@ pub struct Backup {
     pub preempt_at: Option<Moment>,
     /// No master was heard yet, see the module.
     pub unsure: bool,
+    /// The timer ran out, and the rest of the group is waited for.
+    pub ready: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +140,14 @@ pub enum Event {
     HandoverRequested,
     /// The peer has taken over.
     HandoverGranted,
+    /// The group is master from now on.
+    GroupMaster,
+    /// The group is not master any more. `handed_over`: by the operator.
+    GroupBackup {
+        handed_over: bool,
+    },
+    /// A faster detector says that the master is gone.
+    MasterLost,
 }
 
 /// What is to be done, in this order.
@@ -167,6 +183,10 @@ pub enum Cause {
     Held,
     HandedOver,
     TakenOver,
+    /// What became of another member of its group.
+    Group,
+    /// The BFD session with the master went down.
+    MasterUnreachable,
 }
 
 impl Cause {
@@ -185,6 +205,8 @@ impl Cause {
             Self::Held => "held by the operator".to_owned(),
             Self::HandedOver => "handed over by the operator".to_owned(),
             Self::TakenOver => "the master handed over".to_owned(),
+            Self::Group => "with its group".to_owned(),
+            Self::MasterUnreachable => "the BFD session with the master went down".to_owned(),
         }
     }
 }
@@ -236,6 +258,15 @@ impl Machine {
         u8::try_from(sum.clamp(1, 254)).unwrap_or(1)
     }
 
+    /// As far as this one goes, its group may be master.
+    pub const fn ready(&self) -> bool {
+        match self.state {
+            State::Backup(backup) => backup.ready && !self.held,
+            State::Master(_) => true,
+            State::Init | State::Fault => false,
+        }
+    }
+
     /// When [`Event::Timer`] is due.
     pub fn deadline(&self) -> Option<Moment> {
         match self.state {
@@ -285,6 +316,15 @@ impl Machine {
             (State::Backup(_), Event::HandoverRequested) if !self.held => {
                 self.become_master(Cause::TakenOver, now, out);
             }
+            (State::Backup(backup), Event::GroupMaster) if !self.held => {
+                let cause = if backup.ready { self.pending } else { Cause::Group };
+                self.become_master(cause, now, out);
+            }
+            (State::Backup(backup), Event::MasterLost) => {
+                self.pending = Cause::MasterUnreachable;
+                self.yielded = false;
+                self.expired(backup, now, out);
+            }
 
             (State::Master(master), Event::Advert(heard)) => self.master_hears(master, heard, now, out),
             (State::Master(master), Event::Timer) => self.master_timer(master, now, out),
@@ -314,6 +354,10 @@ impl Machine {
                 self.yielded = true;
                 self.become_backup(self.params.interval, now, Cause::HandedOver, out);
             }
+            (State::Master(_), Event::GroupBackup { handed_over }) => {
+                self.yielded |= handed_over;
+                self.leave(now, if handed_over { Cause::HandedOver } else { Cause::Group }, out);
+            }
 
             (State::Fault, Event::Recover) => {
                 self.failed = false;
@@ -329,7 +373,7 @@ impl Machine {
             (State::Init | State::Master(_) | State::Fault, Event::Release) => self.held = false,
 
             // A timer that was overtaken; a held node's refusal.
-            (State::Backup(_), Event::Timer | Event::HandoverRequested)
+            (State::Backup(_), Event::Timer | Event::HandoverRequested | Event::GroupMaster)
             // Nothing new.
             | (State::Backup(_) | State::Master(_) | State::Fault, Event::Start)
             | (State::Backup(_) | State::Master(_), Event::Recover)
@@ -337,7 +381,11 @@ impl Machine {
             | (State::Init, Event::Stop)
             // Only a master can hand over.
             | (State::Init | State::Backup(_) | State::Fault, Event::HandOver { .. } | Event::HandoverGranted)
+            // The group is where it is already; a master listens to itself.
+            | (State::Init | State::Backup(_) | State::Fault, Event::GroupBackup { .. })
+            | (State::Master(_), Event::GroupMaster | Event::MasterLost)
             // Deaf.
+            | (State::Init | State::Fault, Event::GroupMaster | Event::MasterLost)
             | (State::Init | State::Fault, Event::Advert(_) | Event::Timer | Event::HandoverRequested) => {}
         }
     }
@@ -366,6 +414,7 @@ impl Machine {
             // "Set the Active_Down_Timer to Skew_Time": it is this node's turn, or that of a better one.
             next.expires = now + skew(self.params.version, self.priority(), backup.interval);
             next.preempt_at = None;
+            next.ready = false;
             self.pending = Cause::MasterLeft;
             self.yielded = false;
         } else if heard.priority >= self.priority() || self.leaves_alone(&mut next, now) {
@@ -375,6 +424,7 @@ impl Machine {
             // "Set Active_Adver_Interval to Max Advertise Interval contained in the ADVERTISEMENT". The intervals of
             // version 2 are equal, else the packet would not have come here.
             next.interval = heard.interval;
+            next.ready = false;
             next.expires = now + self.down(heard.interval);
             self.pending = Cause::MasterSilent;
         } else {
@@ -397,6 +447,9 @@ impl Machine {
         if self.held {
             let wait = self.down(backup.interval);
             self.set_backup(|backup| backup.expires = now + wait);
+        } else if self.params.grouped {
+            let wait = self.down(backup.interval);
+            self.set_backup(|backup| (backup.expires, backup.ready) = (now + wait, true));
         } else {
             self.become_master(self.pending, now, out);
         }
@@ -480,7 +533,7 @@ impl Machine {
         cause: Cause,
         out: &mut Vec<Action>,
     ) {
-        self.state = State::Backup(Backup { expires, interval, preempt_at: None, unsure });
+        self.state = State::Backup(Backup { expires, interval, preempt_at: None, unsure, ready: false });
         self.pending = Cause::MasterSilent;
         out.push(Action::Entered(Phase::Backup, cause));
     }

@@ -23,13 +23,14 @@ use super::{
     view::{Refused, RouterView},
     wake::{Alarm, Waker, clock},
 };
+use crate::model::VrrpName;
 use nix::{
     poll::{PollFd, PollFlags, ppoll},
     sys::time::TimeSpec,
 };
 use router::Router;
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, mpsc},
     time::Duration,
 };
@@ -53,7 +54,7 @@ pub(super) struct Heartbeat {
     routers: Vec<Router>,
     interfaces: Interfaces,
     charge: u64,
-    missing: Vec<Missing>,
+    missing: BTreeMap<VrrpName, Vec<Missing>>,
     refusals_told: HashMap<&'static str, (Moment, u64)>,
     changed: bool,
     stopping: bool,
@@ -79,7 +80,7 @@ impl Heartbeat {
             routers: Vec::new(),
             interfaces: Interfaces::new(),
             charge: 0,
-            missing: Vec::new(),
+            missing: BTreeMap::new(),
             refusals_told: HashMap::new(),
             changed: false,
             stopping: false,

@@ -17,6 +17,7 @@ fn params() -> Params {
         preempt_delay: Duration::ZERO,
         startup_delay: Duration::ZERO,
         down_adverts: 3,
+        grouped: false,
     }
 }
 
@@ -49,6 +50,7 @@ fn configured(words: &[&str]) -> Params {
             "preempt" => params.preempt = *value == "yes",
             "preempt_delay" => params.preempt_delay = duration(value),
             "startup_delay" => params.startup_delay = duration(value),
+            "grouped" => params.grouped = *value == "yes",
             "down_adverts" => params.down_adverts = value.parse().unwrap(),
             other => panic!("{other} is no parameter"),
         }
@@ -70,6 +72,10 @@ fn event(words: &[&str]) -> Event {
         ["hand-over", "agreed"] => Event::HandOver { agreed: true },
         ["handover-requested"] => Event::HandoverRequested,
         ["handover-granted"] => Event::HandoverGranted,
+        ["group-master"] => Event::GroupMaster,
+        ["group-backup"] => Event::GroupBackup { handed_over: false },
+        ["group-backup", "handed-over"] => Event::GroupBackup { handed_over: true },
+        ["master-lost"] => Event::MasterLost,
         ["advert", priority, rest @ ..] => {
             let mut heard = heard(priority.parse().unwrap(), Ordering::Less);
             for word in rest {
@@ -181,6 +187,12 @@ fn states() -> Vec<(&'static str, Machine)> {
         ("backup", after(&backup)),
         ("backup, held", after(&[&backup[..], &[Event::Hold]].concat())),
         ("backup, yielded", after(&[&master[..], &[Event::HandOver { agreed: false }]].concat())),
+        ("backup, grouped and ready", {
+            let mut machine = after(&backup);
+            machine.params.grouped = true;
+            step(&mut machine, Event::Timer, at(5_000));
+            machine
+        }),
         ("master", after(&master)),
         ("master, handing over", after(&[&master[..], &[Event::HandOver { agreed: true }]].concat())),
         ("fault", after(&[Event::Start, Event::Fail])),
@@ -208,6 +220,10 @@ fn events() -> Vec<(&'static str, Event)> {
         ("hand over, agreed", Event::HandOver { agreed: true }),
         ("handover requested", Event::HandoverRequested),
         ("handover granted", Event::HandoverGranted),
+        ("group master", Event::GroupMaster),
+        ("group backup", Event::GroupBackup { handed_over: false }),
+        ("group backup, handed over", Event::GroupBackup { handed_over: true }),
+        ("master lost", Event::MasterLost),
     ]
 }
 
@@ -255,6 +271,9 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => any::<bool>().prop_map(|agreed| Event::HandOver { agreed }),
         1 => Just(Event::HandoverRequested),
         1 => Just(Event::HandoverGranted),
+        1 => Just(Event::GroupMaster),
+        1 => any::<bool>().prop_map(|handed_over| Event::GroupBackup { handed_over }),
+        1 => Just(Event::MasterLost),
     ]
 }
 
@@ -265,11 +284,12 @@ proptest! {
     fn what_always_holds(
         priority in 1u8..=255,
         preempt: bool,
+        grouped: bool,
         delay in 0u64..5000,
         events in proptest::collection::vec((any_event(), 0u64..2000), 1..60),
     ) {
         let delay = Duration::from_millis(delay);
-        let mut machine = Machine::new(Params { priority, preempt, preempt_delay: delay, ..params() });
+        let mut machine = Machine::new(Params { priority, preempt, grouped, preempt_delay: delay, ..params() });
         let (mut now, mut has, mut master_told) = (at(0), false, false);
         for (event, pause) in events {
             now = now + Duration::from_millis(pause);
