@@ -13,6 +13,7 @@ pub mod control;
 pub mod daemon;
 pub mod dataplane;
 pub mod events;
+pub mod flowsync;
 pub mod health;
 pub mod import;
 pub mod maglev;

@@ -82,6 +82,7 @@ pub fn service(
     ring_size: u32,
     backends: Vec<WantedBackend>,
 ) -> WantedService {
+        part: 0,
     WantedService {
         spec: ServiceSpec {
             name: format!("s{number}").parse().expect("a name"),

@@ -102,6 +102,7 @@ fn service(
     forward: Forward,
     backends: Vec<WantedBackend>,
 ) -> WantedService {
+        part: 0,
     WantedService {
         spec: ServiceSpec {
             name: name.parse().expect("a name"),
