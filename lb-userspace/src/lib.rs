@@ -15,6 +15,7 @@ pub mod dataplane;
 pub mod events;
 pub mod health;
 pub mod import;
+pub mod link;
 pub mod maglev;
 pub mod metrics;
 pub mod model;
