@@ -16,6 +16,7 @@ pub mod events;
 pub mod flowsync;
 pub mod health;
 pub mod import;
+pub mod link;
 pub mod maglev;
 pub mod metrics;
 pub mod model;

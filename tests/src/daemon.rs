@@ -82,8 +82,8 @@ pub fn service(
     ring_size: u32,
     backends: Vec<WantedBackend>,
 ) -> WantedService {
-        part: 0,
     WantedService {
+        part: 0,
         spec: ServiceSpec {
             name: format!("s{number}").parse().expect("a name"),
             addresses: vec![vip(1, false), vip(1, true)],

@@ -34,7 +34,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -148,7 +148,7 @@ impl Engine {
             rounds: Rounds::default(),
             tracers: Tracers::default(),
             pair: super::pair::Pair::default(),
-            mirror: super::mirror::Mirror::default(),
+            mirror: super::mirror::Mirror::new(Arc::clone(&parts.instruments.sync)),
             nat: NatState::default(),
             asked: ChangeOptions::default(),
             watch: ramp::Watch::default(),

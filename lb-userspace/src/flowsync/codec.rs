@@ -22,7 +22,11 @@ pub enum Frame {
     Service(ServiceDef),
     Backends(Vec<BackendDef>),
     /// Slot words of a part from one slot on.
-    Words { part: u32, first: u32, words: Vec<u64> },
+    Words {
+        part: u32,
+        first: u32,
+        words: Vec<u64>,
+    },
     /// New or changed entries of one table. Their clock is the age of the last packet.
     Put(Table, Vec<(Key, Value)>),
     /// Entries that are gone.
@@ -256,8 +260,7 @@ impl Reader<'_> {
 
     fn name(&mut self) -> Result<String, DecodeError> {
         let [length] = self.array()?;
-        let (name, rest) =
-            self.bytes.split_at_checked(length.into()).ok_or(DecodeError::Short(self.kind))?;
+        let (name, rest) = self.bytes.split_at_checked(length.into()).ok_or(DecodeError::Short(self.kind))?;
         let name = std::str::from_utf8(name).map_err(|_| DecodeError::Malformed(self.kind))?;
         if name.len() >= lb_common::abi::NAME_LEN {
             return Err(DecodeError::Malformed(self.kind));
@@ -372,13 +375,17 @@ mod tests {
             Just(Frame::Idle),
             Just(Frame::Resync),
             (11..=u8::MAX).prop_map(Frame::Unknown),
-            (any::<(u32, u32, u64, u16)>(), name(), name()).prop_map(|((part, size, seed, refresh), service, instance)| {
-                Frame::Service(ServiceDef { part, size, seed, refresh, service, instance })
-            }),
-            proptest::collection::vec((any::<(u32, u32)>(), name(), any::<IpAddr>()), 0..9).prop_map(|defs| {
-                let def = |((backend, part), name, address)| BackendDef { backend, part, name, address };
-                Frame::Backends(defs.into_iter().map(def).collect())
-            }),
+            (any::<(u32, u32, u64, u16)>(), name(), name()).prop_map(
+                |((part, size, seed, refresh), service, instance)| {
+                    Frame::Service(ServiceDef { part, size, seed, refresh, service, instance })
+                }
+            ),
+            proptest::collection::vec((any::<(u32, u32)>(), name(), any::<IpAddr>()), 0..9).prop_map(
+                |defs| {
+                    let def = |((backend, part), name, address)| BackendDef { backend, part, name, address };
+                    Frame::Backends(defs.into_iter().map(def).collect())
+                }
+            ),
             (any::<(u32, u32)>(), proptest::collection::vec(any::<u64>(), 0..50))
                 .prop_map(|((part, first), words)| Frame::Words { part, first, words }),
             proptest::collection::vec(entry(), 0..20).prop_map(move |entries| {
@@ -472,7 +479,10 @@ mod tests {
             "0106000001020304010a0100010a0100019c40005006"
         );
         assert_eq!(hex(Frame::Forget(vec![5])), "010800000102030400000005");
-        assert_eq!([Frame::End, Frame::Idle, Frame::Resync].map(hex), ["07", "09", "0a"].map(|kind| format!("01{kind}000001020304")));
+        assert_eq!(
+            [Frame::End, Frame::Idle, Frame::Resync].map(hex),
+            ["07", "09", "0a"].map(|kind| format!("01{kind}000001020304"))
+        );
     }
 
     #[test]

@@ -124,7 +124,11 @@ impl Receiver {
     /// The parts of this node that follow the peer.
     #[must_use]
     pub fn followed(&self) -> BTreeSet<u32> {
-        self.parts.values().filter(|part| part.said >= part.words.len()).filter_map(|part| part.local).collect()
+        self.parts
+            .values()
+            .filter(|part| part.said >= part.words.len())
+            .filter_map(|part| part.local)
+            .collect()
     }
 
     /// What is to be done since this was last asked.
@@ -173,8 +177,7 @@ impl Receiver {
             let incarnation = peer.incarnation.wrapping_sub(peer.is_dead.into());
             Some(Target { backend: *id, incarnation, part: local })
         };
-        self.targets =
-            self.backends.iter().filter_map(|(id, def)| Some((*id, target(def)?))).collect();
+        self.targets = self.backends.iter().filter_map(|(id, def)| Some((*id, target(def)?))).collect();
         if before == self.targets && left.is_empty() {
             return;
         }
@@ -288,6 +291,12 @@ impl Receiver {
         Ok(())
     }
 
+    /// All words are effects once more.
+    #[cfg(test)]
+    pub(super) fn say_words_again(&mut self) {
+        self.parts.values_mut().for_each(|part| part.changed = true);
+    }
+
     fn forget(&mut self, parts: &BTreeSet<u32>) {
         let (backends, held) = (&self.backends, &mut self.held);
         self.copy.retain(|key, value| {
@@ -351,4 +360,3 @@ fn local_of(def: &ServiceDef, scope: &Scope) -> Option<u32> {
     let same = member.seed == def.seed && member.ring.len() == def.size as usize;
     (same && !member.is_authority).then_some(id)
 }
-

@@ -134,6 +134,8 @@ impl Sender {
                 let def = define(*id, part);
                 self.say(&Frame::Service(def.clone()));
                 self.parts.insert(*id, (def, Ring::default()));
+                // So that the peer can tell what it has from what it had.
+                self.ended = false;
             }
         }
         for (id, backend) in scope.backends.iter().filter(|(_, backend)| owned(&backend.part)) {
@@ -187,7 +189,13 @@ impl Sender {
     /// Begins a look at every entry. All are shown to the round, then it is finished.
     pub fn round<'a>(&'a mut self, scope: &'a Scope, clock_ns: u64) -> Round<'a> {
         self.round = self.round.wrapping_add(1);
-        Round { sender: self, scope, clock: FlowEntry::clock(clock_ns) as u16, put: BTreeMap::new(), whole: true }
+        Round {
+            sender: self,
+            scope,
+            clock: FlowEntry::clock(clock_ns) as u16,
+            put: BTreeMap::new(),
+            whole: true,
+        }
     }
 }
 

@@ -16,7 +16,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 #[cfg(doc)]
 use lb_common::abi::VipEntry;
 use lb_common::abi::{
-    BackendEntry, CidKey, ForwardKind, Identity, MAX_SERVICES, NAT_CAPACITY, POOL_ADDRESS_CAPACITY, ServiceEntry, Slot,
+    BackendEntry, CidKey, ForwardKind, Identity, MAX_SERVICES, NAT_CAPACITY, POOL_ADDRESS_CAPACITY,
+    ServiceEntry, Slot,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},

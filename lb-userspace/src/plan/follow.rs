@@ -22,7 +22,8 @@ impl Followed {
             .filter_map(|(id, (name, address))| Some((*id, known(name, *address)?)))
             .collect();
         let local = |id: u32| ids.get(&id).copied().unwrap_or(0);
-        let word = |slot: &Slot| Slot::new(local(slot.owner()), local(slot.home()), slot.state(), slot.epoch());
+        let word =
+            |slot: &Slot| Slot::new(local(slot.owner()), local(slot.home()), slot.state(), slot.epoch());
         self.words.iter().map(word).collect()
     }
 }

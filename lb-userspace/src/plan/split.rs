@@ -78,9 +78,8 @@ pub fn split(wanted: Vec<WantedService>, instances: &Instances) -> Vec<WantedSer
                     of.is_none() || of == instance
                 };
                 let left: Vec<IpAddr> = snat.addresses.iter().copied().filter(of_part).collect();
-                let families = |addresses: &[IpAddr]| {
-                    addresses.iter().map(IpAddr::is_ipv6).collect::<BTreeSet<bool>>()
-                };
+                let families =
+                    |addresses: &[IpAddr]| addresses.iter().map(IpAddr::is_ipv6).collect::<BTreeSet<bool>>();
                 if families(&left) == families(&snat.addresses) {
                     snat.addresses = left;
                 }

@@ -102,8 +102,8 @@ fn service(
     forward: Forward,
     backends: Vec<WantedBackend>,
 ) -> WantedService {
-        part: 0,
     WantedService {
+        part: 0,
         spec: ServiceSpec {
             name: name.parse().expect("a name"),
             addresses: vec![vip(vip_number, false), vip(vip_number, true)],
