@@ -38,6 +38,8 @@ pub use split::{Instances, split};
 pub use tend::{CLOSING_LIFE, Flow, GRACE, HALF_OPEN_LIFE, MARGIN, Naming, Tracking, Walk};
 
 #[cfg(test)]
+mod follow_tests;
+#[cfg(test)]
 mod gradual_tests;
 #[cfg(test)]
 mod nat_tests;
