@@ -134,6 +134,12 @@ fn render_at(views: &[PairView], now: f64) -> String {
         if view.handed_over {
             let _ = writeln!(text, "{name}: handed over; it leaves the new master alone");
         }
+        if view.waits_for_state {
+            let _ = writeln!(
+                text,
+                "{name}: waits for the peer's state; until then it leaves a living master alone"
+            );
+        }
         if view.split_brains > 0 {
             let _ = writeln!(text, "{name}: heard another master {} times", view.split_brains);
         }
@@ -174,6 +180,7 @@ mod tests {
             held_by: Some("uid 0 (root)".to_owned()),
             held_since: Some(941.0),
             handed_over: false,
+            waits_for_state: false,
             adverts_sent: 7,
             adverts_received: 9,
             split_brains: 0,

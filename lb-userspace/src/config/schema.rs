@@ -56,9 +56,10 @@ pub(super) static ROOT: Schema = Schema {
         "vrrp_script",
         "vrrp_file",
         "bfd",
+        "sync",
         "notify",
     ],
-    refused: &[("sync", LATER), ("bgp", LATER)],
+    refused: &[("bgp", LATER)],
 };
 
 pub(super) static INCLUDED: Schema = Schema {
@@ -78,13 +79,10 @@ pub(super) static INCLUDED: Schema = Schema {
         "vrrp_script",
         "vrrp_file",
         "bfd",
+        "sync",
         "notify",
     ],
-    refused: &[
-        ("include", "only the main file includes others: name this one's there"),
-        ("sync", LATER),
-        ("bgp", LATER),
-    ],
+    refused: &[("include", "only the main file includes others: name this one's there"), ("bgp", LATER)],
 };
 
 pub(super) static NODE: Schema = Schema {
@@ -319,3 +317,9 @@ pub(super) static VRRP_FILE: Schema =
 
 pub(super) static BFD: Schema =
     Schema { header: "[[bfd]]", keys: &["name", "peer", "local", "interval", "multiplier"], refused: &[] };
+
+pub(super) static SYNC: Schema = Schema {
+    header: "[sync]",
+    keys: &["listen", "peers", "key_file", "heartbeat", "max_bandwidth", "takeover_wait"],
+    refused: &[],
+};

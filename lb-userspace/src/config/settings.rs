@@ -1,6 +1,8 @@
 //! The settings in force, one by one: for `config show`, for hashes, and as TOML.
 
-use super::{Config, duration::format_duration, gradual, pool, reader::Place, resolver, track, vrrp};
+use super::{
+    Config, duration::format_duration, gradual, pool, reader::Place, resolver, sync, track, vrrp,
+};
 use crate::model::{
     Health, HealthCheck, HealthSpec, LimitSpec, MysqlCheck, PortSpec, RedisCheck, Role, ServiceName,
     ServiceSpec, StatusRange, TlsSpec, Via,
@@ -338,6 +340,7 @@ impl Config {
         push("flows", "max_half_open", json!(self.flows.max_half_open));
         push("flows", "max_sessions", json!(self.flows.max_sessions));
         entries.extend(self.control.entries());
+        entries.extend(self.sync.iter().flat_map(sync::entries));
         entries
     }
 
@@ -396,6 +399,7 @@ impl Config {
             services: Vec::new(),
             vrrp: self.vrrp.clone(),
             pair: self.pair.clone(),
+            sync: self.sync.clone(),
             origins: Origins::default(),
         }
     }

@@ -27,7 +27,7 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// The threads; none as long as no configuration wants any.
 #[derive(Default)]
 pub(super) struct Pair {
-    vrrp: Option<Vrrp>,
+    pub(super) vrrp: Option<Vrrp>,
     configured: Vec<VrrpSpec>,
     /// Reads what the threads have to say, until they end.
     listener: Option<JoinHandle<()>>,
@@ -37,6 +37,7 @@ pub(super) struct Pair {
     /// How the peer's configuration differs, if it does.
     pub peer_differs: Option<String>,
     holds: Holds,
+    pub(super) handover: super::handover::Handover,
 }
 
 impl Pair {
@@ -48,11 +49,17 @@ impl Pair {
     pub(super) fn vrrp(&self) -> Option<&Vrrp> {
         self.vrrp.as_ref()
     }
+
+    /// The virtual routers as they are.
+    pub(super) fn views(&self) -> Arc<Vec<RouterView>> {
+        self.vrrp.as_ref().map(Vrrp::views).unwrap_or_default()
+    }
 }
 
 impl Engine {
     /// Makes the virtual routers those of the configuration. They start with the first one that has any.
     pub(super) fn configure_pair(&mut self) -> Result<(), EngineError> {
+        self.configure_link()?;
         let wanted = self.config.vrrp.clone();
         if self.pair.vrrp.is_none() {
             if wanted.is_empty() {
@@ -61,11 +68,18 @@ impl Engine {
             let (vrrp, notices) = Vrrp::spawn().map_err(EngineError::Vrrp)?;
             let listener = log(notices, self.events.clone(), self.pools.notifier.clone());
             self.pair.listener = Some(tokio::spawn(listener));
+            let (mut views, news) = (vrrp.watch(), self.mirror.news());
+            tokio::spawn(async move {
+                while views.changed().await.is_ok() {
+                    news.notify_one();
+                }
+            });
             self.pair.vrrp = Some(vrrp);
         }
         self.pair.trackers.set(&self.config.pair.scripts, &self.config.pair.files);
         // First what is missing, so that no router starts without knowing it.
         self.track_pair();
+        self.introduce_link();
         if self.pair.configured != wanted
             && let Some(vrrp) = &self.pair.vrrp
         {
@@ -81,13 +95,18 @@ impl Engine {
     /// Says good-bye to the peer and takes the addresses off, if this node has any.
     /// The hooks are told, and waited for a while.
     pub(super) async fn stop_pair(&mut self) {
-        let Some(vrrp) = self.pair.vrrp.take() else { return };
-        vrrp.stop();
-        if let Some(listener) = self.pair.listener.take() {
-            // It ends with the threads, which have ended.
-            let _ = timeout(LAST_WORDS, listener).await;
+        self.flush_masters(|_| true);
+        if let Some(vrrp) = self.pair.vrrp.take() {
+            vrrp.stop();
+            if let Some(listener) = self.pair.listener.take() {
+                // It ends with the threads, which have ended.
+                let _ = timeout(LAST_WORDS, listener).await;
+            }
+            self.pools.notifier.finish(LAST_WORDS).await;
         }
-        self.pools.notifier.finish(LAST_WORDS).await;
+        if let Some(link) = self.pair.handover.link.take() {
+            link.stop();
+        }
     }
 
     pub(super) fn answer_pair(&mut self, command: PairCommand) {
@@ -99,7 +118,12 @@ impl Engine {
             PairCommand::Refused(reply) => {
                 let _ = reply.send(Ok(self.pair.vrrp.as_ref().map(refused).unwrap_or_default()));
             }
+            PairCommand::Link(reply) => {
+                let view = self.pair.handover.link.is_some().then(|| self.link_view());
+                let _ = reply.send(Ok(view));
+            }
             PairCommand::Failover { name, by, reply } => {
+                self.flush_masters(|master| *master == name);
                 let message = format!("{name} is handed over to the peer");
                 self.ask_pair(message, by, reply, |vrrp| vrrp.failover(name));
             }
@@ -107,6 +131,9 @@ impl Engine {
                 if let Err(error) = self.keep_hold(name.as_ref(), on, &by) {
                     let _ = reply.send(Err(error));
                     return;
+                }
+                if on {
+                    self.flush_masters(|master| name.as_ref().is_none_or(|name| name == master));
                 }
                 let what = name.as_ref().map_or("every instance".to_owned(), ToString::to_string);
                 let how =
@@ -229,7 +256,20 @@ fn refused(vrrp: &Vrrp) -> Vec<RefusedView> {
 }
 
 fn view(router: &RouterView, holds: &Holds) -> PairView {
-    let RouterView { spec, phase, priority, master, since, cause, missing, held, yielded, counters } = router;
+    let RouterView {
+        spec,
+        phase,
+        priority,
+        master,
+        since,
+        cause,
+        missing,
+        held,
+        yielded,
+        gated,
+        counters,
+        own: _,
+    } = router;
     let hold = holds.of(&spec.name).filter(|_| *held);
     PairView {
         name: spec.name.to_string(),
@@ -255,6 +295,7 @@ fn view(router: &RouterView, holds: &Holds) -> PairView {
         held_by: hold.map(|hold| hold.by.clone()),
         held_since: hold.map(|hold| hold.since),
         handed_over: *yielded,
+        waits_for_state: *gated,
         adverts_sent: counters.sent.load(Relaxed) + counters.sent_zero.load(Relaxed),
         adverts_received: counters.received.load(Relaxed),
         split_brains: counters.split_brains.load(Relaxed),

@@ -183,8 +183,10 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         tracing::error!(%error, "no VRRP on this node");
     }
     let tracked = engine.pair.trackers.changed();
+    let mut link_events = engine.start_mirror();
     engine.log_ready();
     engine.calm.disturb();
+    let mirror_news = engine.mirror.news();
     let mut tend = tokio::time::interval(TEND_INTERVAL);
     tend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut prune = tokio::time::interval(trace::PRUNE);
@@ -222,6 +224,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             news = hop_rx.recv() => if let Some(news) = news {
                 engine.timed("next_hops", |engine| engine.hops_changed(news));
             },
+            Some(event) = link_events.recv() => engine.timed("sync", |engine| engine.link_event(event)),
             news = name_rx.recv() => if let Some(news) = news {
                 engine.name_news(news);
             },
@@ -239,11 +242,13 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             _ = prune.tick(), if engine.tracers.any() => engine.prune_tracers(),
             Ok(()) = ways.changed() => engine.kernel.maps().nat().routes_changed(),
             () = std::future::ready(()), if engine.is_walking() => engine.timed("services", Engine::walk),
+            () = mirror_news.notified() => engine.timed("mirror", Engine::mirror_news),
             held = resequencer.next() => resequencer.work(held, &mut engine.kernel),
             due = tend.tick() => {
                 engine.instruments.pulse.late(due.elapsed());
                 resequencer.announce();
                 engine.tend_names();
+                engine.tend_link();
                 engine.timed("flows", |engine| engine.tend_flows(std::time::Instant::now()));
                 engine.timed("gradual", Engine::tend_gradual);
                 engine.timed("pair", Engine::tend_pair);
@@ -268,6 +273,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                 break;
             }
         }
+        engine.tell_mirror();
     }
     if let Some(reader) = program_log {
         reader.abort();

@@ -15,7 +15,13 @@ use super::fsm::{Action, Cause, Event, Machine, Phase};
 pub(super) fn follow(members: &[&Machine], who: usize, actions: &[Action]) -> Vec<(usize, Event)> {
     let entered = actions.iter().find_map(|action| match action {
         Action::Entered(phase, cause) => Some((*phase, *cause)),
-        Action::Send(_) | Action::Acquire | Action::Release | Action::Announce | Action::AskPeer => None,
+        Action::Send(_)
+        | Action::Acquire
+        | Action::Release
+        | Action::Announce
+        | Action::AskPeer
+        | Action::AskMaster
+        | Action::Grant => None,
     });
     let others = |phase: Phase, event: Event| {
         let others = members.iter().enumerate();

@@ -5,9 +5,10 @@
 //! sockets, and must not call it dead before it has read them. Nothing in here waits for anybody else: it neither
 //! logs, nor asks netlink, nor takes a lock that is held for long.
 //!
-//! [`words`]: what it is told. `packets`: what it hears. `deeds`: what it does. `router`: a virtual router at work.
+//! [`words`]: what it is told. `agree`: what is agreed with the peer. `packets`: what it hears. `deeds`: what it does. `router`: a virtual router at work.
 //! `judge`: what the state of this node means for one (pure).
 
+mod agree;
 mod deeds;
 mod judge;
 mod packets;
@@ -18,12 +19,13 @@ use super::{
     fsm::Event,
     keeper::{Desk, Interfaces},
     notice::Notices,
+    peer::Post,
     socket::Port,
     timing::Moment,
     view::{Refused, RouterView},
     wake::{Alarm, Waker, clock},
 };
-use crate::model::VrrpName;
+use crate::{link::wire::Role, model::VrrpName};
 use nix::{
     poll::{PollFd, PollFlags, ppoll},
     sys::time::TimeSpec,
@@ -55,6 +57,10 @@ pub(super) struct Heartbeat {
     interfaces: Interfaces,
     charge: u64,
     missing: BTreeMap<VrrpName, Vec<Missing>>,
+    peer: Option<Post>,
+    /// Until when routers may lack the peer's state.
+    gate: Moment,
+    leaving: Option<mpsc::SyncSender<()>>,
     refusals_told: HashMap<&'static str, (Moment, u64)>,
     changed: bool,
     stopping: bool,
@@ -81,6 +87,9 @@ impl Heartbeat {
             interfaces: Interfaces::new(),
             charge: 0,
             missing: BTreeMap::new(),
+            peer: None,
+            gate: Moment(0),
+            leaving: None,
             refusals_told: HashMap::new(),
             changed: false,
             stopping: false,
@@ -95,11 +104,14 @@ impl Heartbeat {
             self.read_packets();
             self.read_inbox();
             let now = clock();
+            self.open_gate(now);
             for at in 0..self.routers.len() {
                 if self.routers[at].machine.deadline().is_some_and(|deadline| deadline <= now) {
+                    self.routers[at].machine.linked = self.reaches(Role::Want, at);
                     self.step(at, Event::Timer, now);
                 }
             }
+            self.say_left();
             self.publish();
         }
         self.desk.stop();
@@ -124,7 +136,7 @@ impl Heartbeat {
 
     fn publish(&mut self) {
         if std::mem::take(&mut self.changed) {
-            let views: Vec<RouterView> = self.routers.iter().map(Router::view).collect();
+            let views: Vec<RouterView> = self.routers.iter().map(|r| r.view(&self.interfaces)).collect();
             self.views.send_replace(Arc::new(views));
         }
     }

@@ -3,15 +3,26 @@
 use super::{
     super::{
         fsm::{Cause, Machine, Params, Phase},
-        keeper::{Interface, Order},
+        keeper::{Interface, Interfaces, Order},
         packet::{Advert, ChecksumForm},
         timing::Moment,
         view::{Counters, RouterView},
     },
     Missing,
+    agree::Handed,
 };
 use crate::model::{Family, VrrpSpec};
 use std::{net::IpAddr, sync::Arc, time::SystemTime};
+
+/// Where the peer finds this node on an interface.
+fn own(interface: Option<&Interface>) -> Vec<IpAddr> {
+    let reachable = |address: &IpAddr| match address {
+        IpAddr::V4(_) => true,
+        // Those of a link are good only with the name that it has on the other node.
+        IpAddr::V6(address) => !address.is_unicast_link_local(),
+    };
+    interface.iter().flat_map(|interface| &interface.nets).map(|net| net.addr()).filter(reachable).collect()
+}
 
 /// A virtual router at work.
 pub(super) struct Router {
@@ -31,6 +42,8 @@ pub(super) struct Router {
     pub(super) mismatch: Option<String>,
     pub(super) send_failed: bool,
     pub(super) split_told: Option<Moment>,
+    /// They are told when it is no longer master.
+    pub(super) handed: Vec<Handed>,
 }
 
 impl Router {
@@ -49,6 +62,7 @@ impl Router {
             mismatch: None,
             send_failed: false,
             split_told: None,
+            handed: Vec::new(),
         }
     }
 
@@ -74,7 +88,7 @@ impl Router {
         }
     }
 
-    pub(super) fn view(&self) -> RouterView {
+    pub(super) fn view(&self, interfaces: &Interfaces) -> RouterView {
         let phase = self.machine.phase();
         RouterView {
             spec: Arc::clone(&self.spec),
@@ -86,6 +100,8 @@ impl Router {
             missing: self.missing.clone(),
             held: self.machine.held,
             yielded: self.machine.yielded,
+            gated: self.machine.gated,
+            own: own(interfaces.get(&self.spec.interface)),
             counters: Arc::clone(&self.counters),
         }
     }

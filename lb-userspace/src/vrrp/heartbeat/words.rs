@@ -5,14 +5,19 @@ use super::{
         fsm::{Action, Event, Params, Phase},
         keeper::{Charge, Interfaces},
         notice::Notice,
+        peer::Word,
         timing::Moment,
         wake::{Waker, clock},
     },
     Heartbeat, Missing,
+    agree::Handed,
     judge::{effect, missing, together},
     router::Router,
 };
-use crate::model::{VrrpName, VrrpSpec};
+use crate::{
+    link::wire::Role,
+    model::{VrrpName, VrrpSpec},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -25,6 +30,8 @@ use tokio::sync::oneshot;
 pub(in super::super) enum Input {
     /// By the keeper: which charge they are of, and all that it watches.
     Interfaces(u64, Interfaces),
+    /// By the keeper: the addresses of a router are on the interface, and announced.
+    Acquired(VrrpName),
     Order(Request),
 }
 
@@ -41,13 +48,16 @@ pub(in super::super) enum Request {
         peer: IpAddr,
         up: bool,
     },
-    Failover(VrrpName, oneshot::Sender<Result<(), RequestError>>),
+    Failover(VrrpName, Handed),
     /// Of one instance or of all.
     Hold {
         name: Option<VrrpName>,
         on: bool,
         reply: oneshot::Sender<Result<(), RequestError>>,
     },
+    Word(Word),
+    /// Every router is to be handed over that can be.
+    LeaveAll(mpsc::SyncSender<()>),
     Stop,
 }
 
@@ -97,7 +107,9 @@ impl Heartbeat {
                 Input::Interfaces(charge, interfaces) => {
                     self.interfaces = interfaces;
                     self.examine(charge);
+                    self.changed = true;
                 }
+                Input::Acquired(name) => self.step_one(&name, Event::Acquired, clock()),
                 Input::Order(request) => self.request(request),
             }
         }
@@ -114,9 +126,9 @@ impl Heartbeat {
             Request::Session { name, peer, up: false } => self.unreachable(&name, peer, now),
             // A peer that is there is heard by its advertisements.
             Request::Session { up: true, .. } => {}
-            Request::Failover(name, reply) => {
-                let _ = reply.send(self.failover(&name, now));
-            }
+            Request::Failover(name, reply) => self.failover(&name, reply, now),
+            Request::Word(word) => self.word(word, now),
+            Request::LeaveAll(done) => self.leave_all(done, now),
             Request::Hold { name, on, reply } => {
                 let _ = reply.send(self.hold(name, on, now));
             }
@@ -126,22 +138,6 @@ impl Heartbeat {
                 }
                 self.publish();
                 self.stopping = true;
-            }
-        }
-    }
-
-    fn failover(&mut self, name: &VrrpName, now: Moment) -> Result<(), RequestError> {
-        let at = self.routers.iter().position(|router| router.spec.name == *name);
-        let at = at.ok_or_else(|| RequestError::NoInstance(name.clone()))?;
-        match self.routers[at].machine.phase() {
-            Phase::Master => {
-                for at in self.members(at) {
-                    self.step(at, Event::HandOver { agreed: false }, now);
-                }
-                Ok(())
-            }
-            phase @ (Phase::Init | Phase::Backup | Phase::Fault) => {
-                Err(RequestError::NotMaster { name: name.clone(), phase })
             }
         }
     }
@@ -158,7 +154,13 @@ impl Heartbeat {
         for at in chosen {
             // A second "hold" is no second farewell, a second "off" no new wait.
             if self.routers[at].machine.held != on {
-                self.step(at, if on { Event::Hold } else { Event::Release }, now);
+                if on && self.routers[at].machine.phase() == Phase::Master && self.reaches(Role::TakeOver, at)
+                {
+                    self.routers[at].machine.held = true;
+                    self.step(at, Event::MakeWay, now);
+                } else {
+                    self.step(at, if on { Event::Hold } else { Event::Release }, now);
+                }
                 self.changed = true;
             }
         }
