@@ -55,6 +55,8 @@ impl VipEntry {
     pub const FRAGMENTS: u32 = 16;
     /// With [`VipEntry::POOL`]: of a service with [`ServiceEntry::PASSIVE`].
     pub const WATCHED: u32 = 32;
+    /// What none of its services takes is not for this host either.
+    pub const DECLINED: u32 = 64;
 }
 
 /// Key of `PORTS`: an exact port of a VIP whose rules spilled. Value: the service id, u32.

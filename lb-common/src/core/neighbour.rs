@@ -81,6 +81,15 @@ pub(super) fn is_solicitation<P: Packet>(packet: &P, l3: usize) -> bool {
     })
 }
 
+/// Is it a neighbour solicitation or advertisement without extension headers?
+#[inline(always)]
+pub(super) fn is_discovery<P: Packet>(packet: &P, l3: usize) -> bool {
+    packet.view::<{ ipv6::LEN + 2 }>(l3).is_some_and(|packet| {
+        packet.u8::<{ ipv6::NEXT }>() == proto::ICMPV6
+            && matches!(packet.u8::<{ ipv6::LEN }>(), nd::SOLICITATION | nd::ADVERTISEMENT)
+    })
+}
+
 /// The VLAN of a frame, as in [`AddressKey::vlan`]; a tag without a VLAN (priority alone) counts as none.
 #[inline(always)]
 fn vlan_of<P: Packet>(packet: &P, l3: usize) -> u32 {
@@ -293,10 +302,8 @@ fn answer_neighbour<P: PacketMut>(
     const LEN: usize = nd::LEN + 8;
     let asked = packet.view::<{ ipv6::LEN + nd::LEN }>(l3)?;
     let (src, _) = addresses(asked);
-    let target = (
-        asked.raw64::<{ ipv6::LEN + nd::TARGET }>(),
-        asked.raw64::<{ ipv6::LEN + nd::TARGET + 8 }>(),
-    );
+    let target =
+        (asked.raw64::<{ ipv6::LEN + nd::TARGET }>(), asked.raw64::<{ ipv6::LEN + nd::TARGET + 8 }>());
     if packet.len() < l3 + ipv6::LEN + LEN {
         packet.grow_head(8)?;
     }

@@ -99,11 +99,17 @@ fn elsewhere<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize, v6:
     Decision::Back(Back { l3, v6, pool: false, watched: switches & Control::WATCHED != 0 })
 }
 
+/// A packet to a VIP that is the host's, if the host is to have any (RFC 9568 section 6.1, Accept_Mode).
+#[inline(always)]
+pub(super) const fn for_the_host<'t>(vip: &VipEntry) -> Decision<'t> {
+    if vip.flags & VipEntry::DECLINED != 0 { refuse(DropReason::NotAccepted) } else { Decision::Pass }
+}
+
 /// A packet to a VIP that is for none of its services.
 #[inline(always)]
 pub(super) fn unclaimed<'t>(vip: &VipEntry, ip: &Ip) -> Decision<'t> {
     if vip.flags & VipEntry::POOL == 0 {
-        return Decision::Pass;
+        return for_the_host(vip);
     }
     Decision::Back(Back { l3: ip.l3, v6: ip.v6, pool: true, watched: vip.flags & VipEntry::WATCHED != 0 })
 }

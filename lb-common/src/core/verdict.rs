@@ -176,6 +176,7 @@ drop_reasons! {
     NeighbourAnswered = 32, "neighbour_answered", "a question for the MAC address of a virtual address, answered here: nothing is lost";
     NeighbourUnanswered = 33, "neighbour_unanswered", "a question for the MAC address of a virtual address, not answered: the rate limit, or no valid question";
     LeaseOver = 34, "lease_over", "a question for the MAC address of a virtual address that another node has: this node's lease is over";
+    NotAccepted = 35, "not_accepted", "for a virtual address, but for none of its services, and accept is false";
 }
 
 #[cfg(test)]

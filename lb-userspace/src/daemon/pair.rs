@@ -81,11 +81,14 @@ impl Engine {
         }
     }
 
+    pub(super) fn pair_views(&self) -> Arc<Vec<RouterView>> {
+        self.pair.vrrp.as_ref().map(Vrrp::views).unwrap_or_default()
+    }
+
     pub(super) fn answer_pair(&self, command: PairCommand) {
         match command {
             PairCommand::List(reply) => {
-                let views = self.pair.vrrp.as_ref().map(Vrrp::views).unwrap_or_default();
-                let _ = reply.send(Ok(views.iter().map(view).collect()));
+                let _ = reply.send(Ok(self.pair_views().iter().map(view).collect()));
             }
             PairCommand::Refused(reply) => {
                 let _ = reply.send(Ok(self.pair.vrrp.as_ref().map(refused).unwrap_or_default()));

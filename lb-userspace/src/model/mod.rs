@@ -40,7 +40,6 @@ pub use quic::{
 pub use ring::{MAX_RING, MIN_RING, is_ring_size};
 pub use service::{Forward, Protocol, Scheduler, ServiceSpec};
 pub use vrrp::{
-    HeldBy,
-    DEFAULT_PRIORITY, Family, MAX_ADVERT_INTERVAL, MAX_VRRP_ADDRESSES, MIN_ADVERT_INTERVAL, OWNER_PRIORITY,
-    TrackInterface, VrrpSpec, VrrpVersion,
+    DEFAULT_PRIORITY, Family, HeldBy, MAX_ADVERT_INTERVAL, MAX_VRRP_ADDRESSES, MIN_ADVERT_INTERVAL,
+    OWNER_PRIORITY, TrackInterface, VrrpSpec, VrrpVersion,
 };

@@ -24,6 +24,7 @@ pub(super) fn tunnel() -> TunnelSettings {
         gue_source_ipv4: None,
         gue_source_ipv6: None,
         vip_flags: VipEntry::ECHO,
+        declined: BTreeSet::new(),
     }
 }
 
