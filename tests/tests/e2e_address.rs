@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -376,6 +376,45 @@ fn a_lone_node_answers_without_its_daemon() -> Result<()> {
         one.stop()?;
         wait_for_answers(&topology, &[])?;
     }
+    Ok(())
+}
+
+/// `accept`: what no service takes is the host's, or nobody's.
+#[test]
+fn what_no_service_takes() -> Result<()> {
+    require!(Need::Root, Need::Tool("ip"));
+    let topology = topology()?;
+    let _servers = echo_servers(&topology)?;
+    let lb1 = &topology.lb[0];
+    let mut one = start(&topology, 0, "interface")?;
+    wait_for_state(&one, "master")?;
+    wait_for_answers(&topology, &[lb1])?;
+    let vips = [topology.vip4(), topology.vip6()];
+    // The IPv6 address, on the interface a moment ago, and without duplicate address detection.
+    let listeners = vips.map(|vip| lb1.ns.run(|| TcpListener::bind((vip, 7000)).expect("an own address")));
+    let reached = |vip: IpAddr| {
+        let target = SocketAddr::new(vip, 7000);
+        topology.client.ns.run(|| TcpStream::connect_timeout(&target, Duration::from_secs(2)).is_ok())
+    };
+    for vip in vips {
+        wait_until(&format!("{vip} is the host's"), PATIENCE, || reached(vip))?;
+    }
+    one.configure(|settings| settings.rest.push_str("accept = false\n"))?;
+    one.reload();
+    for vip in vips {
+        let before = one.dropped("not_accepted");
+        assert!(!reached(vip), "{vip}");
+        assert!(one.dropped("not_accepted") > before);
+        ping(&topology.client.ns, vip, 56, Duration::from_secs(5))?;
+        let prober = Prober::start(&topology, vip);
+        thread::sleep(Duration::from_secs(1));
+        assert!(prober.stop().1 > 0, "the service of {vip} goes on");
+    }
+    // Neighbours find it all the same.
+    assert_answers(&topology, &[lb1]);
+    let told = one.explain("tcp", "10.1.0.2:40000", "192.0.2.10:7000");
+    assert!(told.reason.contains("not_accepted"), "{told:?}");
+    drop(listeners);
     Ok(())
 }
 

@@ -13,10 +13,9 @@ use crate::{
     ramp::{self, Progress},
 };
 use ipnet::{Ipv4Net, Ipv6Net};
-#[cfg(doc)]
-use lb_common::abi::VipEntry;
 use lb_common::abi::{
     BackendEntry, CidKey, ForwardKind, MAX_SERVICES, NAT_CAPACITY, POOL_ADDRESS_CAPACITY, ServiceEntry, Slot,
+    VipEntry,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
