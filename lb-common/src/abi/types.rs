@@ -55,6 +55,8 @@ impl VipEntry {
     pub const FRAGMENTS: u32 = 16;
     /// With [`VipEntry::POOL`]: of a service with [`ServiceEntry::PASSIVE`].
     pub const WATCHED: u32 = 32;
+    /// What none of its services takes is not for this host either.
+    pub const DECLINED: u32 = 64;
 }
 
 /// Key of `PORTS`: an exact port of a VIP whose rules spilled. Value: the service id, u32.
@@ -520,6 +522,8 @@ impl Control {
     pub const SHORT_PREFIXES6: u32 = 2;
     /// There are services of kind `nat` with [`ServiceEntry::PASSIVE`].
     pub const WATCHED: u32 = 4;
+    /// There are virtual addresses in `ADDRESSES`.
+    pub const ADDRESSES: u32 = 8;
 }
 
 /// Key of `CIDS`: a server id in QUIC connection IDs. Value: the backend id, u32.
@@ -584,4 +588,6 @@ plain_old_data! {
     Control = 24,
     CidKey = 20,
     super::Signals = 24,
+    super::AddressKey = 24,
+    super::AddressEntry = 16,
 }

@@ -4,7 +4,8 @@
 use super::{
     Answer, AnswerKind, Back, Decision, DropReason, Forward, Ip, Part, Tables,
     affinity::Place,
-    parse::{refuse, unclaimed},
+    neighbour,
+    parse::{for_the_host, refuse, unclaimed},
 };
 use crate::{
     abi::{BackendEntry, ForwardKind, VipEntry},
@@ -91,12 +92,16 @@ pub(super) fn other<'t, P: Packet, T: Tables>(
     if found.0 as u8 == Found::ECHO.0 as u8 {
         // Options, which an answer might have to turn round (RFC 1122 section 3.2.2.6), are the kernel's.
         if vip.flags & VipEntry::ECHO == 0 || ip.header_len != plain {
-            return Decision::Pass;
+            return for_the_host(vip);
         }
         let Ip { l3, header_len, v6, .. } = ip;
         return Decision::Answer(Answer { kind: AnswerKind::Echo, l3, header_len, v6 });
     }
     if found.0 as u8 == Found::PASS.0 as u8 {
+        // Whatever is accepted: a host without neighbour discovery has no address (RFC 9568 section 6.4.3).
+        if ip.v6 && neighbour::is_discovery(packet, ip.l3) {
+            return neighbour::perhaps(tables, ip.l3, true);
+        }
         return unclaimed(vip, &ip);
     }
     follow(tables, found, ip, ttl)

@@ -44,11 +44,19 @@ pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};
 pub use settings::{Origin, Origins, Setting, services_hash};
 pub use sync::read_sync_keys;
 
-use crate::model::{HookSpec, NamedSpec, PairSpec, ServiceName, ServiceSpec, SyncSpec, VrrpSpec};
+use crate::model::{
+    HeldBy, HookSpec, NamedSpec, OWNER_PRIORITY, PairSpec, ServiceName, ServiceSpec, SyncSpec, VrrpSpec,
+};
 use error::printable;
+use ipnet::IpNet;
 use reader::{Notes, Refusal, Section};
 use service::ServiceSettings;
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+};
 use toml::de::DeTable;
 
 /// A configuration in force.
@@ -81,6 +89,18 @@ pub struct Config {
     pub notify: Vec<HookSpec>,
     /// Which of the settings the file set.
     pub origins: Origins,
+}
+
+impl Config {
+    /// The virtual addresses whose packets are for services alone: those of instances with `accept = false`. An owner
+    /// accepts whatever is its own (RFC 9568 section 6.4.3).
+    #[must_use]
+    pub fn declined(&self) -> BTreeSet<IpAddr> {
+        let declines = |spec: &&VrrpSpec| {
+            !spec.accept && (spec.priority != OWNER_PRIORITY || spec.held_by == HeldBy::Dataplane)
+        };
+        self.vrrp.iter().filter(declines).flat_map(|spec| spec.addresses.iter().map(IpNet::addr)).collect()
+    }
 }
 
 /// Reads and checks a configuration file and those it includes.

@@ -9,8 +9,8 @@ use super::{
     track::{self, TrackDraft},
 };
 use crate::model::{
-    DEFAULT_PRIORITY, Family, MAX_ADVERT_INTERVAL, MAX_VRRP_ADDRESSES, MIN_ADVERT_INTERVAL, OWNER_PRIORITY,
-    PairSpec, ServiceName, Tracked, VrrpName, VrrpSpec, VrrpVersion, not_unicast,
+    DEFAULT_PRIORITY, Family, HeldBy, MAX_ADVERT_INTERVAL, MAX_VRRP_ADDRESSES, MIN_ADVERT_INTERVAL,
+    OWNER_PRIORITY, PairSpec, ServiceName, Tracked, VrrpName, VrrpSpec, VrrpVersion, not_unicast,
 };
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -51,6 +51,8 @@ pub(super) struct VrrpDraft<'a> {
     checksum: Setting<bool>,
     announce_repeat: Setting<u8>,
     announce_refresh: Setting<Duration>,
+    held_by: Setting<HeldBy>,
+    accept: Setting<bool>,
     track_interfaces: Setting<Vec<((String, Option<i16>), usize)>>,
     track_weight: Setting<u8>,
     track: TrackDraft,
@@ -115,6 +117,12 @@ pub(super) fn read<'a>(
         checksum: section.word("checksum", &[("pseudo-header", true), ("plain", false)], &[]),
         announce_repeat: section.integer("announce_repeat", 1, 100),
         announce_refresh: duration(&section, "announce_refresh", Duration::ZERO, LONGEST),
+        held_by: section.word(
+            "held_by",
+            &[("interface", HeldBy::Interface), ("dataplane", HeldBy::Dataplane)],
+            &[],
+        ),
+        accept: section.switch("accept"),
         track_interfaces: section.list("track_interfaces", address::INTERFACES, |v| {
             track::weighed(text(v, address::INTERFACES)?, address::interface, (-253, 0))
         }),
@@ -160,6 +168,7 @@ pub(super) fn check(drafts: &[VrrpDraft<'_>], parts: &PairSpec, services: &BTree
         draft.track.check(section, parts, services);
         draft.check_version();
         draft.check_peers();
+        draft.check_accept();
         for (net, at) in draft.addresses.value().into_iter().flatten() {
             if let Some(first) = addresses.insert(net.addr(), *at) {
                 let first = section.notes.place(first, *at);
@@ -233,6 +242,16 @@ impl VrrpDraft<'_> {
         }
     }
 
+    fn check_accept(&self) {
+        let Some((true, at)) = self.accept.get().map(|(accept, at)| (*accept, at)) else { return };
+        if self.held_by.value() == Some(&HeldBy::Dataplane) {
+            let why = Refusal::expected("accept = false, or held_by = \"interface\" with it").but(
+                "an address that the dataplane holds is not the host's; pings are answered all the same",
+            );
+            self.section.refuse(at, "accept", "accept = true".to_owned(), why);
+        }
+    }
+
     fn check_peers(&self) {
         let peers = self.unicast_peers.value();
         if peers.is_none()
@@ -283,6 +302,7 @@ impl VrrpDraft<'_> {
             Setting::Refused => Setting::Refused,
         };
         let addresses: Vec<IpNet> = s.pick("addresses", &plain(&self.addresses), Vec::new());
+        let held_by = s.pick("held_by", &self.held_by, HeldBy::Interface);
         self.name.value()?;
         Some(VrrpSpec {
             name: s.pick("name", &self.name, self.name.value()?.clone()),
@@ -301,6 +321,8 @@ impl VrrpDraft<'_> {
             pseudo_header: s.pick("checksum", &self.checksum, true),
             announce_repeat: s.pick("announce_repeat", &self.announce_repeat, ANNOUNCE_REPEAT),
             announce_refresh: s.pick("announce_refresh", &self.announce_refresh, Duration::ZERO),
+            held_by,
+            accept: s.pick("accept", &self.accept, held_by == HeldBy::Interface),
             track_interfaces: s.pick("track_interfaces", &tracked, Vec::new()),
             track: self.track.build(s, parts),
             group: parts
@@ -332,6 +354,8 @@ pub(super) fn entries(spec: &VrrpSpec) -> Vec<(&'static str, Value)> {
         ("checksum", json!(if spec.pseudo_header { "pseudo-header" } else { "plain" })),
         ("announce_repeat", json!(spec.announce_repeat)),
         ("announce_refresh", time(spec.announce_refresh)),
+        ("held_by", json!(spec.held_by.name())),
+        ("accept", json!(spec.accept)),
     ];
     entries.extend(spec.min_ttl.map(|ttl| ("min_ttl", json!(ttl))));
     if let [first, rest @ ..] = spec.track_interfaces.as_slice() {

@@ -291,6 +291,7 @@ impl Engine {
         let flag = |on: bool, flag: u32| if on { flag } else { 0 };
         TunnelSettings {
             vip_flags: flag(node.answer_ping, VipEntry::ECHO) | flag(node.fragments, VipEntry::FRAGMENTS),
+            declined: self.config.declined(),
             source_ipv4: tunnel.source_ipv4,
             source_ipv6: tunnel.source_ipv6,
             gue_source_ipv4: tunnel.gue_source_ipv4,

@@ -8,7 +8,7 @@ use crate::{
         observe::{HeaderView, HeadersView},
     },
     dataplane::{LONGEST_FRAME, Ran},
-    model::Protocol,
+    model::{Protocol, VrrpSpec},
     plan::{self, Flow, Memory, MemoryOfFlow},
 };
 use lb_common::{
@@ -96,7 +96,9 @@ impl Engine {
         let tables = MemoryOfFlow { image: Memory(&self.image), entry };
         let mut packet = Buffer::new(frame);
         match decide(&packet, &tables) {
-            Decision::Pass | Decision::Back(_) => Found { passed: true, ..Found::default() },
+            Decision::Pass | Decision::Back(_) | Decision::Neighbour(_) => {
+                Found { passed: true, ..Found::default() }
+            }
             Decision::Drop(refusal) => Found { reason: Some(refusal.reason), ..Found::default() },
             Decision::Answer(answer) => Found { reason: Some(answer.kind.answered()), ..Found::default() },
             Decision::Forward(mut to) | Decision::Session(mut to, _) | Decision::Steer(mut to) => {
@@ -224,13 +226,27 @@ impl Engine {
 
     fn why_pass(&self, protocol: Protocol, destination: SocketAddr) -> String {
         match self.image.vips.contains_key(&destination.ip()) {
-            false => format!("{} is no address of a service: the kernel takes the packet", destination.ip()),
+            false => format!(
+                "{} is no address of a service: the kernel takes the packet{}",
+                destination.ip(),
+                self.whose(destination.ip())
+            ),
             true => format!(
                 "{} is an address of a service, but no service has {protocol} port {}: the kernel takes the packet",
                 destination.ip(),
                 destination.port()
             ),
         }
+    }
+
+    /// Of a virtual address: whose, and what this node is for it.
+    fn whose(&self, address: IpAddr) -> String {
+        let views = self.pair_views();
+        let has = |spec: &VrrpSpec| spec.addresses.iter().any(|net| net.addr() == address);
+        views.iter().find(|view| has(&view.spec)).map_or_else(String::new, |view| {
+            let (name, state, held_by) = (&view.spec.name, view.phase.name(), view.spec.held_by.name());
+            format!("; it belongs to the VRRP instance '{name}', of which this node is {state}, held by the {held_by}")
+        })
     }
 
     fn service_at(&self, protocol: Protocol, destination: SocketAddr) -> Option<String> {

@@ -1,21 +1,23 @@
 //! The pair: the VRRP threads under the daemon's hand, and what is shown of them.
 
-use super::{engine::Engine, error::EngineError};
+use super::{engine::Engine, error::EngineError, events::Event};
 use crate::{
     control::{
         api::{ChangeView, SettingView},
         command::{Answer, CommandError, Reply},
         pair::{MissingView, PairCommand, PairView, RefusedView},
     },
+    dataplane::Addresses,
     events::Bus,
     model::{VrrpName, VrrpSpec},
     notify::Notifier,
     state::{Hold, Holds},
     track::Trackers,
-    vrrp::{Missing, Notice, NoticeReader, RequestError, RouterView, Vrrp, fsm::Phase},
+    vrrp::{Claim, Missing, Notice, NoticeReader, RequestError, RouterView, Vrrp, fsm::Phase},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, SystemTime},
 };
@@ -65,7 +67,8 @@ impl Engine {
             if wanted.is_empty() {
                 return Ok(());
             }
-            let (vrrp, notices) = Vrrp::spawn().map_err(EngineError::Vrrp)?;
+            let addresses = Addresses::open(&self.kernel.maps_dir())?;
+            let (vrrp, notices) = Vrrp::spawn(addresses).map_err(EngineError::Vrrp)?;
             let listener = log(notices, self.events.clone(), self.pools.notifier.clone());
             self.pair.listener = Some(tokio::spawn(listener));
             let (mut views, news) = (vrrp.watch(), self.mirror.news());
@@ -92,6 +95,17 @@ impl Engine {
         Ok(())
     }
 
+    /// What others say of this node's addresses.
+    pub(super) fn note_claims(&self, records: &[Event]) {
+        let Some(vrrp) = &self.pair.vrrp else { return };
+        for record in records {
+            let Event::Claim(event) = record else { continue };
+            let address = IpAddr::from(event.address).to_canonical();
+            // It comes again, if it matters.
+            let _ = vrrp.claimed(Claim { address, mac: event.mac, time_ns: event.time_ns });
+        }
+    }
+
     /// Says good-bye to the peer and takes the addresses off, if this node has any.
     /// The hooks are told, and waited for a while.
     pub(super) async fn stop_pair(&mut self) {
@@ -109,10 +123,14 @@ impl Engine {
         }
     }
 
+    pub(super) fn pair_views(&self) -> Arc<Vec<RouterView>> {
+        self.pair.views()
+    }
+
     pub(super) fn answer_pair(&mut self, command: PairCommand) {
         match command {
             PairCommand::List(reply) => {
-                let views = self.pair.vrrp.as_ref().map(Vrrp::views).unwrap_or_default();
+                let views = self.pair.views();
                 let _ = reply.send(Ok(views.iter().map(|router| view(router, &self.pair.holds)).collect()));
             }
             PairCommand::Refused(reply) => {
@@ -235,9 +253,27 @@ async fn log(mut notices: NoticeReader, events: Bus, hooks: Notifier) {
             tracing::warn!(lost, "vrrp had more to say than was read");
         }
         notice.log();
-        if let Notice::Changed { name, from, to, cause, priority: _ } = &notice {
-            let event = super::tell::pair(&events, name, told(*from), told(*to), cause.describe());
-            hooks.tell(&event);
+        match &notice {
+            Notice::Changed { name, from, to, cause, priority: _ } => {
+                let event = super::tell::pair(&events, name, told(*from), told(*to), cause.describe());
+                hooks.tell(&event);
+            }
+            Notice::SplitBrain { name, source } => {
+                let reason = format!("split brain: {source} was master too");
+                super::tell::pair(&events, name, "master", "master", reason);
+            }
+            Notice::Claimed { name, claim } => {
+                super::tell::pair(&events, name, "master", "master", claim.to_string());
+            }
+            Notice::Faults { .. }
+            | Notice::Refused { .. }
+            | Notice::Mismatch { .. }
+            | Notice::Lend(_)
+            | Notice::PutBack { .. }
+            | Notice::Address { .. }
+            | Notice::Send { .. }
+            | Notice::Netlink(_)
+            | Notice::Ordinary { .. } => {}
         }
     }
 }
@@ -268,6 +304,7 @@ fn view(router: &RouterView, holds: &Holds) -> PairView {
         yielded,
         gated,
         counters,
+        lease,
         own: _,
     } = router;
     let hold = holds.of(&spec.name).filter(|_| *held);
@@ -299,6 +336,9 @@ fn view(router: &RouterView, holds: &Holds) -> PairView {
         adverts_sent: counters.sent.load(Relaxed) + counters.sent_zero.load(Relaxed),
         adverts_received: counters.received.load(Relaxed),
         split_brains: counters.split_brains.load(Relaxed),
+        address_claims: counters.claims.load(Relaxed),
+        held_by: spec.held_by.name().to_owned(),
+        lease: lease.as_ref().map_or(0.0, |lease| lease.remaining().as_secs_f64()),
         transitions: counters.transitions().map(|(phase, count)| (phase.name().to_owned(), count)).collect(),
     }
 }

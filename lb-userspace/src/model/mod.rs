@@ -46,6 +46,6 @@ pub use sync::{
 };
 pub use track::{BfdSpec, FileSpec, GroupSpec, PairSpec, ScriptSpec, TrackSpec, Tracked, TrackedFile};
 pub use vrrp::{
-    DEFAULT_PRIORITY, Family, MAX_ADVERT_INTERVAL, MAX_VRRP_ADDRESSES, MIN_ADVERT_INTERVAL, OWNER_PRIORITY,
-    VrrpSpec, VrrpVersion,
+    DEFAULT_PRIORITY, Family, HeldBy, MAX_ADVERT_INTERVAL, MAX_VRRP_ADDRESSES, MIN_ADVERT_INTERVAL,
+    OWNER_PRIORITY, VrrpSpec, VrrpVersion,
 };

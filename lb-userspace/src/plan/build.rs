@@ -13,11 +13,9 @@ use crate::{
     ramp::{self, Progress},
 };
 use ipnet::{Ipv4Net, Ipv6Net};
-#[cfg(doc)]
-use lb_common::abi::VipEntry;
 use lb_common::abi::{
     BackendEntry, CidKey, ForwardKind, Identity, MAX_SERVICES, NAT_CAPACITY, POOL_ADDRESS_CAPACITY,
-    ServiceEntry, Slot,
+    ServiceEntry, Slot, VipEntry,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -104,6 +102,8 @@ pub struct TunnelSettings {
     pub gue_source_ipv6: Option<std::net::Ipv6Addr>,
     /// What holds for every VIP: [`VipEntry::ECHO`], [`VipEntry::FRAGMENTS`].
     pub vip_flags: u32,
+    /// Virtual addresses whose packets are for services alone.
+    pub declined: BTreeSet<IpAddr>,
 }
 
 /// Why there is no such image. Nothing was changed.
@@ -241,9 +241,15 @@ pub(super) fn build_from(
     for address in nat::pool_addresses(wanted) {
         claims.entry(address).or_default();
     }
+    for address in &tunnel.declined {
+        claims.entry(*address).or_default();
+    }
     for (vip, (address, claims)) in vip_numbers(&claims, observed).into_iter().zip(&claims) {
         let mut tables = lay_out(vip, claims);
         tables.entry.flags |= tunnel.vip_flags;
+        if tunnel.declined.contains(address) {
+            tables.entry.flags |= VipEntry::DECLINED;
+        }
         image.vips.insert(*address, tables.entry);
         image.ports.extend(tables.ports);
         image.port_ranges.extend(tables.ranges);

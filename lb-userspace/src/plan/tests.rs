@@ -24,6 +24,7 @@ pub(super) fn tunnel() -> TunnelSettings {
         gue_source_ipv4: None,
         gue_source_ipv6: None,
         vip_flags: VipEntry::ECHO,
+        declined: BTreeSet::new(),
     }
 }
 
@@ -101,6 +102,28 @@ pub(super) fn service(
             backends: backends.to_vec(),
         })
         .collect()
+}
+
+#[test]
+fn addresses_that_are_for_services_alone() {
+    let address = |n| IpAddr::from([192, 0, 2, n]);
+    let declining = |declined: &[u8]| TunnelSettings {
+        declined: declined.iter().map(|n| address(*n)).collect(),
+        ..tunnel()
+    };
+    let wanted = service(1, &[PortSpec::Exact(80)], 7, &[backend(1, Admin::Enabled, Health::Up, 1, true)]);
+    let empty = Image::empty(1 << 10, 64);
+    let make = |from: &Image, tunnel: &TunnelSettings| {
+        build(&wanted, from, tunnel, &BTreeSet::new(), &mut maglev::Cache::default()).unwrap()
+    };
+    let image = make(&empty, &declining(&[1, 9]));
+    let flags = |n| image.vips[&address(n)].flags & VipEntry::DECLINED;
+    assert_eq!((flags(1), flags(9)), (VipEntry::DECLINED, VipEntry::DECLINED));
+    // One without a service has no rule, and goes when nothing wants it.
+    assert!(image.vips[&address(9)].rules.iter().all(|rule| rule.lo > rule.hi));
+    let after = make(&image, &declining(&[]));
+    assert_eq!(after.vips.keys().collect::<Vec<_>>(), [&address(1)]);
+    assert_eq!(after.vips[&address(1)].flags & VipEntry::DECLINED, 0);
 }
 
 /// What must hold after every single action: nobody points at something that is not there.

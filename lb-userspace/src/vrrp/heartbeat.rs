@@ -5,12 +5,14 @@
 //! sockets, and must not call it dead before it has read them. Nothing in here waits for anybody else: it neither
 //! logs, nor asks netlink, nor takes a lock that is held for long.
 //!
-//! [`words`]: what it is told. `agree`: what is agreed with the peer. `packets`: what it hears. `deeds`: what it does. `router`: a virtual router at work.
-//! `judge`: what the state of this node means for one (pure).
+//! [`words`]: what it is told. `agree`: what is agreed with the peer. `packets`: what it hears. `deeds`: what it does.
+//! `router`: a virtual router at work. `lease`: how long the dataplane may answer. `judge`: what the state of this node
+//! means for one (pure).
 
 mod agree;
 mod deeds;
 mod judge;
+mod lease;
 mod packets;
 mod router;
 mod words;
@@ -39,6 +41,7 @@ use std::{
 use tokio::sync::watch;
 
 pub use judge::Missing;
+pub use lease::Claim;
 pub use words::RequestError;
 pub(super) use words::{Inbox, Input, Request};
 
@@ -62,6 +65,8 @@ pub(super) struct Heartbeat {
     gate: Moment,
     leaving: Option<mpsc::SyncSender<()>>,
     refusals_told: HashMap<&'static str, (Moment, u64)>,
+    /// Somebody is there to take the addresses, as far as is known.
+    peer_alive: bool,
     changed: bool,
     stopping: bool,
 }
@@ -91,6 +96,7 @@ impl Heartbeat {
             gate: Moment(0),
             leaving: None,
             refusals_told: HashMap::new(),
+            peer_alive: false,
             changed: false,
             stopping: false,
         }

@@ -30,7 +30,7 @@ mod wake;
 
 pub use fsm::Phase;
 pub use handle::Vrrp;
-pub use heartbeat::{Missing, RequestError};
+pub use heartbeat::{Claim, Missing, RequestError};
 pub use notice::{Notice, NoticeReader};
 pub use peer::{Peer, Words};
 pub(crate) use timing::Moment;

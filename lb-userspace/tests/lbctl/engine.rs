@@ -375,6 +375,9 @@ fn public() -> PairView {
         adverts_sent: 3,
         adverts_received: 1,
         split_brains: 0,
+        address_claims: 0,
+        held_by: "interface".to_owned(),
+        lease: 3.0,
         transitions: [("backup".to_owned(), 1), ("master".to_owned(), 1)].into(),
     }
 }

@@ -3,6 +3,7 @@
 //! No pins, no interfaces: maps are filled from an [`Image`] by the daemon's own code, and every counter is read
 //! before and after, so that a test can say what moved and that nothing else did.
 
+mod address;
 mod beside;
 mod counters;
 mod held;
@@ -26,9 +27,9 @@ use aya::{
     programs::{TestRun, TestRunOptions, Xdp},
 };
 use lb_common::abi::{
-    Bucket, ECHO_BUCKET, EXPIRED_BUCKET, FlowEntry, FlowKey4, FlowKey6, FlowStats, FragmentKey,
-    FragmentTrace, HALF_OPEN_CAPACITY, HOLD_BUCKET, HalfOpen, ICMP_BUCKET, RESET_BUCKET, Schedule, Signal,
-    Stats, UNREACHABLE_BUCKET,
+    Bucket, CLAIM_BUCKET, ECHO_BUCKET, EXPIRED_BUCKET, FlowEntry, FlowKey4, FlowKey6, FlowStats, FragmentKey,
+    FragmentTrace, HALF_OPEN_CAPACITY, HOLD_BUCKET, HalfOpen, ICMP_BUCKET, NEIGHBOUR_BUCKET, RESET_BUCKET,
+    Schedule, Signal, Stats, UNREACHABLE_BUCKET,
 };
 use lb_userspace::{
     dataplane::{self, Maps},
@@ -364,9 +365,16 @@ impl Loaded {
     pub fn set_bucket(&mut self, bucket: Bucket) {
         let cpus = aya::util::nr_cpus().expect("the number of CPUs");
         let values = PerCpuValues::try_from(vec![bucket; cpus]).expect("a value for each CPU");
-        for number in
-            [ICMP_BUCKET, ECHO_BUCKET, EXPIRED_BUCKET, HOLD_BUCKET, RESET_BUCKET, UNREACHABLE_BUCKET]
-        {
+        for number in [
+            ICMP_BUCKET,
+            ECHO_BUCKET,
+            EXPIRED_BUCKET,
+            HOLD_BUCKET,
+            RESET_BUCKET,
+            UNREACHABLE_BUCKET,
+            NEIGHBOUR_BUCKET,
+            CLAIM_BUCKET,
+        ] {
             let values = PerCpuValues::try_from(values.to_vec()).expect("a value for each CPU");
             self.buckets.set(number, values, 0).expect("BUCKETS");
         }

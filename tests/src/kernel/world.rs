@@ -143,6 +143,7 @@ pub fn tunnel() -> TunnelSettings {
         gue_source_ipv4: None,
         gue_source_ipv6: None,
         vip_flags: VipEntry::ECHO | VipEntry::FRAGMENTS,
+        declined: std::collections::BTreeSet::new(),
     }
 }
 

@@ -14,6 +14,7 @@ mod jumbo;
 mod link;
 mod modes;
 mod nat;
+mod neighbour;
 mod passive;
 mod ports;
 mod quic;

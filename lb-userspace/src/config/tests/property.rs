@@ -3,7 +3,7 @@
 use super::*;
 use crate::model::{
     BackendSpec, BfdSpec, DnsCheck, ExecCheck, FileSpec, GradualSpec, GroupSpec, GrpcCheck, GuardSpec,
-    Health, HookSpec, LimitSpec, MAX_BURST_MS, MAX_RATE, MysqlCheck, OnAllDown, PairSpec, PassiveSpec,
+    Health, HeldBy, HookSpec, LimitSpec, MAX_BURST_MS, MAX_RATE, MysqlCheck, OnAllDown, PairSpec, PassiveSpec,
     PoolSpec, QuicSpec, RedisCheck, Role, ScriptSpec, ServerId, SnatSpec, StatusRange, TlsSpec, TrackSpec,
     Tracked, TrackedFile, UdpCheck, Via, VrrpName, VrrpVersion,
 };
@@ -423,6 +423,8 @@ fn router(index: u8) -> impl Strategy<Value = VrrpSpec> {
             pseudo_header,
             announce_repeat: count,
             announce_refresh: delay,
+            held_by: if preempt { HeldBy::Interface } else { HeldBy::Dataplane },
+            accept: preempt && pseudo_header,
             track_interfaces: if tracked {
                 ["eth8", "eth9"].map(|name| Tracked { name: name.to_owned(), weight }).into()
             } else {

@@ -44,6 +44,8 @@ pub(super) struct Router {
     pub(super) split_told: Option<Moment>,
     /// They are told when it is no longer master.
     pub(super) handed: Vec<Handed>,
+    pub(super) claim_told: Option<Moment>,
+    pub(super) master_since: Option<Moment>,
 }
 
 impl Router {
@@ -63,6 +65,8 @@ impl Router {
             send_failed: false,
             split_told: None,
             handed: Vec::new(),
+            claim_told: None,
+            master_since: None,
         }
     }
 
@@ -103,6 +107,7 @@ impl Router {
             gated: self.machine.gated,
             own: own(interfaces.get(&self.spec.interface)),
             counters: Arc::clone(&self.counters),
+            lease: self.order.lease().cloned(),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::{
         timing::Moment,
         wake::{Waker, clock},
     },
-    Heartbeat, Missing,
+    Claim, Heartbeat, Missing,
     agree::Handed,
     judge::{effect, missing, together},
     router::Router,
@@ -58,6 +58,10 @@ pub(in super::super) enum Request {
     Word(Word),
     /// Every router is to be handed over that can be.
     LeaveAll(mpsc::SyncSender<()>),
+    /// See [`super::super::Vrrp::peer_alive`].
+    PeerAlive(bool),
+    PeerMaster(VrrpName, IpAddr),
+    Claimed(Claim),
     Stop,
 }
 
@@ -132,6 +136,9 @@ impl Heartbeat {
             Request::Hold { name, on, reply } => {
                 let _ = reply.send(self.hold(name, on, now));
             }
+            Request::PeerAlive(alive) => self.peer_alive(alive, now),
+            Request::PeerMaster(name, source) => self.peer_is_master(&name, source, now),
+            Request::Claimed(claim) => self.claimed(claim, now),
             Request::Stop => {
                 for at in 0..self.routers.len() {
                     self.step(at, Event::Stop, now);
