@@ -136,12 +136,14 @@ impl Engine {
     pub(super) fn targets_of(&self, service: &EffectiveService) -> Vec<Target> {
         // They are checked alike.
         let spec = Arc::new(service.spec.health.clone());
+        let vips: Arc<[IpAddr]> =
+            if spec.via == Via::Vip { service.spec.addresses.as_slice().into() } else { Arc::default() };
         let target = |backend: &EffectiveBackend| {
             let port = spec.port.or(backend.spec.port).or(service.spec.port.single()).unwrap_or(0);
             Target {
                 key: TargetKey::of(&service.spec.name, &backend.spec.name),
                 address: SocketAddr::new(backend.spec.address, port),
-                vips: if spec.via == Via::Vip { service.spec.addresses.clone() } else { Vec::new() },
+                vips: Arc::clone(&vips),
                 spec: Arc::clone(&spec),
                 initial: self.health_of(&service.spec, &backend.spec),
             }
