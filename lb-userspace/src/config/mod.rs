@@ -8,6 +8,7 @@ mod address;
 mod check;
 mod checks;
 mod control;
+mod digest;
 mod duration;
 mod error;
 mod files;
@@ -31,6 +32,7 @@ mod tests;
 mod vrrp;
 
 pub use control::{ControlConfig, ControlTls};
+pub use digest::{ServiceDigest, services_hash};
 pub use duration::{format_duration, parse_duration};
 pub use error::{ConfigError, Problem};
 pub use files::{read_certificates, read_password};
@@ -39,7 +41,7 @@ pub use include::SourceFile;
 pub use node::{FlowsConfig, MetricsConfig, NodeConfig, TunnelConfig, XdpMode};
 pub use resolver::ResolverConfig;
 pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};
-pub use settings::{Origin, Origins, Setting, services_hash};
+pub use settings::{Origin, Origins, Setting};
 
 use crate::model::{HookSpec, NamedSpec, ServiceName, ServiceSpec, VrrpSpec};
 use error::printable;

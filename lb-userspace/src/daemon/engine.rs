@@ -34,7 +34,6 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -77,11 +76,10 @@ pub struct Engine {
     pub(super) asked: ChangeOptions,
     /// Who takes new flows, for slow starts.
     pub(super) watch: ramp::Watch,
-    /// Of what is in force, once somebody has asked for it.
-    pub(super) hashes: OnceLock<Hashes>,
+    pub(super) hashes: super::hashes::Hashes,
     pub(super) calm: super::sizes::Calm,
     /// Where the image has what, once a part of it was looked for.
-    index: Option<plan::Index>,
+    pub(super) index: Option<plan::Index>,
     /// Health as an earlier daemon left it in the maps, until the checks of this one have spoken.
     remembered: BTreeMap<TargetKey, (IpAddr, Health)>,
     pub(super) started: Instant,
@@ -96,15 +94,6 @@ pub struct Engine {
     pub(super) watchers: Watchers,
     /// Of the API over TCP, if it is on.
     pub(super) tls_door: Option<TlsDoor>,
-}
-
-/// Hashes over what is in force.
-#[derive(Debug, Clone)]
-pub(super) struct Hashes {
-    /// Of everything.
-    pub config: String,
-    /// Of the services alone: equal on both nodes of a pair.
-    pub services: String,
 }
 
 /// What the engine is made of.
@@ -153,7 +142,7 @@ impl Engine {
             passive: super::passive::Passive::default(),
             rings: maglev::Cache::default(),
             behind: true,
-            hashes: OnceLock::new(),
+            hashes: super::hashes::Hashes::default(),
             calm: super::sizes::Calm::default(),
             index: None,
             remembered: remembered(&image),
@@ -186,7 +175,7 @@ impl Engine {
 
     /// See [`Engine::converge`], which takes the time.
     pub(super) fn carry_out(&mut self) -> Result<Vec<Action>, EngineError> {
-        self.hashes.take();
+        self.hashes.forget();
         self.index = None;
         let result = self.try_carry_out();
         self.behind = result.is_err();

@@ -25,6 +25,7 @@ mod firewall;
 mod flows;
 mod foresee;
 mod gradual;
+mod hashes;
 mod headers;
 mod held;
 mod listing;

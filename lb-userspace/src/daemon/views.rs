@@ -1,8 +1,9 @@
 //! What the control API and the metrics show of the engine.
 
 use super::{
-    engine::{Engine, Hashes},
+    engine::Engine,
     entries::address_of,
+    hashes::Made,
     sessions::Obstacle,
     walk::Census,
 };
@@ -25,7 +26,7 @@ use std::collections::{BTreeMap, HashMap};
 impl Engine {
     pub(super) fn status(&mut self) -> Result<StatusView, CommandError> {
         let failed = |error: crate::dataplane::DataplaneError| CommandError::Failed(error.to_string());
-        let Hashes { config: config_hash, services: services_hash } = self.hashes().clone();
+        let Made { config: config_hash, services: services_hash } = self.hashes();
         let interfaces = self
             .config
             .node
@@ -77,16 +78,6 @@ impl Engine {
                 exhausted: s.exhausted,
                 full: s.full,
             })?,
-        })
-    }
-
-    /// Hashes over what is in force, runtime changes included. Made once for each state: they look at every setting.
-    fn hashes(&self) -> &Hashes {
-        self.hashes.get_or_init(|| {
-            let mut config = self.config.without_services();
-            config.services = self.effective.services.iter().map(|s| s.spec.clone()).collect();
-            config.firewall = self.firewall.hashed(&config.firewall, self.changes.lists());
-            Hashes { config: config.hash(), services: config.shared_hash() }
         })
     }
 
@@ -209,7 +200,8 @@ impl Engine {
             .collect()
     }
 
-    pub(super) fn config_view(&self) -> ConfigView {
+    pub(super) fn config_view(&mut self) -> ConfigView {
+        let hash = self.hashes().config;
         let mut effective = self.config.without_services();
         effective.origins = self.config.origins.clone();
         effective.services = self.effective.services.iter().map(|s| s.spec.clone()).collect();
@@ -281,7 +273,7 @@ impl Engine {
             places.remove(&setting.key);
         }
         let file = self.config_file.display().to_string();
-        ConfigView { file, hash: self.hashes().config.clone(), settings, places }
+        ConfigView { file, hash, settings, places }
     }
 
     /// Every address in the image, for `explain`.

@@ -43,6 +43,17 @@ impl Index {
         index
     }
 
+    /// The service of a name.
+    #[must_use]
+    pub fn service(&self, name: &str) -> Option<u32> {
+        self.services.get(name).copied()
+    }
+
+    /// The backends of a service.
+    pub fn backends(&self, service: u32) -> impl Iterator<Item = u32> {
+        self.backends.get(&service).into_iter().flatten().copied()
+    }
+
     /// Takes note of an action of a part.
     pub fn apply(&mut self, action: &Action) {
         if let Action::Backend { id, old, new } = action {

@@ -163,7 +163,7 @@ impl Engine {
                 self.effective = state::apply(&self.config.services, &before);
                 self.unstore(&before);
                 self.changes = before;
-                self.hashes.take();
+                self.hashes.forget();
                 Err(error)
             }
         }

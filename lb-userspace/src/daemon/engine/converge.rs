@@ -25,7 +25,7 @@ impl Engine {
         &mut self,
         names: &BTreeSet<ServiceName>,
     ) -> Result<Vec<Action>, EngineError> {
-        self.hashes.take();
+        self.hashes.forget_services(&[]);
         let small = names.len() * SMALL <= self.config.services.len().max(SMALL);
         if !self.behind && small {
             let begun = Instant::now();
@@ -85,6 +85,7 @@ impl Engine {
         for (place, (service, stale)) in places.iter().zip(now) {
             before.push(self.effective.replace(*place, service, stale));
         }
+        self.hashes.forget_services(&places);
         self.put_part_in_force(&places, verdicts);
         if places.iter().any(|place| self.effective.services[*place].spec.health.via == Via::Vip) {
             self.aim_checks();
