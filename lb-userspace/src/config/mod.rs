@@ -43,11 +43,15 @@ pub use resolver::ResolverConfig;
 pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};
 pub use settings::{Origin, Origins, Setting};
 
-use crate::model::{HookSpec, NamedSpec, ServiceName, ServiceSpec, VrrpSpec};
+use crate::model::{BackendName, HookSpec, NamedSpec, ServiceName, ServiceSpec, VrrpSpec};
 use error::printable;
 use reader::{Notes, Refusal, Section};
 use service::ServiceSettings;
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::Path,
+    sync::Arc,
+};
 use toml::de::DeTable;
 
 /// A configuration in force.
@@ -173,7 +177,11 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
     let notify = pool::read_notify(&notes, each("notify").map(|(table, _)| table), None);
     let vrrp = routers.into_iter().filter_map(vrrp::VrrpDraft::build).collect();
     let names = drafts.iter().filter_map(service::ServiceDraft::names).collect();
-    let services = drafts.into_iter().filter_map(|draft| draft.build(&defaults)).collect();
+    let mut services: Vec<ServiceSpec> =
+        drafts.into_iter().filter_map(|draft| draft.build(&defaults)).collect();
+    // They would stay in the memory of the drafts, which are larger.
+    services.shrink_to_fit();
+    share_names(&mut services);
     Ok(Config {
         file: files[0].name.clone(),
         files: files.iter().map(|file| file.name.clone()).collect(),
@@ -190,6 +198,17 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
         notify,
         origins: Origins::new(notes.finish()?),
     })
+}
+
+/// Backends of many services have the same few names: each is kept once.
+fn share_names(services: &mut [ServiceSpec]) {
+    let mut names = HashSet::new();
+    for backend in services.iter_mut().flat_map(|service| &mut service.backends) {
+        match names.get(&backend.name) {
+            Some(name) => backend.name = BackendName::clone(name),
+            None => _ = names.insert(backend.name.clone()),
+        }
+    }
 }
 
 /// Notes what the TOML parser says. Only its first message: the rest may follow from it.

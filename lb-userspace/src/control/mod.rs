@@ -11,6 +11,7 @@ mod extract;
 pub mod firewall;
 pub mod gradual;
 pub mod guard;
+mod long;
 pub mod observe;
 pub mod openapi;
 pub mod pair;

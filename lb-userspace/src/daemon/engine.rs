@@ -158,7 +158,7 @@ impl Engine {
         for record in engine.image.backends.values().filter(|r| r.entry.ifindex != 0) {
             engine.hops.insert(address_of(&record.entry), Ok(hop_of(&record.entry)));
         }
-        engine.kernel.settle_marks(&engine.image);
+        engine.kernel.settle_marks(&engine.image)?;
         engine.forget_strangers()?;
         // What happened to routes meanwhile nobody has told the program.
         engine.kernel.maps().nat().routes_changed();
@@ -397,6 +397,10 @@ impl Engine {
                 self.hops.insert(address, entry);
                 changed.insert(address);
             }
+        }
+        if many {
+            // One after the other they leave the tree's nodes half empty.
+            self.hops = std::mem::take(&mut self.hops).into_iter().collect();
         }
         if found > 0 {
             tracing::info!(count = found, "next hops found");

@@ -1,12 +1,6 @@
 //! What the control API and the metrics show of the engine.
 
-use super::{
-    engine::Engine,
-    entries::address_of,
-    hashes::Made,
-    sessions::Obstacle,
-    walk::Census,
-};
+use super::{engine::Engine, entries::address_of, hashes::Made, sessions::Obstacle, walk::Census};
 use crate::{
     config::Origin as ConfigOrigin,
     control::api::{

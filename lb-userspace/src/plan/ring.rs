@@ -47,7 +47,9 @@ impl Places {
 
     fn get(&self, at: usize) -> Option<usize> {
         match self {
-            Self::Halves { len, pairs } => (at < *len).then(|| usize::from(pairs[at / 2] >> (at % 2 * 4) & 15)),
+            Self::Halves { len, pairs } => {
+                (at < *len).then(|| usize::from(pairs[at / 2] >> (at % 2 * 4) & 15))
+            }
             Self::Bytes(places) => places.get(at).map(|place| usize::from(*place)),
         }
     }

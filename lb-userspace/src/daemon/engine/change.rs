@@ -4,7 +4,8 @@ use super::Engine;
 use crate::{
     config::Config,
     control::{api::ChangeView, gradual::PlanView},
-    daemon::{error::EngineError, gradual::unix_ms, tell},
+    daemon::{error::EngineError, tell},
+    events::unix_ms,
     model::{Admin, BackendName, ServiceName},
     plan::Action,
     state::{self, NewBackend, RuntimeChanges, Stamp, StateError},

@@ -2,7 +2,8 @@
 
 use super::{Engine, Known};
 use crate::{
-    daemon::{error::EngineError, gradual::unix_ms},
+    daemon::error::EngineError,
+    events::unix_ms,
     health::{Target, TargetKey},
     model::{ServiceName, Via},
     plan::{Action, Index, Part, WantedBackend, WantedService},

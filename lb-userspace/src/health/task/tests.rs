@@ -274,7 +274,10 @@ async fn a_panic_is_not_the_backends_fault() {
     assert!(shell.running.is_empty() && shell.outbox.is_empty());
     assert!(shell.roster.next_due().is_some(), "it is checked again");
     let status = shell.board.lock()[&key(1)].clone();
-    assert_eq!((status.health, status.last.clone()), (Up, LastResult::Inconclusive(ProbeFailure::Internal.into())));
+    assert_eq!(
+        (status.health, status.last.clone()),
+        (Up, LastResult::Inconclusive(ProbeFailure::Internal.into()))
+    );
 }
 
 /// Two thousand targets, half of them hanging: all are decided, and when they are removed nothing is
