@@ -97,7 +97,8 @@ pub struct Resumed {
     pub receiver: broadcast::Receiver<Arc<Event>>,
 }
 
-fn now_ms() -> u64 {
+/// Milliseconds since 1970 (UTC).
+pub(crate) fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
@@ -105,7 +106,7 @@ fn now_ms() -> u64 {
 impl Default for Bus {
     fn default() -> Self {
         let (sender, _) = broadcast::channel(LAG);
-        Self(Arc::new(Inner { sender, log: Mutex::default(), epoch: now_ms() }))
+        Self(Arc::new(Inner { sender, log: Mutex::default(), epoch: unix_ms() }))
     }
 }
 
@@ -116,7 +117,7 @@ impl Bus {
         log.last += 1;
         let event = Arc::new(Event {
             seq: log.last,
-            time_ms: now_ms(),
+            time_ms: unix_ms(),
             kind: news.kind,
             service: news.service,
             backend: news.backend,

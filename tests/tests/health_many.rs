@@ -39,7 +39,7 @@ fn target(n: u32) -> Target {
         backend: format!("b{n}").parse().expect("a name"),
     };
     let spec = HealthSpec { check: HealthCheck::Tcp, interval: INTERVAL, ..HealthSpec::default() };
-    Target { key, address, vips: Vec::new(), spec: spec.into(), initial: Health::Up }
+    Target { key, address, vips: Arc::default(), spec: spec.into(), initial: Health::Up }
 }
 
 /// When each target was checked.

@@ -8,6 +8,7 @@ mod address;
 mod check;
 mod checks;
 mod control;
+mod digest;
 mod duration;
 mod error;
 mod files;
@@ -33,6 +34,7 @@ mod track;
 mod vrrp;
 
 pub use control::{ControlConfig, ControlTls};
+pub use digest::{ServiceDigest, services_hash};
 pub use duration::{format_duration, parse_duration};
 pub use error::{ConfigError, Problem};
 pub use files::{read_certificates, read_password};
@@ -41,18 +43,19 @@ pub use include::SourceFile;
 pub use node::{FlowsConfig, MetricsConfig, NodeConfig, TunnelConfig, XdpMode};
 pub use resolver::ResolverConfig;
 pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};
-pub use settings::{Origin, Origins, Setting, services_hash};
+pub use settings::{Origin, Origins, Setting};
 pub use sync::read_sync_keys;
 
 use crate::model::{
-    HeldBy, HookSpec, NamedSpec, OWNER_PRIORITY, PairSpec, ServiceName, ServiceSpec, SyncSpec, VrrpSpec,
+    BackendName, HeldBy, HookSpec, NamedSpec, OWNER_PRIORITY, PairSpec, ServiceName, ServiceSpec, SyncSpec,
+    VrrpSpec,
 };
 use error::printable;
 use ipnet::IpNet;
 use reader::{Notes, Refusal, Section};
 use service::ServiceSettings;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
     path::Path,
     sync::Arc,
@@ -207,7 +210,11 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
     let notify = pool::read_notify(&notes, each("notify").map(|(table, _)| table), None);
     let vrrp = routers.into_iter().filter_map(|router| router.build(&pair)).collect();
     let names = drafts.iter().filter_map(service::ServiceDraft::names).collect();
-    let services = drafts.into_iter().filter_map(|draft| draft.build(&defaults)).collect();
+    let mut services: Vec<ServiceSpec> =
+        drafts.into_iter().filter_map(|draft| draft.build(&defaults)).collect();
+    // They would stay in the memory of the drafts, which are larger.
+    services.shrink_to_fit();
+    share_names(&mut services);
     Ok(Config {
         file: files[0].name.clone(),
         files: files.iter().map(|file| file.name.clone()).collect(),
@@ -226,6 +233,17 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
         notify,
         origins: Origins::new(notes.finish()?),
     })
+}
+
+/// Backends of many services have the same few names: each is kept once.
+fn share_names(services: &mut [ServiceSpec]) {
+    let mut names = HashSet::new();
+    for backend in services.iter_mut().flat_map(|service| &mut service.backends) {
+        match names.get(&backend.name) {
+            Some(name) => backend.name = BackendName::clone(name),
+            None => _ = names.insert(backend.name.clone()),
+        }
+    }
 }
 
 /// Notes what the TOML parser says. Only its first message: the rest may follow from it.

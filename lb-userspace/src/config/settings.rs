@@ -1,14 +1,18 @@
 //! The settings in force, one by one: for `config show`, for hashes, and as TOML.
 
 use super::{
-    Config, duration::format_duration, gradual, pool, reader::Place, resolver, sync, track, vrrp,
+    Config,
+    digest::{ServiceDigest, digest, services_hash},
+    duration::format_duration,
+    gradual, pool,
+    reader::Place,
+    resolver, sync, track, vrrp,
 };
 use crate::model::{
     Health, HealthCheck, HealthSpec, LimitSpec, MysqlCheck, PortSpec, RedisCheck, Role, ServiceName,
     ServiceSpec, StatusRange, TlsSpec, Via,
 };
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use std::{
     fmt::Write,
     hash::{DefaultHasher, Hash, Hasher},
@@ -74,7 +78,7 @@ pub(super) fn hash_path<'p>(parts: impl Iterator<Item = &'p str>) -> u64 {
 }
 
 /// Path and value, in the order an operator would write them.
-type Entry = (Vec<String>, Value);
+pub(super) type Entry = (Vec<String>, Value);
 
 fn port(port: PortSpec) -> Value {
     match port {
@@ -177,7 +181,7 @@ fn health_entries(spec: &HealthSpec) -> Vec<(&'static str, Value)> {
     entries
 }
 
-fn service_entries(service: &ServiceSpec) -> Vec<Entry> {
+pub(super) fn service_entries(service: &ServiceSpec) -> Vec<Entry> {
     let base = ["service", service.name.as_str()];
     let mut entries = Vec::new();
     let mut push = |parts: &[&str], key: &str, value: Value| {
@@ -251,52 +255,6 @@ fn service_entries(service: &ServiceSpec) -> Vec<Entry> {
         }
     }
     entries
-}
-
-/// SHA-256 over the entries of services and others, the first 16 hexadecimal digits. The order of services, backends and
-/// addresses in the file does not matter.
-///
-/// Of all entries in the order of their paths, as JSON. They are never all in memory: each service has a stretch of
-/// that order to itself, between those others whose paths begin with a lesser or a greater word than `service`.
-fn digest(others: Vec<Entry>, services: &[ServiceSpec], with_notify: bool) -> String {
-    let mut hash = Sha256::new_with_prefix("[");
-    let mut first = true;
-    let mut add = |mut entries: Vec<Entry>| {
-        for (path, value) in &mut entries {
-            if let (Some("addresses" | "interfaces"), Value::Array(values)) =
-                (path.last().map(String::as_str), value)
-            {
-                values.sort_by_key(Value::to_string);
-            }
-        }
-        entries.sort_by(|a, b| a.0.cmp(&b.0));
-        for entry in entries {
-            let comma = if std::mem::take(&mut first) { "" } else { "," };
-            hash.update(format!("{comma}{}", json!(entry)));
-        }
-    };
-    let (before, after) = others.into_iter().partition(|(path, _)| path[0].as_str() < "service");
-    add(before);
-    let mut ordered: Vec<&ServiceSpec> = services.iter().collect();
-    ordered.sort_by(|a, b| a.name.cmp(&b.name));
-    let told = |entry: &Entry| entry.0.get(2).is_some_and(|part| part == "notify");
-    for service in ordered {
-        let entries = service_entries(service).into_iter();
-        add(entries.filter(|entry| with_notify || !told(entry)).collect());
-    }
-    add(after);
-    let bytes = hash.chain_update("]").finalize();
-    bytes.iter().take(8).fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// A hash over services only, in force or in a file: equal on nodes that forward alike. The first 16
-/// hexadecimal digits of a SHA-256.
-pub fn services_hash(services: &[ServiceSpec]) -> String {
-    // Who is told of changes is each node's own affair.
-    digest(Vec::new(), services, false)
 }
 
 impl Config {
@@ -422,14 +380,25 @@ impl Config {
     /// A hash over all that is in force, the first 16 hexadecimal digits of a SHA-256; comments,
     /// formatting, order, and whether a value was set or is the default do not matter.
     pub fn hash(&self) -> String {
+        let digests: Vec<_> = self.services.iter().map(ServiceDigest::of).collect();
+        self.hash_with(self.services.iter().map(|service| &service.name).zip(&digests))
+    }
+
+    /// The same, of these services instead.
+    pub fn hash_with<'a>(
+        &self,
+        services: impl Iterator<Item = (&'a ServiceName, &'a ServiceDigest)>,
+    ) -> String {
         let node = self.node_entries().into_iter().chain(self.list_entry()).chain(self.vrrp_entries());
         let names = self.names.keys().flat_map(|service| self.name_entries(service));
-        digest(node.chain(self.notify_entries()).chain(names).collect(), &self.services, true)
+        let others = node.chain(self.notify_entries()).chain(names).collect();
+        digest(others, services.map(|(name, digest)| (name, &digest.all)))
     }
 
     /// A hash over the services, equal on both nodes of a pair; see [`services_hash`].
     pub fn shared_hash(&self) -> String {
-        services_hash(&self.services)
+        let digests: Vec<_> = self.services.iter().map(ServiceDigest::of).collect();
+        services_hash(self.services.iter().map(|service| &service.name).zip(&digests))
     }
 
     /// The configuration in force as a file that says the same, every default written out.

@@ -12,6 +12,7 @@ pub mod firewall;
 pub mod gradual;
 pub mod guard;
 pub mod link;
+mod long;
 pub mod observe;
 pub mod openapi;
 pub mod pair;

@@ -9,6 +9,7 @@ use super::command::{Command, Commands, ExplainPacket, Reply};
 use super::extract::{Asked, Body, Caller, Failure, OfBackend, OfService};
 use super::gradual::ChangeOptions;
 use super::guard;
+use super::long::Long;
 use super::observe::{AskFlows, AskTrace, FlowsView};
 use super::openapi::{self, about};
 use super::peer::{Peer, Role, Who};
@@ -336,8 +337,9 @@ async fn status(Shared(state): Shared<State>) -> Answered<StatusView> {
     state.ask(Command::Status).await
 }
 
-async fn services(Shared(state): Shared<State>) -> Answered<Vec<ServiceView>> {
-    state.ask(Command::Services).await
+async fn services(Shared(state): Shared<State>) -> Result<Long<Vec<ServiceView>>, Failure> {
+    let Json(services) = state.ask(Command::Services).await?;
+    Long::of(services).await
 }
 
 async fn service(Shared(state): Shared<State>, OfService(name): OfService) -> Answered<ServiceView> {

@@ -34,7 +34,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -78,11 +78,10 @@ pub struct Engine {
     pub(super) asked: ChangeOptions,
     /// Who takes new flows, for slow starts.
     pub(super) watch: ramp::Watch,
-    /// Of what is in force, once somebody has asked for it.
-    pub(super) hashes: OnceLock<Hashes>,
+    pub(super) hashes: super::hashes::Hashes,
     pub(super) calm: super::sizes::Calm,
     /// Where the image has what, once a part of it was looked for.
-    index: Option<plan::Index>,
+    pub(super) index: Option<plan::Index>,
     /// Health as an earlier daemon left it in the maps, until the checks of this one have spoken.
     remembered: BTreeMap<TargetKey, (IpAddr, Health)>,
     pub(super) started: Instant,
@@ -97,15 +96,6 @@ pub struct Engine {
     pub(super) watchers: Watchers,
     /// Of the API over TCP, if it is on.
     pub(super) tls_door: Option<TlsDoor>,
-}
-
-/// Hashes over what is in force.
-#[derive(Debug, Clone)]
-pub(super) struct Hashes {
-    /// Of everything.
-    pub config: String,
-    /// Of the services alone: equal on both nodes of a pair.
-    pub services: String,
 }
 
 /// What the engine is made of.
@@ -159,7 +149,7 @@ impl Engine {
             passive: super::passive::Passive::default(),
             rings: maglev::Cache::default(),
             behind: true,
-            hashes: OnceLock::new(),
+            hashes: super::hashes::Hashes::default(),
             calm: super::sizes::Calm::default(),
             index: None,
             remembered: remembered(&image),
@@ -175,7 +165,7 @@ impl Engine {
         for record in engine.image.backends.values().filter(|r| r.entry.ifindex != 0) {
             engine.hops.insert(address_of(&record.entry), Ok(hop_of(&record.entry)));
         }
-        engine.kernel.settle_marks(&engine.image);
+        engine.kernel.settle_marks(&engine.image)?;
         engine.forget_strangers()?;
         // What happened to routes meanwhile nobody has told the program.
         engine.kernel.maps().nat().routes_changed();
@@ -192,7 +182,7 @@ impl Engine {
 
     /// See [`Engine::converge`], which takes the time.
     pub(super) fn carry_out(&mut self) -> Result<Vec<Action>, EngineError> {
-        self.hashes.take();
+        self.hashes.forget();
         self.index = None;
         let result = self.try_carry_out();
         self.behind = result.is_err();
@@ -419,6 +409,10 @@ impl Engine {
                 self.hops.insert(address, entry);
                 changed.insert(address);
             }
+        }
+        if many {
+            // One after the other they leave the tree's nodes half empty.
+            self.hops = std::mem::take(&mut self.hops).into_iter().collect();
         }
         if found > 0 {
             tracing::info!(count = found, "next hops found");

@@ -134,7 +134,6 @@ impl Engine {
         for action in actions {
             self.image.apply(action);
         }
-        self.walks.slots_changed();
         self.mirror.changed();
         self.tracking.note_part(&before, &rings(&self.image), Instant::now());
         Ok(())

@@ -8,20 +8,16 @@ use crate::{
         gradual::{ChangeOptions, DrainView, GradualCommand, GradualView, RampView},
     },
     dataplane::tracked_flows,
+    events::unix_ms,
     model::{Admin, BackendName, Health, ServiceName},
     plan,
     ramp::{Cause, Ramp, WHOLE},
     state::{EffectiveBackend, EffectiveService},
 };
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// So long after somebody last asked how a drain goes, flow tables are walked through often.
 const WATCHED: Duration = Duration::from_secs(5);
-
-/// Milliseconds since 1970 (UTC).
-pub(super) fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
-}
 
 impl Engine {
     /// Carries out one command about gradual changes and answers it.

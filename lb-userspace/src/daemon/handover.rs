@@ -179,7 +179,7 @@ impl Engine {
 
     pub(super) fn link_view(&mut self) -> SyncView {
         let Some(link) = self.pair.handover.link.clone() else { return SyncView::default() };
-        let own = self.hashes().services.clone();
+        let own = self.hashes().services;
         let seen = link.view();
         let peers = seen.peers.into_iter().map(|peer| PeerView {
             name: peer.name.to_string(),

@@ -26,6 +26,7 @@ mod flows;
 mod foresee;
 mod gradual;
 mod handover;
+mod hashes;
 mod headers;
 mod held;
 mod listing;

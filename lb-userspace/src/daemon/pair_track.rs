@@ -64,7 +64,7 @@ impl Engine {
     /// What is known of the peer's configuration: the hash of its services ([`crate::config::Config::shared_hash`] of
     /// what is in force there), `None` while the peer is not connected. It counts where `track_peer_config` says so.
     pub fn peer_configuration(&mut self, theirs: Option<&str>) {
-        let ours = self.hashes().services.clone();
+        let ours = self.hashes().services;
         self.pair.peer_differs = theirs
             .filter(|theirs| **theirs != ours)
             .map(|theirs| format!("the peer has other services in force (hash {theirs}, here {ours})"));

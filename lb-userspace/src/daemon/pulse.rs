@@ -20,9 +20,6 @@ impl Engine {
     /// Counts a change of the maps; `None` for one that failed.
     pub(super) fn converged(&mut self, took: Duration, actions: Option<&[Action]>) {
         self.instruments.pulse.converged(took, actions);
-        // A failed one may have got half of the way.
-        self.walks.converged += 1;
-        self.walks.slots_changed();
     }
 
     /// Does a piece of the loop's work and takes the time.

@@ -381,7 +381,7 @@ impl Engine {
             let _ = reply.send(result.map_err(Into::into));
         }
         match command {
-            Command::Status(reply) => send(reply, self.status()),
+            Command::Status(reply) => self.begin_status(reply),
             Command::Services(reply) => self.begin_walk(reply),
             Command::Drops(reply) => send(reply, self.drops()),
             Command::Config(reply) => send(reply, Ok::<_, CommandError>(self.config_view())),

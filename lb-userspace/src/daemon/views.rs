@@ -1,11 +1,6 @@
 //! What the control API and the metrics show of the engine.
 
-use super::{
-    engine::{Engine, Hashes},
-    entries::address_of,
-    sessions::Obstacle,
-    walk::Census,
-};
+use super::{engine::Engine, entries::address_of, hashes::Made, sessions::Obstacle, walk::Census};
 use crate::{
     config::Origin as ConfigOrigin,
     control::api::{
@@ -45,7 +40,7 @@ impl<I: Iterator<Item = Result<Stats, DataplaneError>>> SumStats for I {
 impl Engine {
     pub(super) fn status(&mut self) -> Result<StatusView, CommandError> {
         let failed = |error: crate::dataplane::DataplaneError| CommandError::Failed(error.to_string());
-        let Hashes { config: config_hash, services: services_hash } = self.hashes().clone();
+        let Made { config: config_hash, services: services_hash } = self.hashes();
         let link = self.link_warnings();
         let interfaces = self
             .config
@@ -101,16 +96,6 @@ impl Engine {
                 exhausted: s.exhausted,
                 full: s.full,
             })?,
-        })
-    }
-
-    /// Hashes over what is in force, runtime changes included. Made once for each state: they look at every setting.
-    pub(super) fn hashes(&self) -> &Hashes {
-        self.hashes.get_or_init(|| {
-            let mut config = self.config.without_services();
-            config.services = self.effective.services.iter().map(|s| s.spec.clone()).collect();
-            config.firewall = self.firewall.hashed(&config.firewall, self.changes.lists());
-            Hashes { config: config.hash(), services: config.shared_hash() }
         })
     }
 
@@ -234,7 +219,8 @@ impl Engine {
             .collect()
     }
 
-    pub(super) fn config_view(&self) -> ConfigView {
+    pub(super) fn config_view(&mut self) -> ConfigView {
+        let hash = self.hashes().config;
         let mut effective = self.config.without_services();
         effective.origins = self.config.origins.clone();
         effective.services = self.effective.services.iter().map(|s| s.spec.clone()).collect();
@@ -307,7 +293,7 @@ impl Engine {
             places.remove(&setting.key);
         }
         let file = self.config_file.display().to_string();
-        ConfigView { file, hash: self.hashes().config.clone(), settings, places }
+        ConfigView { file, hash, settings, places }
     }
 
     /// Every address in the image, for `explain`.

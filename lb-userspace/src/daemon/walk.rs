@@ -1,17 +1,17 @@
-//! All services with their counters, for a scrape or a list: read a part at a time, so that thousands of them do not
-//! keep packets' neighbours, health and changes waiting.
+//! What looks at every service: all of them with their counters, for a scrape or a list, and the hash over their settings. Done a
+//! part at a time, so that thousands of them do not keep packets' neighbours, health and changes waiting.
 
 use super::engine::Engine;
 use crate::{
     control::{
-        api::{ServiceView, SlotsView},
+        api::{ServiceView, SlotsView, StatusView},
         command::{CommandError, Reply},
     },
     health::TargetKey,
-    plan,
+    plan::{self, Index, Ring},
     state::EffectiveService,
 };
-use lb_common::abi::{Slot, SlotState};
+use lb_common::abi::SlotState;
 use std::{
     collections::{HashMap, VecDeque},
     time::{Duration, Instant},
@@ -20,13 +20,10 @@ use std::{
 /// One part takes at least one service and then not longer than this.
 const PART: Duration = Duration::from_millis(1);
 
-/// Those that wait for their list, and what finds ids quickly.
+/// Those that wait for their answer.
 #[derive(Debug, Default)]
 pub(super) struct Walks {
     waiting: VecDeque<Walk>,
-    index: Index,
-    /// Changes of the maps so far.
-    pub converged: u64,
     census: HashMap<u32, Census>,
 }
 
@@ -34,17 +31,14 @@ pub(super) struct Walks {
 /// established ones are still with it. Rings have thousands, and change seldom.
 #[derive(Debug, Default)]
 pub(super) struct Census {
+    /// What was counted.
+    ring: Ring,
     pub(super) slots: SlotsView,
     pub(super) owned: Vec<(u32, u32)>,
     pub(super) leaving: Vec<(u32, u32)>,
 }
 
 impl Walks {
-    /// Rings were written; whatever was counted is void.
-    pub(super) fn slots_changed(&mut self) {
-        self.census.clear();
-    }
-
     /// As it was counted for the row.
     pub(super) fn census(&self, service: u32) -> Option<&Census> {
         self.census.get(&service)
@@ -52,68 +46,96 @@ impl Walks {
 }
 
 #[derive(Debug)]
-struct Walk {
-    reply: Reply<Vec<ServiceView>>,
-    rows: Vec<ServiceView>,
+enum Walk {
+    Services { reply: Reply<Vec<ServiceView>>, rows: Vec<ServiceView> },
+    Status(Reply<StatusView>),
 }
 
-/// Ids of the image, by name; made anew after the image was.
-#[derive(Debug, Default)]
-struct Index {
-    made: Option<u64>,
-    /// One of each part.
-    services: HashMap<String, Vec<u32>>,
-    /// Service and backend, sorted.
-    backends: Vec<(u32, u32)>,
+impl Walk {
+    /// Nobody waits for it any more.
+    fn is_vain(&self) -> bool {
+        match self {
+            Self::Services { reply, .. } => reply.is_closed(),
+            Self::Status(reply) => reply.is_closed(),
+        }
+    }
 }
 
 impl Engine {
     /// Lists all services; few of them at once, many over several turns of the loop.
     pub(super) fn begin_walk(&mut self, reply: Reply<Vec<ServiceView>>) {
-        self.walks.waiting.push_back(Walk { reply, rows: Vec::new() });
+        self.walks.waiting.push_back(Walk::Services { reply, rows: Vec::new() });
         self.walk();
+    }
+
+    /// Tells the status: at once where the hash in it is known.
+    pub(super) fn begin_status(&mut self, reply: Reply<StatusView>) {
+        if self.make_hashes(|| false) {
+            drop(reply.send(self.status()));
+        } else {
+            // Before the lists: somebody may only want to know whether the daemon is well.
+            self.walks.waiting.push_front(Walk::Status(reply));
+            self.walk();
+        }
     }
 
     pub(super) fn is_walking(&self) -> bool {
         !self.walks.waiting.is_empty()
     }
 
-    /// The next part of the oldest list.
+    /// The next part of what has waited longest.
     pub(super) fn walk(&mut self) {
-        let Some(mut walk) = self.walks.waiting.pop_front() else { return };
-        if walk.reply.is_closed() {
-            return;
-        }
-        match self.more(&mut walk.rows) {
-            Ok(true) => drop(walk.reply.send(Ok(walk.rows))),
-            Ok(false) => self.walks.waiting.push_front(walk),
-            Err(error) => drop(walk.reply.send(Err(error))),
+        let Some(walk) = self.walks.waiting.pop_front().filter(|walk| !walk.is_vain()) else { return };
+        let begun = Instant::now();
+        match walk {
+            Walk::Status(reply) => {
+                if self.make_hashes(|| begun.elapsed() < PART) {
+                    drop(reply.send(self.status()));
+                } else {
+                    self.walks.waiting.push_front(Walk::Status(reply));
+                }
+            }
+            Walk::Services { reply, mut rows } => match self.more(&mut rows, begun) {
+                Ok(true) => {
+                    self.walks.census.retain(|id, _| self.image.rings.contains_key(id));
+                    drop(reply.send(Ok(rows)));
+                }
+                Ok(false) => self.walks.waiting.push_front(Walk::Services { reply, rows }),
+                Err(error) => drop(reply.send(Err(error))),
+            },
         }
     }
 
     /// Adds rows; true if these are all.
-    fn more(&mut self, rows: &mut Vec<ServiceView>) -> Result<bool, CommandError> {
-        self.index();
-        let begun = Instant::now();
+    fn more(&mut self, rows: &mut Vec<ServiceView>, begun: Instant) -> Result<bool, CommandError> {
+        self.index.get_or_insert_with(|| Index::of(&self.image));
         let services = &self.effective.services;
         let mut at = match rows.last() {
             None => 0,
-            Some(last) => match services.iter().position(|s| s.spec.name.as_str() == last.name) {
-                Some(at) => at + 1,
-                // The configuration is another one by now.
-                None => {
-                    rows.clear();
-                    0
-                }
-            },
+            // Mostly where it was when this row was made.
+            Some(last) if services.get(rows.len() - 1).is_some_and(|s| s.spec.name.as_str() == last.name) => {
+                rows.len()
+            }
+            // The configuration is another one by now.
+            Some(_) => {
+                rows.clear();
+                0
+            }
         };
         while let Some(service) = self.effective.services.get(at) {
-            for id in self.walks.index.services.get(service.spec.name.as_str()).into_iter().flatten() {
-                if let Some(ring) = self.image.rings.get(id) {
-                    self.walks.census.entry(*id).or_insert_with(|| count(ring));
+            let parts: Vec<u32> = self
+                .index
+                .iter()
+                .flat_map(|index| index.services(service.spec.name.as_str()))
+                .collect();
+            for id in &parts {
+                if let Some(ring) = self.image.rings.get(id)
+                    && !self.walks.census.get(id).is_some_and(|census| census.ring.is_same(ring))
+                {
+                    self.walks.census.insert(*id, count(ring));
                 }
             }
-            rows.push(self.row(service)?);
+            rows.push(self.row(service, &parts)?);
             at += 1;
             if begun.elapsed() >= PART {
                 break;
@@ -122,46 +144,29 @@ impl Engine {
         Ok(at >= self.effective.services.len())
     }
 
-    /// The index must be of the present image.
-    fn row(&self, service: &EffectiveService) -> Result<ServiceView, CommandError> {
-        let index = &self.walks.index;
-        let parts = index.services.get(service.spec.name.as_str()).map_or(&[][..], Vec::as_slice);
+    /// `parts`: its ids in the maps.
+    fn row(&self, service: &EffectiveService, parts: &[u32]) -> Result<ServiceView, CommandError> {
         let mut ids: HashMap<&str, Vec<u32>> = HashMap::new();
-        for (_, backend) in parts.iter().flat_map(|id| index.backends_of(*id)) {
-            if let Some(record) = self.image.backends.get(backend) {
-                ids.entry(plan::name_of(&record.identity)).or_default().push(*backend);
+        let backends = |id: &u32| self.index.iter().flat_map(|index| index.backends(*id)).collect::<Vec<_>>();
+        for backend in parts.iter().flat_map(backends) {
+            if let Some(record) = self.image.backends.get(&backend) {
+                ids.entry(plan::name_of(&record.identity)).or_default().push(backend);
             }
         }
         let reasons = service
             .backends
             .iter()
             .filter_map(|backend| {
-                let key =
-                    TargetKey { service: service.spec.name.clone(), backend: backend.spec.name.clone() };
+                let key = TargetKey::of(&service.spec.name, &backend.spec.name);
                 let reason = self.health_task.status(&key)?.reason();
                 Some((key, reason))
             })
             .collect();
         self.service(service, parts, &ids, &reasons)
     }
-
-    fn index(&mut self) {
-        let (image, walks) = (&self.image, &mut self.walks);
-        if walks.index.made == Some(walks.converged) {
-            return;
-        }
-        let mut services: HashMap<String, Vec<u32>> = HashMap::with_capacity(image.services.len());
-        for (id, record) in &image.services {
-            services.entry(plan::name_of(&record.identity).to_owned()).or_default().push(*id);
-        }
-        let mut backends: Vec<(u32, u32)> =
-            image.backends.iter().map(|(id, record)| (record.entry.service, *id)).collect();
-        backends.sort_unstable();
-        walks.index = Index { made: Some(walks.converged), services, backends };
-    }
 }
 
-fn count<'a>(ring: impl IntoIterator<Item = &'a Slot>) -> Census {
+fn count(ring: &Ring) -> Census {
     let mut slots = SlotsView::default();
     let mut owned: HashMap<u32, u32> = HashMap::new();
     let mut leaving: HashMap<u32, u32> = HashMap::new();
@@ -177,28 +182,10 @@ fn count<'a>(ring: impl IntoIterator<Item = &'a Slot>) -> Census {
             SlotState::Tracked => slots.tracked += 1,
         }
     }
-    Census { slots, owned: owned.into_iter().collect(), leaving: leaving.into_iter().collect() }
-}
-
-impl Index {
-    fn backends_of(&self, service: u32) -> &[(u32, u32)] {
-        let from = self.backends.partition_point(|(of, _)| *of < service);
-        let to = from + self.backends[from..].partition_point(|(of, _)| *of == service);
-        &self.backends[from..to]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_backends_of_a_service_are_found_in_the_sorted_list() {
-        let index = Index { backends: vec![(1, 4), (1, 9), (3, 2), (7, 1)], ..Index::default() };
-        assert_eq!(index.backends_of(1), [(1, 4), (1, 9)]);
-        assert_eq!(index.backends_of(3), [(3, 2)]);
-        assert_eq!(index.backends_of(7), [(7, 1)]);
-        assert_eq!(index.backends_of(2), []);
-        assert_eq!(index.backends_of(8), []);
+    Census {
+        ring: ring.clone(),
+        slots,
+        owned: owned.into_iter().collect(),
+        leaving: leaving.into_iter().collect(),
     }
 }

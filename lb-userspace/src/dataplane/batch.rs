@@ -24,6 +24,16 @@ const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
 /// Entries asked for at once; more than any bucket of our maps will ever hold.
 const BATCH: usize = 4096;
 
+/// The system call.
+fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<()> {
+    // SAFETY: `attr` is one of the two structures of this file, as long as is said; the pointers in it are to live buffers of the
+    // sizes of the map's keys and values, times the count, of which the kernel writes no more.
+    match unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) } {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Calls `visit` with every key and value. Entries that come or go meanwhile may be seen or missed; one that
 /// stays is seen.
 ///
@@ -48,16 +58,12 @@ pub(super) fn for_each<K: aya::Pod + Default, V: aya::Pod + Default>(
             map_fd: map.as_raw_fd() as u32,
             ..Attr::default()
         };
-        // SAFETY: all pointers are to live buffers of BATCH elements of the map's sizes, or to the cursors; the
-        // kernel writes at most `count` elements.
-        let result =
-            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attr, size_of::<Attr>()) };
-        let error = io::Error::last_os_error();
-        // ENOENT: these were the last.
-        let last = result < 0 && error.raw_os_error() == Some(libc::ENOENT);
-        if result < 0 && !last {
-            return Err(error);
-        }
+        let last = match bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) {
+            Ok(()) => false,
+            // These were the last.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) => return Err(error),
+        };
         let count = (attr.count as usize).min(BATCH);
         for (key, value) in keys[..count].iter().zip(&values[..count]) {
             visit(key, value);
@@ -87,12 +93,7 @@ pub(super) fn insert<K: aya::Pod, V: aya::Pod>(
             map_fd: map.as_raw_fd() as u32,
             ..Attr::default()
         };
-        // SAFETY: the pointers are to live slices of `count` elements of the map's sizes, which the kernel reads.
-        let result =
-            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_BATCH, &raw mut attr, size_of::<Attr>()) };
-        if result < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        bpf(BPF_MAP_UPDATE_BATCH, &mut attr)?;
     }
     Ok(())
 }
@@ -110,10 +111,7 @@ pub(super) fn insert_bytes(map: BorrowedFd<'_>, keys: &[u32], values: &[u8]) -> 
         map_fd: map.as_raw_fd() as u32,
         ..Attr::default()
     };
-    // SAFETY: the pointers are to live slices of `count` keys and values, which the kernel reads.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_BATCH, &raw mut attr, size_of::<Attr>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    bpf(BPF_MAP_UPDATE_BATCH, &mut attr)
 }
 
 /// Removes entries; those that are not there are fine.
@@ -129,16 +127,13 @@ pub(super) fn remove<K: aya::Pod>(map: BorrowedFd<'_>, keys: &[K]) -> io::Result
             map_fd: map.as_raw_fd() as u32,
             ..Attr::default()
         };
-        // SAFETY: the pointer is to a live slice of at least `count` keys of the map's size, which the kernel reads.
-        let result =
-            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_DELETE_BATCH, &raw mut attr, size_of::<Attr>()) };
-        let error = io::Error::last_os_error();
+        let result = bpf(BPF_MAP_DELETE_BATCH, &mut attr);
         let done = (attr.count as usize).min(asked);
-        left = match (result, error.raw_os_error()) {
-            (0.., _) => &left[asked..],
+        left = match result {
+            Ok(()) => &left[asked..],
             // The one after those that were removed was not there.
-            (_, Some(libc::ENOENT)) if done < asked => &left[done + 1..],
-            _ => return Err(error),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) && done < asked => &left[done + 1..],
+            Err(error) => return Err(error),
         };
     }
     Ok(())
@@ -171,13 +166,9 @@ pub(super) fn take<K: aya::Pod, V: aya::Pod + Default>(
         value: &raw mut value as u64,
         flags: 0,
     };
-    // SAFETY: key and value are live and of the map's sizes; the kernel writes the value only.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_AND_DELETE_ELEM, &raw mut attr, size_of::<ElementAttr>())
-    };
-    match io::Error::last_os_error() {
-        _ if result == 0 => Ok(Some(value)),
-        error if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-        error => Err(error),
+    match bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attr) {
+        Ok(()) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
     }
 }

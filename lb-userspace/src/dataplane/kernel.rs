@@ -149,8 +149,8 @@ impl Kernel {
     }
 
     /// Marks are made from the prefixes in the maps: a daemon that died between the two left them apart.
-    pub fn settle_marks(&self, image: &Image) {
-        self.maps.settle_marks(image);
+    pub fn settle_marks(&self, image: &Image) -> Result<(), DataplaneError> {
+        self.maps.settle_marks(image)
     }
 
     /// Replaces the maps that are too small by larger copies, and the program by one that reads them,

@@ -2,7 +2,8 @@
 
 use super::{
     DataplaneError, batch,
-    maps::{Mapped, mapped},
+    maps::{Mapped, mapped, windowed},
+    window::Windowed,
 };
 use crate::{
     model::{Prefixes, Verdict},
@@ -15,7 +16,10 @@ use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 /// A trie, by its descriptor: aya has no batches.
@@ -113,8 +117,8 @@ pub(super) struct Lists {
     allow4: Trie,
     allow6: Trie,
     regions4: Mapped,
-    marks4: Mapped,
-    marks6: Mapped,
+    marks4: Windowed,
+    marks6: Windowed,
     limits: Mapped,
     control: Arc<Mapped>,
 }
@@ -127,8 +131,8 @@ impl Lists {
             allow4: Trie::take(ebpf, "ALLOWED4")?,
             allow6: Trie::take(ebpf, "ALLOWED6")?,
             regions4: mapped(ebpf, "REGIONS4")?,
-            marks4: mapped(ebpf, "MARKS4")?,
-            marks6: mapped(ebpf, "MARKS6")?,
+            marks4: windowed(ebpf, "MARKS4")?,
+            marks6: windowed(ebpf, "MARKS6")?,
             limits: mapped(ebpf, "LIMITS")?,
             control,
         })
@@ -158,7 +162,7 @@ impl Lists {
 
     /// Writes the marks that belong to a deny list, where they differ: one word at a time, each at once. What the old
     /// list and the new one agree on holds in between: the bits for it are the same in both, or lead to the trie.
-    pub(super) fn write_marks(&self, denied: &Prefixes) {
+    pub(super) fn write_marks(&self, denied: &Prefixes) -> Result<(), DataplaneError> {
         let (marks6, short) = plan::marks6(denied);
         let switch = |on: bool| {
             // The flags are the first half of the first word. Others of them are not ours.
@@ -176,17 +180,22 @@ impl Lists {
         }
         let marks4 = plan::marks4(denied);
         let regions4 = plan::regions4(&marks4);
-        for (map, words) in [(&self.regions4, regions4), (&self.marks4, marks4), (&self.marks6, marks6)] {
-            for (index, word) in words.into_iter().enumerate() {
-                let place = map.word(index as u32, 0);
-                if place.load(Ordering::Relaxed) != word {
-                    place.store(word, Ordering::Release);
-                }
+        let write = |place: &AtomicU64, word: u64| {
+            if place.load(Ordering::Relaxed) != word {
+                place.store(word, Ordering::Release);
             }
+        };
+        for (index, word) in (0..).zip(regions4) {
+            write(self.regions4.word(index, 0), word);
+        }
+        for (map, words) in [(&self.marks4, marks4), (&self.marks6, marks6)] {
+            let window = map.at(0, map.len)?;
+            window.words().iter().zip(words).for_each(|(place, word)| write(place, word));
         }
         if !short {
             switch(false);
         }
+        Ok(())
     }
 
     pub(super) fn apply(&self, action: &ListAction) -> Result<(), DataplaneError> {
@@ -195,7 +204,7 @@ impl Lists {
                 for entries in plan::list_added(old, new) {
                     self.insert_denied(&entries)?;
                 }
-                self.write_marks(new);
+                self.write_marks(new)?;
                 let [exceptions, denied] = plan::list_removed(old, new);
                 self.remove_denied(&denied)?;
                 self.remove_denied(&exceptions)

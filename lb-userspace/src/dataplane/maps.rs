@@ -164,7 +164,7 @@ pub(super) fn mapped(ebpf: &mut Ebpf, name: &'static str) -> Result<Mapped, Data
     }
 }
 
-fn windowed(ebpf: &mut Ebpf, name: &'static str) -> Result<Windowed, DataplaneError> {
+pub(super) fn windowed(ebpf: &mut Ebpf, name: &'static str) -> Result<Windowed, DataplaneError> {
     match ebpf.take_map(name) {
         Some(Map::Array(data)) => Windowed::new(name, data),
         _ => panic!("the program has no array {name}: abi and program differ"),
@@ -256,8 +256,8 @@ impl Maps {
         Ok(image)
     }
 
-    pub(super) fn settle_marks(&self, image: &Image) {
-        self.lists.write_marks(&image.denied);
+    pub(super) fn settle_marks(&self, image: &Image) -> Result<(), DataplaneError> {
+        self.lists.write_marks(&image.denied)
     }
 
     /// The maps of NAT.

@@ -23,9 +23,10 @@
 //!
 //! Everything is O(log n) per check.
 
+use indexmap::IndexMap;
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::BinaryHeap,
     time::{Duration, Instant},
 };
 
@@ -45,7 +46,7 @@ pub struct Id(u64);
 #[derive(Debug, Default)]
 pub struct Schedule {
     next_id: u64,
-    entries: HashMap<Id, Entry>,
+    entries: IndexMap<Id, Entry>,
     /// The due time of every waiting target, and stale pairs of removed ones.
     heap: BinaryHeap<Reverse<(Instant, Id)>>,
 }
@@ -125,7 +126,7 @@ impl Schedule {
 
     /// Forgets a target, running or not.
     pub fn remove(&mut self, id: Id) {
-        self.entries.remove(&id);
+        self.entries.swap_remove(&id);
         // Stale pairs lie in the heap until they are due; with long intervals and frequent changes they
         // would pile up.
         if self.heap.len() > 2 * self.entries.len() + 64 {
@@ -224,6 +225,7 @@ fn mix(seed: u64) -> u64 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::HashMap;
 
     const SECOND: Duration = Duration::from_secs(1);
     const MS: Duration = Duration::from_millis(1);

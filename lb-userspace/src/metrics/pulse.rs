@@ -119,6 +119,9 @@ impl LoopMetrics {
                 Action::Slots { words, .. } => {
                     words.iter().filter(|(_, old, new)| old.owner() != new.owner()).count()
                 }
+                Action::Ring { old: Some(old), new: Some(new), .. } => {
+                    old.iter().zip(new).filter(|(old, new)| old.owner() != new.owner()).count()
+                }
                 _ => 0,
             })
             .sum();

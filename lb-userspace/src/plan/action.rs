@@ -26,7 +26,7 @@ pub enum Action {
         service: u32,
         words: Vec<(u32, Slot, Slot)>,
     },
-    /// The whole ring of a service that is new or gone, at its place in the ring array.
+    /// The whole ring of a service that is new or gone, or of which much changes, at its place in the ring array.
     Ring {
         service: u32,
         base: u32,
@@ -164,6 +164,13 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Action> {
         if before.is_same(after) {
             continue;
         }
+        let differing = before.iter().zip(after).filter(|(old, new)| old != new).count();
+        if differing > MANY && before.len() == after.len() {
+            // A list of thousands of words takes six times the memory of both rings, and thousands of services may change at once.
+            let (old, new) = (Some(before.clone()), Some(after.clone()));
+            actions.push(Action::Ring { service: *id, base, old, new });
+            continue;
+        }
         let words: Vec<_> = (base..)
             .zip(after)
             .enumerate()
@@ -205,6 +212,9 @@ pub fn diff(old: &Image, new: &Image) -> Vec<Action> {
     actions.extend(lists_gone);
     actions
 }
+
+/// Words of one ring that are written one by one at most.
+const MANY: usize = 256;
 
 pub(super) type Changes<K, V> = Vec<(K, Option<V>, Option<V>)>;
 

@@ -26,8 +26,8 @@ pub struct Part {
 /// Where an image has what: services by name, backends by service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Index {
-    /// By name and part.
-    services: HashMap<(String, u32), u32>,
+    /// By name: part and id.
+    services: HashMap<String, Vec<(u32, u32)>>,
     backends: HashMap<u32, BTreeSet<u32>>,
 }
 
@@ -35,13 +35,30 @@ impl Index {
     /// Of a whole image.
     #[must_use]
     pub fn of(image: &Image) -> Self {
-        let name = |record: &ServiceRecord| (name_of(&record.identity).to_owned(), record.identity.port);
-        let services = image.services.iter().map(|(id, record)| (name(record), *id)).collect();
+        let mut services: HashMap<String, Vec<(u32, u32)>> = HashMap::with_capacity(image.services.len());
+        for (id, record) in &image.services {
+            let part = (record.identity.port, *id);
+            services.entry(name_of(&record.identity).to_owned()).or_default().push(part);
+        }
         let mut index = Self { services, backends: HashMap::with_capacity(image.services.len()) };
         for (id, record) in &image.backends {
             index.backends.entry(record.entry.service).or_default().insert(*id);
         }
         index
+    }
+
+    /// The service of a name: one of each part.
+    pub fn services(&self, name: &str) -> impl Iterator<Item = u32> {
+        self.services.get(name).into_iter().flatten().map(|(_, id)| *id)
+    }
+
+    fn part(&self, name: &str, part: u32) -> Option<u32> {
+        self.services.get(name)?.iter().find(|(number, _)| *number == part).map(|(_, id)| *id)
+    }
+
+    /// The backends of a service.
+    pub fn backends(&self, service: u32) -> impl Iterator<Item = u32> {
+        self.backends.get(&service).into_iter().flatten().copied()
     }
 
     /// Takes note of an action of a part.
@@ -74,9 +91,7 @@ impl Part {
         avoid: &BTreeSet<u32>,
         rings: &mut maglev::Cache,
     ) -> Option<Self> {
-        let id = |service: &WantedService| {
-            index.services.get(&(service.spec.name.as_str().to_owned(), service.part)).copied()
-        };
+        let id = |service: &WantedService| index.part(service.spec.name.as_str(), service.part);
         let ids = touched.iter().map(id).collect::<Option<BTreeSet<u32>>>()?;
         let mut before = extract(observed, index, &ids);
         let known = KnownIds::of(&before);

@@ -5,8 +5,8 @@ use std::{fmt, ops::Index, sync::Arc};
 
 /// A ring's words. Cloning shares them.
 ///
-/// At most 256 different words are kept once each, with a byte a slot; more, as after a long history of changes (each
-/// counts in its slot's epoch), are kept as they are.
+/// At most 256 different words are kept once each, with a byte a slot, and up to 16 with half a byte; more, as after a long
+/// history of changes (each counts in its slot's epoch), are kept as they are.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ring(Arc<Words>);
 
@@ -15,9 +15,44 @@ enum Words {
     /// The words in the order in which they first occur, so that equal rings are equal here; and which one each slot holds.
     Packed {
         palette: Box<[Slot]>,
-        places: Box<[u8]>,
+        places: Places,
     },
     Plain(Box<[Slot]>),
+}
+
+/// Places in a palette, slot by slot.
+#[derive(PartialEq, Eq)]
+enum Places {
+    /// Of a palette of 16 words at most: the lower half of a byte is the earlier slot's.
+    Halves { len: usize, pairs: Box<[u8]> },
+    /// Of a larger one.
+    Bytes(Box<[u8]>),
+}
+
+impl Places {
+    fn new(places: &[u8], words: usize) -> Self {
+        if words > 16 {
+            return Self::Bytes(places.into());
+        }
+        let pairs = places.chunks(2).map(|pair| pair[0] | pair.get(1).map_or(0, |place| place << 4));
+        Self::Halves { len: places.len(), pairs: pairs.collect() }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Halves { len, .. } => *len,
+            Self::Bytes(places) => places.len(),
+        }
+    }
+
+    fn get(&self, at: usize) -> Option<usize> {
+        match self {
+            Self::Halves { len, pairs } => {
+                (at < *len).then(|| usize::from(pairs[at / 2] >> (at % 2 * 4) & 15))
+            }
+            Self::Bytes(places) => places.get(at).map(|place| usize::from(*place)),
+        }
+    }
 }
 
 impl Ring {
@@ -39,7 +74,7 @@ impl Ring {
     #[must_use]
     pub fn get(&self, at: usize) -> Option<&Slot> {
         match &*self.0 {
-            Words::Packed { palette, places } => places.get(at).map(|place| &palette[usize::from(*place)]),
+            Words::Packed { palette, places } => places.get(at).map(|place| &palette[place]),
             Words::Plain(words) => words.get(at),
         }
     }
@@ -94,7 +129,8 @@ impl From<Vec<Slot>> for Ring {
                 None => return Self(Arc::new(Words::Plain(words.into()))),
             }
         }
-        Self(Arc::new(Words::Packed { palette: palette.words.into(), places: places.into() }))
+        let places = Places::new(&places, palette.words.len());
+        Self(Arc::new(Words::Packed { palette: palette.words.into(), places }))
     }
 }
 
@@ -209,7 +245,7 @@ mod tests {
 
     #[test]
     fn the_257th_word_still_fits() {
-        for count in [255, 256, 257, 300] {
+        for count in [1, 15, 16, 17, 255, 256, 257, 300] {
             let words: Vec<Slot> = (0..2 * count).map(|i| Slot(i % count)).collect();
             let ring = Ring::from(words.clone());
             assert!(ring.iter().eq(&words), "{count}");

@@ -4,7 +4,8 @@ use super::Engine;
 use crate::{
     config::Config,
     control::{api::ChangeView, gradual::PlanView},
-    daemon::{error::EngineError, gradual::unix_ms, tell},
+    daemon::{error::EngineError, tell},
+    events::unix_ms,
     model::{Admin, BackendName, ServiceName},
     plan::Action,
     state::{self, NewBackend, RuntimeChanges, Stamp, StateError},
@@ -163,7 +164,7 @@ impl Engine {
                 self.effective = state::apply(&self.config.services, &before);
                 self.unstore(&before);
                 self.changes = before;
-                self.hashes.take();
+                self.hashes.forget();
                 Err(error)
             }
         }

@@ -2,7 +2,8 @@
 
 use super::{Engine, Known};
 use crate::{
-    daemon::{error::EngineError, gradual::unix_ms},
+    daemon::error::EngineError,
+    events::unix_ms,
     health::{Target, TargetKey},
     model::{ServiceName, Via},
     plan::{self, Action, Index, Part, WantedBackend, WantedService},
@@ -25,7 +26,7 @@ impl Engine {
         &mut self,
         names: &BTreeSet<ServiceName>,
     ) -> Result<Vec<Action>, EngineError> {
-        self.hashes.take();
+        self.hashes.forget_services(&[]);
         let small = names.len() * SMALL <= self.config.services.len().max(SMALL);
         if !self.behind && small {
             let begun = Instant::now();
@@ -86,6 +87,7 @@ impl Engine {
         for (place, (service, stale)) in places.iter().zip(now) {
             before.push(self.effective.replace(*place, service, stale));
         }
+        self.hashes.forget_services(&places);
         self.put_part_in_force(&places, verdicts);
         self.mirror.changed();
         if places.iter().any(|place| self.effective.services[*place].spec.health.via == Via::Vip) {
@@ -138,12 +140,14 @@ impl Engine {
     pub(super) fn targets_of(&self, service: &EffectiveService) -> Vec<Target> {
         // They are checked alike.
         let spec = Arc::new(service.spec.health.clone());
+        let vips: Arc<[IpAddr]> =
+            if spec.via == Via::Vip { service.spec.addresses.as_slice().into() } else { Arc::default() };
         let target = |backend: &EffectiveBackend| {
             let port = spec.port.or(backend.spec.port).or(service.spec.port.single()).unwrap_or(0);
             Target {
                 key: TargetKey::of(&service.spec.name, &backend.spec.name),
                 address: SocketAddr::new(backend.spec.address, port),
-                vips: if spec.via == Via::Vip { service.spec.addresses.clone() } else { Vec::new() },
+                vips: Arc::clone(&vips),
                 spec: Arc::clone(&spec),
                 initial: self.health_of(&service.spec, &backend.spec),
             }

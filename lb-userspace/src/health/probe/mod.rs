@@ -48,13 +48,13 @@ impl From<SocketAddr> for Peer {
 pub enum Probe {
     Tcp,
     Http(Box<http::HttpProbe>),
-    Udp(UdpCheck),
+    Udp(Box<UdpCheck>),
     Icmp,
     Dns(Box<dns::DnsProbe>),
     Grpc(Box<grpc::GrpcProbe>),
-    Mysql(MysqlCheck),
-    Redis(RedisCheck),
-    Exec(ExecCheck),
+    Mysql(Box<MysqlCheck>),
+    Redis(Box<RedisCheck>),
+    Exec(Box<ExecCheck>),
 }
 
 impl Probe {
@@ -65,13 +65,13 @@ impl Probe {
             HealthCheck::None => None,
             HealthCheck::Tcp => Some(Self::Tcp),
             HealthCheck::Http(check) => Some(Self::Http(Box::new(http::HttpProbe::new(check, address)?))),
-            HealthCheck::Udp(check) => Some(Self::Udp(check.clone())),
+            HealthCheck::Udp(check) => Some(Self::Udp(Box::new(check.clone()))),
             HealthCheck::Icmp => Some(Self::Icmp),
             HealthCheck::Dns(check) => Some(Self::Dns(Box::new(dns::DnsProbe::new(check)?))),
             HealthCheck::Grpc(check) => Some(Self::Grpc(Box::new(grpc::GrpcProbe::new(check, address)?))),
-            HealthCheck::Mysql(check) => Some(Self::Mysql(check.clone())),
-            HealthCheck::Redis(check) => Some(Self::Redis(check.clone())),
-            HealthCheck::Exec(check) => Some(Self::Exec(check.clone())),
+            HealthCheck::Mysql(check) => Some(Self::Mysql(Box::new(check.clone()))),
+            HealthCheck::Redis(check) => Some(Self::Redis(Box::new(check.clone()))),
+            HealthCheck::Exec(check) => Some(Self::Exec(Box::new(check.clone()))),
         })
     }
 

@@ -20,6 +20,7 @@ use super::{
     via::VipWay,
 };
 use crate::model::{BackendName, Health, HealthSpec, ServiceName};
+use indexmap::IndexMap;
 use outbox::Outbox;
 use roster::{Applied, Job, Roster};
 use std::{
@@ -67,7 +68,7 @@ pub struct Target {
     /// The backend's address and port; `spec.port` replaces the port for the check.
     pub address: SocketAddr,
     /// Where not empty, the check goes to each of these addresses on the backend, by the [`VipWay`].
-    pub vips: Vec<IpAddr>,
+    pub vips: Arc<[IpAddr]>,
     pub spec: Arc<HealthSpec>,
     /// What is known of it, from before a restart for example; counts only when the target is new or
     /// has another address.
@@ -99,7 +100,7 @@ pub struct TargetStatus {
     pub since: Option<SystemTime>,
     pub last: LastResult,
     /// The last failed check since the target was added or its check was changed.
-    pub last_failure: Option<ProbeFailure>,
+    pub last_failure: Option<Arc<ProbeFailure>>,
 }
 
 /// The result of the last check.
@@ -110,9 +111,9 @@ pub enum LastResult {
     /// The first check has not ended.
     Waiting,
     Passed,
-    Failed(ProbeFailure),
+    Failed(Arc<ProbeFailure>),
     /// The check could not be run, which says nothing about the backend.
-    Inconclusive(ProbeFailure),
+    Inconclusive(Arc<ProbeFailure>),
 }
 
 impl TargetStatus {
@@ -278,10 +279,10 @@ impl HealthHandle {
 
 /// The statuses, shared with whoever asks; written only when one changes.
 #[derive(Debug, Default)]
-struct Board(Mutex<HashMap<TargetKey, Arc<TargetStatus>>>);
+struct Board(Mutex<IndexMap<TargetKey, Arc<TargetStatus>>>);
 
 impl Board {
-    fn lock(&self) -> MutexGuard<'_, HashMap<TargetKey, Arc<TargetStatus>>> {
+    fn lock(&self) -> MutexGuard<'_, IndexMap<TargetKey, Arc<TargetStatus>>> {
         // Every write is a whole insert or remove: what a panicking writer leaves is sound.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -364,7 +365,7 @@ impl Shell {
         let mut board = self.board.lock();
         for key in &applied.forget {
             self.outbox.forget(key);
-            board.remove(key);
+            board.swap_remove(key);
         }
         board.extend(applied.statuses);
         drop(board);

@@ -43,6 +43,16 @@ impl Outbox {
 
     /// The transition that has waited longest.
     pub(super) fn pop(&mut self) -> Option<HealthEvent> {
+        let event = self.next_event();
+        if self.waiting.is_empty() {
+            // There may have been as many as there are targets.
+            self.order = VecDeque::new();
+            self.waiting = HashMap::new();
+        }
+        event
+    }
+
+    fn next_event(&mut self) -> Option<HealthEvent> {
         while let Some((number, key)) = self.order.pop_front() {
             if self.waiting.get(&key).is_some_and(|(n, _)| *n == number) {
                 return self.waiting.remove(&key).map(|(_, event)| event);

@@ -10,8 +10,9 @@ use crate::{
     },
     model::{Health, HealthSpec},
 };
+use indexmap::IndexMap;
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     hash::{DefaultHasher, Hash, Hasher},
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -22,19 +23,18 @@ use std::{
 #[derive(Debug, Default)]
 pub(super) struct Roster {
     schedule: Schedule,
-    by_key: HashMap<TargetKey, Member>,
+    // A hash table of std keeps up to half of its places free, and these are large.
+    by_key: IndexMap<TargetKey, Member>,
     /// The targets in the schedule; those that are not checked are not here.
-    by_id: HashMap<Id, TargetKey>,
+    by_id: IndexMap<Id, TargetKey>,
 }
 
 #[derive(Debug)]
 struct Member {
-    /// Where it was said to be, without the check's own port.
-    address: SocketAddr,
-    vips: Vec<IpAddr>,
+    vips: Arc<[IpAddr]>,
     spec: Arc<HealthSpec>,
     state: fsm::State,
-    /// Shared with whoever shows it.
+    /// Shared with whoever shows it. Its address is where the target was said to be, without the check's own port.
     status: Arc<TargetStatus>,
     /// `None` where there is nothing to check, or nothing that could be sent.
     checked: Option<Checked>,
@@ -120,14 +120,14 @@ impl Roster {
     fn set(&mut self, target: &Target, now: Instant, wall: SystemTime, applied: &mut Applied) {
         let health = match self.by_key.get(&target.key) {
             Some(member)
-                if member.address == target.address
+                if member.status.address == target.address
                     && member.spec == target.spec
                     && member.vips == target.vips =>
             {
                 return;
             }
             // Another address is another server, of which nothing is known but what the caller says.
-            Some(member) if member.address != target.address => {
+            Some(member) if member.status.address != target.address => {
                 applied.forget.push(target.key.clone());
                 target.initial
             }
@@ -135,15 +135,15 @@ impl Roster {
             None => target.initial,
         };
         let old = self.remove(&target.key, applied);
-        let since = old.filter(|old| old.address == target.address).and_then(|old| old.status.since);
+        let since = old.filter(|old| old.status.address == target.address).and_then(|old| old.status.since);
         self.add(target, health, since, now, wall, applied);
     }
 
     fn remove(&mut self, key: &TargetKey, applied: &mut Applied) -> Option<Member> {
-        let member = self.by_key.remove(key)?;
+        let member = self.by_key.swap_remove(key)?;
         if let Some(Checked { id, .. }) = &member.checked {
             self.schedule.remove(*id);
-            self.by_id.remove(id);
+            self.by_id.swap_remove(id);
             applied.stop.push(*id);
         }
         Some(member)
@@ -178,15 +178,15 @@ impl Roster {
             }
             Err(failure) => {
                 tracing::error!(target = %key, "{failure}");
-                status.last = LastResult::Inconclusive(failure);
+                status.last = LastResult::Inconclusive(failure.into());
                 None
             }
         };
         let state = fsm::State::new(status.health);
         let status = Arc::new(status);
         applied.statuses.push((key.clone(), Arc::clone(&status)));
-        let (vips, spec) = (vips.clone(), Arc::clone(spec));
-        let member = Member { address: *address, vips, spec, state, status, checked };
+        let (vips, spec) = (Arc::clone(vips), Arc::clone(spec));
+        let member = Member { vips, spec, state, status, checked };
         self.by_key.insert(key.clone(), member);
     }
 
@@ -229,9 +229,9 @@ impl Roster {
         let (event, last) = match result {
             Ok(()) => (fsm::Event::Passed, LastResult::Passed),
             Err(failure) if failure.is_local() => {
-                (fsm::Event::Inconclusive, LastResult::Inconclusive(failure))
+                (fsm::Event::Inconclusive, LastResult::Inconclusive(failure.into()))
             }
-            Err(failure) => (fsm::Event::Failed, LastResult::Failed(failure)),
+            Err(failure) => (fsm::Event::Failed, LastResult::Failed(failure.into())),
         };
         let (state, transition) = member.state.step(event, Thresholds::from(&*member.spec));
         member.state = state;
@@ -242,7 +242,7 @@ impl Roster {
             let status = Arc::make_mut(&mut member.status);
             status.health = state.health;
             if let LastResult::Failed(failure) = &last {
-                status.last_failure = Some(failure.clone());
+                status.last_failure = Some(Arc::clone(failure));
             }
             status.last = last;
         }

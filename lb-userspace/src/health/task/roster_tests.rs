@@ -16,13 +16,13 @@ fn key(n: u16) -> TargetKey {
 fn target(n: u16, initial: Health) -> Target {
     let spec = HealthSpec { interval: INTERVAL, rise: 2, fall: 2, ..HealthSpec::default() };
     let address = SocketAddr::from(([127, 0, 0, 1], 8000 + n));
-    Target { key: key(n), address, vips: Vec::new(), spec: spec.into(), initial }
+    Target { key: key(n), address, vips: Arc::default(), spec: spec.into(), initial }
 }
 
 /// Each virtual address is checked at the port that is checked; other ones begin to count anew and keep the health.
 #[test]
 fn virtual_addresses_are_what_is_checked() {
-    let vips = |list: &[&str]| list.iter().map(|vip| vip.parse().unwrap()).collect::<Vec<IpAddr>>();
+    let vips = |list: &[&str]| list.iter().map(|vip| vip.parse().unwrap()).collect::<Arc<[IpAddr]>>();
     let mut via = Target { vips: vips(&["192.0.2.10", "2001:db8::10"]), ..target(1, Up) };
     let (mut bench, _) = Bench::new(&[via.clone(), target(2, Up)]);
     for _ in 0..4 {
@@ -38,7 +38,7 @@ fn virtual_addresses_are_what_is_checked() {
         bench.end(&job, Err(ProbeFailure::Refused));
     }
     assert_eq!(bench.roster.by_key[&key(1)].state.health, Down);
-    via.vips.pop();
+    via.vips = vips(&["192.0.2.10"]);
     let applied = bench.apply(&[via, target(2, Up)]);
     assert_eq!((applied.stop.len(), applied.forget.len()), (1, 0));
     assert_eq!(bench.roster.by_key[&key(1)].state, fsm::State::new(Down));

@@ -30,7 +30,7 @@ fn tcp(n: usize, address: SocketAddr) -> Target {
         fall: 3,
         ..HealthSpec::default()
     };
-    Target { key: key(n), address, vips: Vec::new(), spec: spec.into(), initial: Unknown }
+    Target { key: key(n), address, vips: Arc::default(), spec: spec.into(), initial: Unknown }
 }
 
 fn http(n: usize, address: SocketAddr) -> Target {
@@ -274,7 +274,10 @@ async fn a_panic_is_not_the_backends_fault() {
     assert!(shell.running.is_empty() && shell.outbox.is_empty());
     assert!(shell.roster.next_due().is_some(), "it is checked again");
     let status = shell.board.lock()[&key(1)].clone();
-    assert_eq!((status.health, status.last.clone()), (Up, LastResult::Inconclusive(ProbeFailure::Internal)));
+    assert_eq!(
+        (status.health, status.last.clone()),
+        (Up, LastResult::Inconclusive(ProbeFailure::Internal.into()))
+    );
 }
 
 /// Two thousand targets, half of them hanging: all are decided, and when they are removed nothing is

@@ -157,6 +157,8 @@ impl Engine {
         let gone: Vec<_> = self.destinations.keys().filter(|a| !wanted.contains(a)).copied().collect();
         gone.into_iter().for_each(|address| self.set_destination(address, false, now));
         wanted.iter().for_each(|address| self.set_destination(*address, true, now));
+        // One after the other they leave the tree's nodes half empty.
+        self.destinations = std::mem::take(&mut self.destinations).into_iter().collect();
     }
 
     /// Whether one destination is watched.
