@@ -9,6 +9,7 @@ use lb_ebpf::{emit, frame::Frame, observe};
 ///
 /// `frags`: jumbo frames come in several buffers; the headers lie in the first.
 #[xdp(frags)]
+#[inline(always)] // Out of line, as the compiler would have it from some size on, every packet pays for a call.
 pub fn lb(ctx: XdpContext) -> u32 {
     emit::handle(&mut Frame::new(ctx.ctx))
 }

@@ -21,6 +21,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+mod anew;
 mod across;
 mod garbage;
 mod pieces;
