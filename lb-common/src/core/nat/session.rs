@@ -152,7 +152,8 @@ fn find<T: NatTables>(
                     return None;
                 }
                 // The next SYN is compared with this one, which its backend may be about to answer.
-                *going = SessionOut { entry: entry.touched(tables.now_ns(), false).0, isn: going.isn, ..session };
+                *going =
+                    SessionOut { entry: entry.touched(tables.now_ns(), false).0, isn: going.isn, ..session };
                 tables.replace_session_out(key, going);
             } else if !begins || entry.is_closing() {
                 touch(&cell, entry, tables.now_ns(), closing(step, entry));
