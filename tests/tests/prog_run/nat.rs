@@ -21,8 +21,8 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-mod anew;
 mod across;
+mod anew;
 mod garbage;
 mod pieces;
 mod resets;
