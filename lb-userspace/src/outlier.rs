@@ -8,14 +8,18 @@
 
 use crate::model::{BackendName, PassiveSpec};
 use lb_common::abi::Signals;
+use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     time::{Duration, Instant},
 };
 
+mod kept;
 #[cfg(test)]
 mod tests;
+
+pub use kept::{Kept, KeptState, Moment};
 
 /// Standard deviations that a share may be off by chance.
 const DEVIATIONS: f64 = 3.0;
@@ -32,7 +36,8 @@ pub struct Observed {
 }
 
 /// What speaks against a backend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Sign {
     /// SYNs that nobody answered.
     Repeats,
@@ -57,7 +62,8 @@ impl Sign {
 }
 
 /// What was found of a backend, or of all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Finding {
     pub sign: Sign,
     pub failed: u32,

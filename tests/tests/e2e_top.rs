@@ -102,6 +102,12 @@ fn top_shows_what_happens_and_gives_the_terminal_back() -> Result<()> {
     assert_eq!(terminal.tmux(&["display", "-p", "#{alternate_on} #{cursor_flag}"]).trim(), "1 0");
     servers[1].kill();
     terminal.wait("- 1/2");
+    // A service without a backend, and again with both.
+    servers[0].kill();
+    terminal.wait("! down");
+    terminal.wait("! 0/2");
+    servers[0].start(&topology.lab)?;
+    terminal.wait("- 1/2");
     terminal.press(&["Enter"]);
     terminal.wait("! down");
     terminal.press(&["j", "Enter"]);

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 mod check;
 mod ci;
 mod disasm;
+mod fuzz;
 mod layers;
 mod process;
 mod setup;
@@ -65,6 +66,8 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Run the fuzz targets for a while; what they find is kept in target/fuzz/found
+    Fuzz(fuzz::Options),
     /// Format, lints, layers, and licences where cargo-deny is installed
     Check,
     /// Exactly what CI runs: set-up, check, build, test, other kernels, benchmark
@@ -110,6 +113,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Run(args) => tasks::run(&workspace, &args.playground, &args.lbd)?,
         Verb::Test { filter } => tasks::test(&workspace, &filter, false)?,
         Verb::Bench { args } => tasks::bench(&workspace, &args)?,
+        Verb::Fuzz(options) => fuzz::run(&workspace, &options)?,
         Verb::Check => check::run(&workspace)?,
         Verb::Ci => ci::run(&workspace)?,
         Verb::Vm(options) => return vm::run(&workspace, &options),

@@ -401,7 +401,8 @@ pub struct SessionOut {
     /// Source port towards the backend, as in the packet.
     pub port: [u8; 2],
     pub flags: u16,
-    pub pad: u32,
+    /// TCP: sequence number of the SYN that the session's connection began with.
+    pub isn: u32,
 }
 
 /// Value of `SESSIONS_BACK`, key: the flow as the backend answers it (source: the backend, IPv4 mapped).

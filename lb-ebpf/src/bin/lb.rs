@@ -9,7 +9,7 @@ use lb_ebpf::{emit, frame::Frame, observe};
 ///
 /// `frags`: jumbo frames come in several buffers; the headers lie in the first.
 #[xdp(frags)]
-#[inline(always)] // A frame of its own, even an empty one, takes 32 of the 512 bytes of stack of a chain of calls.
+#[inline(always)] // Out of line, as the compiler would have it from some size on, every packet pays for a call and 32 bytes of stack.
 pub fn lb(ctx: XdpContext) -> u32 {
     emit::handle(&mut Frame::new(ctx.ctx))
 }

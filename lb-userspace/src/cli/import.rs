@@ -1,22 +1,19 @@
 //! `lbctl import`.
 
-use super::parse;
+use super::{import_files, parse};
 use crate::import::{self, Kind, Options};
 use clap::ValueEnum;
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, Read as _, Write},
+    fs::OpenOptions,
+    io::{self, Write},
     net::IpAddr,
     path::{Path, PathBuf},
 };
 
-/// Largest file that is read, in bytes.
-const MAX_FILE: u64 = 64 << 20;
-
 pub const EXAMPLES: &str = "\
 Examples:
   lbctl import keepalived /etc/keepalived/keepalived.conf --interface eth0 -O /etc/lbd/lbd.toml
-  lbctl import haproxy /etc/haproxy/haproxy.cfg --address 192.0.2.10 > lbd.toml
+  lbctl import haproxy /etc/haproxy/haproxy.cfg /etc/haproxy/conf.d --address 192.0.2.10 > lbd.toml
   ipvsadm-save -n | lbctl import ipvsadm - --interface eth0
 
 What differs and what was left out is told on standard error and at the head of the new file, each with its line and
@@ -38,9 +35,11 @@ pub struct ImportOptions {
     /// Whose configuration it is
     #[arg(value_enum, value_name = "KIND")]
     pub source: Source,
-    /// The configuration; - is standard input
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
+    /// The configuration, in the order they are read if it is several files; - is standard input, a directory all its .cfg files
+    ///
+    /// What keepalived's files include is read too.
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
     /// Writes there, and not to standard output
     #[arg(short = 'O', long, value_name = "FILE")]
     pub out: Option<PathBuf>,
@@ -66,7 +65,7 @@ pub struct ImportOptions {
 pub enum ImportError {
     #[error("{path}: {source}", path = .path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("{path}: larger than 64 MiB: check that it is the right file", path = .path.display())]
+    #[error("{path}: more than 64 MiB or 4,096 files in all: check that it is the right file", path = .path.display())]
     TooLarge { path: PathBuf },
     #[error("{path} exists already: name another file, or replace it with --force", path = .path.display())]
     Exists { path: PathBuf },
@@ -83,20 +82,21 @@ pub fn run(options: &ImportOptions, err: &mut dyn Write) -> Result<String, Impor
         Source::Haproxy => Kind::Haproxy,
         Source::Ipvsadm => Kind::Ipvsadm,
     };
-    let (name, text) = read(&options.file)?;
+    let texts = import_files::read(kind, &options.files)?;
     let asked = Options {
         interfaces: options.interface.clone(),
         addresses: options.address.clone(),
         snat_addresses: options.snat_address.clone(),
         id: options.id.clone(),
     };
-    let made = import::import(kind, &name, &text, &asked);
+    let made = import::import_all(kind, &texts, &asked);
     let mut told = String::new();
     for remark in &made.remarks {
-        told += &format!("{name}: {remark}\n");
+        let (file, remark) = texts.tell(remark);
+        told += &format!("{file}: {remark}\n");
     }
     told += &format!(
-        "{name}: {} services with {} backends and {} virtual routers; {} remarks\n",
+        "{} services with {} backends and {} virtual routers; {} remarks\n",
         made.services,
         made.backends,
         made.vrrp,
@@ -108,23 +108,6 @@ pub fn run(options: &ImportOptions, err: &mut dyn Write) -> Result<String, Impor
         None => Ok(made.toml),
         Some(path) => write(path, &made.toml, options.force).map(|()| String::new()),
     }
-}
-
-fn read(path: &Path) -> Result<(String, String), ImportError> {
-    let failed = |source| ImportError::Read { path: path.to_owned(), source };
-    let mut bytes = Vec::new();
-    let name = if path == Path::new("-") {
-        io::stdin().lock().take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
-        "standard input".to_owned()
-    } else {
-        File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes)).map_err(failed)?;
-        path.display().to_string()
-    };
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(ImportError::TooLarge { path: path.to_owned() });
-    }
-    // Comments of old files are in any encoding.
-    Ok((name, String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// Writes a file that was not there, unless it is to be replaced.

@@ -9,6 +9,7 @@ pub mod decap;
 pub mod firewall;
 pub mod gradual;
 pub mod import;
+mod import_files;
 mod link;
 mod observe;
 pub mod pair;

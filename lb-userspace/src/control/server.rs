@@ -200,11 +200,14 @@ async fn connection(
     let app = TowerToHyperService::new(app);
     let streams = Arc::new(AtomicBool::new(false));
     let streaming = streams.clone();
+    let hang_up = super::watch::HangUp::default();
+    let line = hang_up.clone();
     let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
         if STREAMS.contains(&request.uri().path()) {
             streaming.store(true, Ordering::Relaxed);
         }
         request.extensions_mut().insert(peer.clone());
+        request.extensions_mut().insert(line.clone());
         app.call(request)
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -227,6 +230,8 @@ async fn connection(
             }
             return;
         }
+        // Its reader has been told, as far as it reads at all.
+        () = hang_up.0.notified() => return,
         () = stop => {}
         () = long => {}
     }

@@ -1,6 +1,6 @@
 //! The shell around [`crate::outlier`]: reads the signals out of the maps, and carries out ejections.
 
-use super::engine::Engine;
+use super::{ejections::Standing, engine::Engine};
 use crate::{
     control::passive::{EjectionView, PassiveView},
     dataplane::DataplaneError,
@@ -17,7 +17,7 @@ use std::{
 
 /// What is known of the services with passive health checks.
 #[derive(Debug, Default)]
-pub(super) struct Passive(BTreeMap<ServiceName, Watched>);
+pub(super) struct Passive(BTreeMap<ServiceName, Watched>, Standing);
 
 /// How long a client waits before it repeats its SYN (RFC 6298 section 2.1), and the time between two rounds.
 const REPETITION: Duration = Duration::from_secs(1);
@@ -91,6 +91,27 @@ impl Round {
 }
 
 impl Passive {
+    /// With detectors that go on where those of an earlier daemon ended.
+    pub(super) fn going_on(detectors: impl Iterator<Item = (ServiceName, Detector)>) -> Self {
+        let watched = detectors.map(|(name, detector)| (name, Watched { detector, ..Watched::default() }));
+        Self(watched.collect(), Standing::new())
+    }
+
+    pub(super) fn detectors(&self) -> impl Iterator<Item = (&ServiceName, &Detector)> {
+        self.0.iter().map(|(name, watched)| (name, &watched.detector))
+    }
+
+    /// What is worth to be written down.
+    pub(super) fn standing(&self) -> Standing {
+        let all = self.detectors().map(|(name, detector)| (name.clone(), detector.standing()));
+        all.filter(|(_, standing)| !standing.is_empty()).collect()
+    }
+
+    /// The same as it was last written.
+    pub(super) fn kept(&mut self) -> &mut Standing {
+        &mut self.1
+    }
+
     /// Does the backend take no new flows for what its clients met?
     pub(super) fn is_ejected(&self, service: &ServiceName, backend: &BackendName) -> bool {
         self.0.get(service).is_some_and(|watched| watched.detector.ejection(backend).is_some())
@@ -145,6 +166,8 @@ impl Engine {
         if changed {
             self.converge_or_log("a change of ejections");
         }
+        // Times that count no longer change no flows.
+        self.passive.keep(&self.config.node.state_dir);
     }
 
     /// Reads what was counted; at the end of a window, what was counted in it. A SYN belongs to the window in which its repetition
@@ -221,7 +244,7 @@ impl Engine {
 
     /// Before a change of the maps: with fewer backends that take new flows fewer may be ejected.
     pub(super) fn limit_ejections(&mut self) {
-        if self.passive.0.is_empty() {
+        if self.passive.0.is_empty() && self.passive.1.is_empty() {
             return;
         }
         let mut passive = std::mem::take(&mut self.passive);
@@ -241,6 +264,7 @@ impl Engine {
             true
         });
         self.passive = passive;
+        self.passive.keep(&self.config.node.state_dir);
     }
 
     /// What `lbctl` and the metrics say of a backend.

@@ -1,7 +1,7 @@
 //! A configuration of lbd in the making.
 
 use super::{
-    Kind, Options,
+    Kind, Options, Texts,
     ledger::{Ledger, Lines},
     write,
 };
@@ -81,10 +81,32 @@ pub(super) struct Backend {
     pub(super) name: String,
     pub(super) lines: Lines,
     pub(super) directive: String,
-    pub(super) address: IpAddr,
+    pub(super) at: At,
+    /// `ipv4` or `ipv6`, of a name that has both and whose service has one.
+    pub(super) family: Option<&'static str>,
     pub(super) port: Option<u16>,
     pub(super) weight: Option<u32>,
     pub(super) backup: bool,
+}
+
+/// Where a backend is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum At {
+    Address(IpAddr),
+    /// A name of DNS: each of its addresses becomes a backend.
+    Host(String),
+    /// A name of SRV records.
+    Srv(String),
+}
+
+impl At {
+    /// May it be of this IP version?
+    pub(super) fn may_be(&self, v6: bool) -> bool {
+        match self {
+            Self::Address(address) => address.is_ipv6() == v6,
+            Self::Host(_) | Self::Srv(_) => true,
+        }
+    }
 }
 
 /// `[[vrrp]]`.
@@ -96,6 +118,9 @@ pub(super) struct Vrrp {
     pub(super) addresses: Vec<IpNet>,
     pub(super) keys: Vec<(&'static str, Value)>,
 }
+
+/// Longest name of a backend that is a name of DNS, less the room for a number.
+const LONGEST_NAMED: usize = 20;
 
 /// A name that lbd takes, as near to the one given as can be.
 pub(super) fn name(given: &str) -> String {
@@ -141,6 +166,10 @@ impl Draft {
         make_unique(self.vrrp.iter_mut().map(|vrrp| &mut vrrp.name));
         make_unique(self.services.iter_mut().map(|service| &mut service.name));
         for service in &mut self.services {
+            for backend in service.backends.iter_mut().filter(|b| !matches!(b.at, At::Address(_))) {
+                // The addresses' names are made of it.
+                backend.name = name(&backend.name).chars().take(LONGEST_NAMED).collect();
+            }
             make_unique(service.backends.iter_mut().map(|backend| &mut backend.name));
             service.settle(ledger);
         }
@@ -150,7 +179,7 @@ impl Draft {
     pub(super) fn refuse_what_lbd_refuses(&mut self, ledger: &mut Ledger) {
         // Each round takes at least one thing away, or the rest of them at once.
         loop {
-            let text = write::toml(Kind::Ipvsadm, "", self, &[]);
+            let text = write::toml(Kind::Ipvsadm, &Texts::default(), self, &[]);
             let Err(error) = config::parse_on("lbd.toml", &text, "host") else { return };
             let before = self.size();
             for problem in &error.problems {

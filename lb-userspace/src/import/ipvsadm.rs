@@ -1,7 +1,7 @@
 //! What `ipvsadm-save -n` prints, and `ipvsadm-restore` reads: a command line of ipvsadm each.
 
 use super::{
-    draft::{Backend, Draft, Health, Port, Service},
+    draft::{At, Backend, Draft, Health, Port, Service},
     ledger::{Ledger, Lines},
 };
 use crate::model::{Forward, Protocol, Scheduler};
@@ -196,7 +196,8 @@ fn server(service: &mut Service, key: Key, line: &Line<'_>, lines: Lines, text: 
         name: if port == key.port { shown } else { format!("{shown}-{port}") },
         lines,
         directive: text.to_owned(),
-        address,
+        at: At::Address(address),
+        family: None,
         port: Some(port),
         weight: Some(weight),
         backup: false,

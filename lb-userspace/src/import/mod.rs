@@ -11,9 +11,11 @@ mod keepalived;
 mod ledger;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod write;
 
 pub use ledger::{Fate, Remark};
+pub use texts::Texts;
 
 use ledger::Ledger;
 use std::net::IpAddr;
@@ -66,10 +68,18 @@ pub struct Imported {
     pub vrrp: usize,
 }
 
-/// Makes a configuration of lbd. `name` is the file's name for messages.
+/// Makes a configuration of lbd of one file. `name` is its name for messages.
 #[must_use]
 pub fn import(kind: Kind, name: &str, text: &str, options: &Options) -> Imported {
+    import_all(kind, &Texts::one(name, text), options)
+}
+
+/// Makes a configuration of lbd of several files. Lines of remarks are those of the whole: see [`Texts::tell`].
+#[must_use]
+pub fn import_all(kind: Kind, texts: &Texts, options: &Options) -> Imported {
     let mut ledger = Ledger::default();
+    let text = texts.text();
+    texts.note_refused(&mut ledger);
     let mut draft = match kind {
         Kind::Keepalived => keepalived::read(text, options, &mut ledger),
         Kind::Haproxy => haproxy::read(text, options, &mut ledger),
@@ -80,7 +90,7 @@ pub fn import(kind: Kind, name: &str, text: &str, options: &Options) -> Imported
     ledger.sweep(kind, text);
     let (remarks, mapped) = ledger.finish();
     Imported {
-        toml: write::toml(kind, name, &draft, &remarks),
+        toml: write::toml(kind, texts, &draft, &remarks),
         services: draft.services.len(),
         backends: draft.services.iter().map(|service| service.backends.len()).sum(),
         vrrp: draft.vrrp.len(),

@@ -206,7 +206,7 @@ fn samples_are_taken_over() {
     assert_eq!(counts(&keepalived), (5, 10, 2));
     assert!(keepalived.toml.contains("quorum_up = 2\nquorum_down = 2\n"), "{}", keepalived.toml);
     let haproxy = checked(Kind::Haproxy, HAPROXY, &Options::default());
-    assert_eq!(counts(&haproxy), (4, 9, 0));
+    assert_eq!(counts(&haproxy), (4, 10, 0));
     // Who stands in for the others does so here too.
     assert_eq!([&keepalived, &haproxy].map(|made| made.toml.matches("backup = true").count()), [1, 1]);
     assert_eq!(counts(&checked(Kind::Ipvsadm, IPVSADM, &Options::default())), (4, 6, 0));
@@ -292,4 +292,35 @@ fn haproxy_rules_that_refuse_are_not_forgotten() {
             made.remarks
         );
     }
+}
+
+#[test]
+fn haproxy_names_become_names() {
+    let text = "listen web\n mode tcp\n bind 192.0.2.1:80\n bind [2001:db8::1]:80\n server app app.example.net:8080 check\n \
+                server-template pods 5 _http._tcp.pods.example.net:80 weight 3\n server x a..b:80\n server y $HOST:80\n \
+                server a-name-that-is-much-too-long-for-that long.example.net:80\n";
+    let made = checked(Kind::Haproxy, text, &Options::default());
+    assert_eq!((made.services, made.backends), (2, 6), "{:#?}\n{}", made.remarks, made.toml);
+    for expected in [
+        "address = \"app.example.net\"\nfamily = \"ipv4\"\nport = 8080\n",
+        "address = \"app.example.net\"\nfamily = \"ipv6\"\nport = 8080\n",
+        "srv = \"_http._tcp.pods.example.net\"\nfamily = \"ipv4\"\n",
+        "name = \"a-name-that-is-much-\"\n",
+    ] {
+        assert!(made.toml.contains(expected), "{expected}\n{}", made.toml);
+    }
+    let said = |line: usize, text: &str| {
+        assert!(
+            made.remarks.iter().any(|r| r.line == line && r.reason.contains(text)),
+            "{:#?}",
+            made.remarks
+        );
+    };
+    said(5, "each of its addresses becomes a backend");
+    said(7, "neither an address nor a name");
+    said(8, "no variables of the environment");
+    // A proxy's own source takes both versions.
+    let snat_addresses = vec!["10.0.0.99".parse().unwrap()];
+    let made = checked(Kind::Haproxy, text, &Options { snat_addresses, ..Options::default() });
+    assert!(!made.toml.contains("family"), "{}", made.toml);
 }

@@ -1,8 +1,8 @@
 //! The draft as TOML.
 
 use super::{
-    Kind,
-    draft::{Draft, Health, Port, Service},
+    Kind, Texts,
+    draft::{At, Draft, Health, Port, Service},
     ledger::{Remark, shown},
 };
 use crate::config::format_duration;
@@ -54,6 +54,11 @@ pub(super) fn health(health: &Health) -> String {
     text
 }
 
+/// `line 7` at the beginning of a sentence; names of files stay as they are.
+fn capital(place: &str) -> String {
+    place.strip_prefix("line ").map_or_else(|| place.to_owned(), |number| format!("Line {number}"))
+}
+
 fn port(port: Port) -> Value {
     match port {
         Port::Any => 0.into(),
@@ -62,9 +67,9 @@ fn port(port: Port) -> Value {
     }
 }
 
-fn service(text: &mut String, service: &Service) {
-    let from = service.lines.from;
-    let _ = writeln!(text, "\n# Line {from}: {}\n[[service]]", shown(&service.directive));
+fn service(text: &mut String, files: &Texts, service: &Service) {
+    let from = capital(&files.line(service.lines.from));
+    let _ = writeln!(text, "\n# {}: {}\n[[service]]", shown(&from), shown(&service.directive));
     line(text, "name", &service.name.as_str().into());
     line(text, "addresses", &texts(&service.addresses));
     line(text, "port", &port(service.port));
@@ -98,7 +103,14 @@ fn service(text: &mut String, service: &Service) {
     for backend in &service.backends {
         text.push_str("\n[[service.backend]]\n");
         line(text, "name", &backend.name.as_str().into());
-        line(text, "address", &backend.address.to_string().into());
+        match &backend.at {
+            At::Address(address) => line(text, "address", &address.to_string().into()),
+            At::Host(name) => line(text, "address", &name.as_str().into()),
+            At::Srv(name) => line(text, "srv", &name.as_str().into()),
+        }
+        if let Some(family) = backend.family {
+            line(text, "family", &family.into());
+        }
         if let Some(port) = backend.port {
             line(text, "port", &i64::from(port).into());
         }
@@ -112,8 +124,9 @@ fn service(text: &mut String, service: &Service) {
 }
 
 /// The whole file.
-pub(super) fn toml(kind: Kind, name: &str, draft: &Draft, remarks: &[Remark]) -> String {
-    let mut text = format!("# Made by `lbctl import {}` from {}.\n", kind.name(), shown(name));
+pub(super) fn toml(kind: Kind, files: &Texts, draft: &Draft, remarks: &[Remark]) -> String {
+    let mut text = format!("# Made by `lbctl import {}` from {}.\n", kind.name(), shown(&files.title()));
+    let several = files.files() > 1;
     if remarks.is_empty() {
         text.push_str("# All of it was taken over.\n");
     } else {
@@ -121,8 +134,9 @@ pub(super) fn toml(kind: Kind, name: &str, draft: &Draft, remarks: &[Remark]) ->
     }
     for remark in remarks {
         // Reasons may quote what stands in the file.
-        let remark: String =
-            remark.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let (file, remark) = files.tell(remark);
+        let remark = if several { format!("{file}: {remark}") } else { remark };
+        let remark: String = remark.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         let _ = writeln!(text, "#   {remark}");
     }
     text.push_str("\n[node]\n");
@@ -134,7 +148,7 @@ pub(super) fn toml(kind: Kind, name: &str, draft: &Draft, remarks: &[Remark]) ->
     }
     line(&mut text, "interfaces", &texts(&draft.interfaces));
     for vrrp in &draft.vrrp {
-        let _ = writeln!(text, "\n# Line {}\n[[vrrp]]", vrrp.lines.from);
+        let _ = writeln!(text, "\n# {}\n[[vrrp]]", shown(&capital(&files.line(vrrp.lines.from))));
         line(&mut text, "name", &vrrp.name.as_str().into());
         line(&mut text, "interface", &vrrp.interface.as_str().into());
         for (key, value) in &vrrp.keys {
@@ -143,7 +157,7 @@ pub(super) fn toml(kind: Kind, name: &str, draft: &Draft, remarks: &[Remark]) ->
         line(&mut text, "addresses", &texts(&vrrp.addresses));
     }
     for each in &draft.services {
-        service(&mut text, each);
+        service(&mut text, files, each);
     }
     text
 }

@@ -145,9 +145,25 @@ function backendLine() {
   return row;
 }
 
+// A service as a whole: what it is called, and what becomes of its packets.
+const POOL = {
+  'up': ['good', 'up', ''],
+  'up-panic': ['warn', 'panic', 'too few backends are healthy: every enabled one is used'],
+  'down': ['bad', 'all down', 'nobody takes new connections'],
+  'down-backup': ['warn', 'backups in use', 'its other backends are no quorum: the backups serve'],
+  'down-panic': ['bad', 'no quorum, panic', 'it has no quorum: every enabled backend is used'],
+  'down-degraded': ['bad', 'no quorum', 'it has no quorum: the backends that are healthy serve on'],
+};
+function poolOf(service) {
+  const [kind, word, meaning] = POOL[service.pool.state] || ['warn', service.pool.state, service.pool.state];
+  if (service.pool.state === 'up' && service.backends.some(backend => backend.health === 'down' || !backend.reachable)) return ['warn', 'degraded', ''];
+  if (service.pool.state !== 'down') return [kind, word, meaning];
+  return [kind, word, meaning + ', packets are ' + (service.pool.on_all_down === 'reject' ? 'rejected' : 'dropped')];
+}
+
 function serviceCard() {
   const card = element('details', 'card'), head = add(add(card, 'summary'), 'span', 'head');
-  const name = add(head, 'h3', 'name'), state = add(head, 'span'), what = add(head, 'span', 'dim'), rate = add(head, 'span', 'rate');
+  const name = add(head, 'h3', 'name'), pool = add(head, 'span'), state = add(head, 'span'), what = add(head, 'span', 'dim'), rate = add(head, 'span', 'rate');
   const packets = add(rate, 'span');
   rate.append('  ');
   const bits = add(rate, 'span');
@@ -161,6 +177,10 @@ function serviceCard() {
     const port = service.port === '0' ? 'every port' : 'port ' + service.port;
     setText(what, service.addresses.join(', ') + ' ' + service.protocol + ' ' + port + ', ' + service.forward + ', ' + service.scheduler);
     const good = service.backends.filter(usable).length;
+    const [kind, word, meaning] = poolOf(service);
+    setBadge(pool, kind, word);
+    pool.dataset.pool = service.pool.state;
+    pool.title = meaning;
     setBadge(state, good === 0 ? 'bad' : good < service.backends.length ? 'warn' : 'good', good + ' of ' + service.backends.length + ' backends');
     setText(packets, packetRate(total));
     setText(bits, bitRate(total));
@@ -256,8 +276,10 @@ function troubles(snapshot) {
   }
   for (const service of snapshot.services) {
     const down = service.backends.filter(backend => backend.health === 'down' || !backend.reachable);
-    if (!service.backends.some(backend => backend.slots > 0)) bad.push('service ' + service.name + ' has no backend: its packets are dropped');
-    else if (down.length) warn.push('service ' + service.name + ': ' + down.slice(0, 5).map(backend => backend.name).join(', ') +
+    const [kind, , meaning] = poolOf(service);
+    if (meaning) (kind === 'bad' ? bad : warn).push('service ' + service.name + ': ' + meaning);
+    else if (!service.backends.some(backend => backend.slots > 0)) bad.push('service ' + service.name + ' has no backend: its packets are dropped');
+    if (down.length && service.pool.state !== 'down') warn.push('service ' + service.name + ': ' + down.slice(0, 5).map(backend => backend.name).join(', ') +
       (down.length > 5 ? ' and ' + (down.length - 5) + ' more' : '') + (down.length === 1 ? ' is' : ' are') + ' down');
   }
   for (const room of status.tables || []) {

@@ -282,3 +282,50 @@ proptest! {
         }
     }
 }
+
+/// A restart changes nothing but the clock that times are told by.
+#[test]
+fn a_detector_goes_on_after_a_restart() {
+    let (spec, start) = (spec(), Instant::now() + Duration::from_secs(100_000));
+    let mut detector = Detector::default();
+    let window: Vec<Observed> = (0..4).map(|n| repeats(n, if n == 1 { 50 } else { 0 }, 50)).collect();
+    let mut now = start;
+    for _ in 0..spec.windows {
+        now += spec.interval;
+        detector.judge(&spec, &window, now);
+    }
+    assert_eq!(ejected(&detector, 4), [1]);
+    let until = detector.ejection(&name(1)).unwrap().until;
+
+    let wall_ms = 1_800_000_000_000;
+    let text = serde_json::to_string(&detector.to_keep(Moment { now, wall_ms })).unwrap();
+    let later = |after: Duration| {
+        // Another process, another monotonic clock.
+        let at = Moment { now: start + Duration::from_secs(7), wall_ms: wall_ms + after.as_millis() as u64 };
+        (Detector::going_on(serde_json::from_str(&text).unwrap(), spec.max_ejection_time, at), at.now)
+    };
+    let lasts = until - now;
+    let (mut soon, then) = later(lasts / 4);
+    let ejection = *soon.ejection(&name(1)).unwrap();
+    assert_eq!(ejection.finding, detector.ejection(&name(1)).unwrap().finding);
+    assert_eq!(ejection.until - then, lasts - lasts / 4);
+    assert_eq!(soon.tick(&spec, ejection.until - Duration::from_millis(1)), []);
+    assert_eq!(soon.tick(&spec, ejection.until), [Event::Returned { backend: name(1) }]);
+    // The second one is longer, and one bad window is enough.
+    let kept = soon.to_keep(Moment { now: ejection.until, wall_ms });
+    let at = Moment { now: ejection.until, wall_ms };
+    let mut again = Detector::going_on(kept, spec.max_ejection_time, at);
+    let events = again.judge(&spec, &window, ejection.until + spec.interval);
+    assert!(
+        matches!(&events[..], [Event::Ejected { lasts: longer, times: 2, .. }] if *longer == 2 * lasts),
+        "{events:?}"
+    );
+
+    // Over while nobody was there; and a clock that was set back makes nothing eternal.
+    let (mut late, then) = later(2 * lasts);
+    assert_eq!(late.tick(&spec, then), [Event::Returned { backend: name(1) }]);
+    let at = Moment { now: start, wall_ms: 1000 };
+    let back = Detector::going_on(serde_json::from_str(&text).unwrap(), spec.max_ejection_time, at);
+    assert_eq!(back.ejection(&name(1)).unwrap().until, start + spec.max_ejection_time);
+    assert!(Detector::default().to_keep(at).is_empty());
+}

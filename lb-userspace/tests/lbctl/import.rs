@@ -136,3 +136,71 @@ fn haproxy_samples_of_debian() {
     of_debian("haproxy", "/usr/share/doc/haproxy/examples", ".cfg", &expected);
     of_debian("haproxy", "/etc/haproxy", ".cfg", &[("haproxy.cfg", (0, 0, 0))]);
 }
+
+#[test]
+fn files_that_include_others_are_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let server = |address: &str| {
+        format!(
+            "virtual_server 192.0.2.1 80 {{\n  lb_kind DR\n  include real/*.conf ! both\n}}\nsmtp_server {address}\n"
+        )
+    };
+    let main = write(
+        "keepalived.conf",
+        "global_defs {\n  router_id lb1\n}\ninclude conf.d/*.conf\ninclude none/*.conf\nincluder \"$DIR/x.conf\"\nfoo\n",
+    );
+    let www = write("conf.d/www.conf", &server("127.0.0.1"));
+    let first = write("conf.d/real/a.conf", "real_server 10.0.0.1 80 {\n  TCP_CHECK\n}\n");
+    write("conf.d/real/b.conf", "real_server 10.0.0.2 80 {\n  TCP_CHECK\n  bar\n}\ninclude ../*.conf\n");
+    let made = import(&["keepalived", &main, "--interface", "eth0"], None);
+    let (toml, said) = (text(&made.stdout), text(&made.stderr));
+    assert!(made.status.success(), "{said}");
+    accepted(&toml);
+    assert_eq!(count(&toml), (1, 2, 0), "{toml}");
+    assert!(toml.contains(&format!("# {www}, line 1: virtual_server 192.0.2.1 80\n")), "{toml}");
+    let second = first.replace("a.conf", "b.conf");
+    for expected in [
+        format!("{main}: line 5: left out: include none/*.conf: there is no such file: "),
+        format!(
+            "{main}: line 6: left out: includer \"$DIR/x.conf\": not followed: lbctl puts no definitions"
+        ),
+        format!("{main}: line 7: left out: foo: unknown here"),
+        format!("{www}: line 5: left out: smtp_server 127.0.0.1"),
+        format!("{second}: line 3: left out: bar"),
+        format!("{second}: line 5: left out: include ../*.conf: not followed: "),
+    ] {
+        assert!(said.contains(&expected), "{expected}\n{said}");
+        let (file, _) = expected.split_at(expected.find("left out").unwrap());
+        assert!(toml.contains(file), "{file}\n{toml}");
+    }
+
+    // HAProxy reads the files it is given as one, and of a directory those that end in .cfg, by name.
+    let base = write("haproxy.cfg", "defaults\n mode tcp\n timeout client 60s\n");
+    write("cfg/20-b.cfg", "backend b\n server one one.example.net:80 check\n server two 10.0.0.2:80 check\n");
+    write("cfg/10-a.cfg", "frontend f\n bind 192.0.2.9:80\n default_backend b\n foo bar\n");
+    write("cfg/30-c.cfg.old", "rubbish\n");
+    let conf_d = dir.path().join("cfg");
+    let made = import(&["haproxy", &base, conf_d.to_str().unwrap(), "--interface", "eth0"], None);
+    let (toml, said) = (text(&made.stdout), text(&made.stderr));
+    assert!(made.status.success(), "{said}");
+    accepted(&toml);
+    assert_eq!(count(&toml), (1, 2, 0), "{toml}");
+    assert!(
+        toml.contains("address = \"one.example.net\"") && toml.contains("idle_timeout = \"1m\""),
+        "{toml}"
+    );
+    assert!(said.contains("cfg/10-a.cfg: line 4: left out: foo bar"), "{said}");
+    assert!(
+        toml.starts_with(&format!("# Made by `lbctl import haproxy` from {base} and 2 more.\n")),
+        "{toml}"
+    );
+    let none = import(&["haproxy", dir.path().join("conf.d").to_str().unwrap()], None);
+    assert_eq!(none.status.code(), Some(2));
+    assert!(text(&none.stderr).contains("a directory without .cfg files"), "{}", text(&none.stderr));
+}

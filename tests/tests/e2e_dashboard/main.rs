@@ -28,6 +28,7 @@ fn settings(topology: &Topology) -> Settings {
     let api = Service::www([topology.vip4()])
         .name("api")
         .port(8080)
+        .extra("on_all_down = \"reject\"\nquorum_up = 2")
         .nodes(&topology.backends)
         .health("type = \"tcp\"\nport = 80\ninterval = \"200ms\"\ntimeout = \"200ms\"");
     Settings { rest: vrrp, ..Settings::of([www, api]) }
@@ -207,6 +208,37 @@ fn the_page_shows_what_is_and_what_happens() -> Result<()> {
     assert_eq!(page.eval("document.querySelectorAll('[data-service]').length"), 2);
     page.eval("theme.value = 'light'; theme.dispatchEvent(new Event('change'))");
     assert_eq!(page.eval("document.documentElement.classList.contains('dark')"), false);
+
+    // What becomes of a service as a whole, readable on a phone.
+    const STATE: &str = "[...document.querySelectorAll('[data-pool]')].map(node => node.innerText)";
+    assert_eq!(page.eval(STATE), serde_json::json!(["▲ degraded", "▲ degraded"]));
+    page.resize(390, 844, true);
+    for server in [0, 2] {
+        servers[server].kill();
+    }
+    page.wait("all are down", &format!("{STATE}.join() === '✖ all down,✖ all down'"));
+    let trouble = page.eval("document.querySelector('#trouble').innerText");
+    let trouble = trouble.as_str().expect("text");
+    assert!(
+        trouble.contains("✖ service www: nobody takes new connections, packets are dropped"),
+        "{trouble}"
+    );
+    assert!(
+        trouble.contains("✖ service api: nobody takes new connections, packets are rejected"),
+        "{trouble}"
+    );
+    assert_eq!(page.eval(TOO_WIDE), NOTHING);
+    assert_eq!(page.eval(CONTRAST), NOTHING);
+    page.screenshot("phone-all-down.png");
+    servers[0].start(&topology.lab)?;
+    page.wait(
+        "one serves on, too few for the quorum of the other",
+        &format!("{STATE}.join() === '▲ degraded,✖ no quorum'"),
+    );
+    assert_eq!(page.eval(TOO_WIDE), NOTHING);
+    page.screenshot("phone-no-quorum.png");
+    page.resize(1280, 900, false);
+    servers[2].start(&topology.lab)?;
 
     servers[1].start(&topology.lab)?;
     page.wait("web2 is back", &health("● up"));

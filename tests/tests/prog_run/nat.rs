@@ -22,6 +22,7 @@ use std::{
 };
 
 mod across;
+mod anew;
 mod garbage;
 mod pieces;
 mod resets;

@@ -73,8 +73,10 @@ pub fn out<P: PacketMut, T: NatTables, const V6: bool>(
     const INTERNAL: Answer = Answer::drop(DropReason::Internal);
     let Some(mut head) = any::<P, V6>(packet, place.l3()) else { return INTERNAL };
     (head.ip.header_len, head.ip.proto) = (place.header_len(), place.proto() as u8);
-    let Some(ports) = packet.view::<4>(place.l4()) else { return INTERNAL };
-    let ports = ports.raw32::<0>();
+    // As long as a UDP header, within which TCP has its sequence number.
+    let Some(l4) = packet.view::<{ udp::LEN }>(place.l4()) else { return INTERNAL };
+    let ports = l4.raw32::<0>();
+    scratch.going.isn = if head.ip.proto == proto::TCP { l4.u32::<{ tcp::SEQ }>() } else { 0 };
     let Some(flags) = tables.service(service).map(|service| service.flags) else { return INTERNAL };
     let own = ServiceEntry::HAIRPIN & flags != 0 && {
         let key = Aligned(NatKey { address: head.src.bytes(), port: [0; 2], proto: 0 });
@@ -88,7 +90,7 @@ pub fn out<P: PacketMut, T: NatTables, const V6: bool>(
     if first && !matches!(head.ip.part, Part::First) {
         return Answer::drop(DropReason::Fragment);
     }
-    let Some(leg) = find(tables, &scratch.out, hash, step, chosen) else {
+    let Some(leg) = find(tables, scratch, hash, step, chosen) else {
         // A call of the program's and not of this function's: both together need more stack than BPF has.
         let begins = matches!(step, Step::Begin) || head.ip.proto == proto::UDP;
         let may = begins || !own && resumes(tables, chosen);
@@ -130,14 +132,30 @@ fn resumes<T: Tables>(tables: &T, chosen: u32) -> bool {
     tables.backend(chosen).is_some_and(|backend| backend.kind == ForwardKind::Nat as u8)
 }
 
-/// The session of a flow, brought up to date.
+/// The session of the flow whose key is in `scratch.out` and whose sequence number in `scratch.going`, brought up to date.
 #[inline(always)]
-fn find<T: NatTables>(tables: &T, key: &FlowKey6, hash: u64, step: Step, chosen: u32) -> Option<Leg> {
+fn find<T: NatTables>(
+    tables: &T,
+    scratch: &mut NatScratch,
+    hash: u64,
+    step: Step,
+    chosen: u32,
+) -> Option<Leg> {
     let begins = matches!(step, Step::Begin);
+    let NatScratch { out: key, back, going, .. } = scratch;
     if let Some((session, cell)) = tables.session_out(key) {
         let entry = FlowEntry(session.entry);
         if holds(tables, entry, hash, begins, chosen) {
-            if !begins || entry.is_closing() {
+            let other = begins && is_unanswered(key) && session.isn != going.isn;
+            if other && is_over(tables, key, back, &session) {
+                if entry.backend() != chosen {
+                    return None;
+                }
+                // The next SYN is compared with this one, which its backend may be about to answer.
+                *going =
+                    SessionOut { entry: entry.touched(tables.now_ns(), false).0, isn: going.isn, ..session };
+                tables.replace_session_out(key, going);
+            } else if !begins || entry.is_closing() {
                 touch(&cell, entry, tables.now_ns(), closing(step, entry));
             }
             return Some(Leg {
@@ -148,6 +166,26 @@ fn find<T: NatTables>(tables: &T, key: &FlowKey6, hash: u64, step: Step, chosen:
         }
     }
     None
+}
+
+/// Has the session of TCP no connection any more, or none yet? Either end has closed it or reset it, or the backend never
+/// answered its SYN. The client may then use the port for another, whose backend is chosen anew.
+#[inline(always)]
+fn is_over<T: NatTables>(tables: &T, key: &FlowKey6, back: &mut FlowKey6, session: &SessionOut) -> bool {
+    let entry = FlowEntry(session.entry);
+    let Some(backend) = tables.backend(entry.backend()) else { return true };
+    let virt_port = View(&key.ports).raw16::<2>();
+    let [b0, b1] = if backend.port == 0 { virt_port } else { backend.port.to_be() }.to_ne_bytes();
+    let [p0, p1] = session.port;
+    let both = u32::from_ne_bytes([b0, b1, p0, p1]);
+    let (target, source) = (Address::of_backend(backend), Address::read(&session.source));
+    set_key(back, target, source, both, key.proto as u8);
+    let Some((session, _)) = tables.session_back(back) else { return true };
+    let answered = FlowEntry(session.entry);
+    entry.is_closing()
+        || answered.is_half_open()
+        || answered.is_closing()
+        || answered.tag() != FlowEntry::tag_of(back_tag(target, source, both))
 }
 
 /// Is it this flow's session, and does it serve the packet? A client that uses a closed connection's port again
@@ -179,7 +217,7 @@ pub struct Wanted {
     pub own: bool,
 }
 
-/// Makes a session of the flow whose key [`out`] has left in `scratch.out`.
+/// Makes a session of the flow whose key [`out`] has left in `scratch.out`, and whose sequence number in `scratch.going`.
 #[inline(always)]
 pub fn make<T: NatTables>(tables: &T, scratch: &mut NatScratch, wanted: Wanted) -> Answer {
     let NatScratch { out: key, back, going, coming, .. } = scratch;
@@ -191,7 +229,7 @@ pub fn make<T: NatTables>(tables: &T, scratch: &mut NatScratch, wanted: Wanted) 
             going.entry = FlowEntry::new(backend, incarnation, wanted.hash, tables.now_ns(), begins).0;
             source.write(&mut going.source);
             ViewMut(&mut going.port).set16::<0>(port);
-            (going.flags, going.pad) = (0, 0);
+            going.flags = 0;
             match record(tables, key, back, going, &wanted) {
                 Ok(()) => Answer::PASS,
                 Err(reason) => Answer::drop(reason),
@@ -286,13 +324,16 @@ fn record<T: NatTables>(
 ) -> Result<(), DropReason> {
     let mut added = tables.add_session_out(key, going);
     if added == Added::Exists {
-        let other = tables.session_out(key).map(|(session, _)| FlowEntry(session.entry));
         let begins = matches!(wanted.step, Step::Begin);
-        if other.is_some_and(|entry| holds(tables, entry, wanted.hash, begins, wanted.chosen)) {
+        let own = |session: &SessionOut| {
+            let same = !begins || session.isn == going.isn;
+            same && holds(tables, FlowEntry(session.entry), wanted.hash, begins, wanted.chosen)
+        };
+        if tables.session_out(key).is_some_and(|(session, _)| own(&session)) {
             tables.remove_session_back(back);
             return Ok(());
         }
-        // What was there is over: of a dead backend, or closed.
+        // What was there is over: of a dead backend, closed, or never answered.
         added = if tables.replace_session_out(key, going) { Added::Made } else { Added::Full };
     }
     if added == Added::Full {

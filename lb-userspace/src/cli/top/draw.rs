@@ -7,7 +7,7 @@ use super::{
 use crate::{
     cli::table::{duration, printable},
     control::api::BackendView,
-    model::{Admin, Health},
+    model::{Admin, Health, ServiceState},
 };
 use ratatui::{
     Frame, Terminal,
@@ -226,6 +226,7 @@ fn rows(frame: &mut Frame<'_>, area: Rect, app: &App, live: bool) {
                     title("ADDRESS"),
                     title("PROTO"),
                     title("FORWARD"),
+                    title("STATE"),
                     right_title("BACKENDS"),
                     right_title("PKT/S"),
                     right_title("BIT/S"),
@@ -233,7 +234,7 @@ fn rows(frame: &mut Frame<'_>, area: Rect, app: &App, live: bool) {
                 ],
                 [Constraint::Fill(2), Constraint::Fill(3)]
                     .into_iter()
-                    .chain([9, 7, 9, 7, 7, 8].map(Constraint::Length))
+                    .chain([9, 7, 15, 9, 7, 7, 8].map(Constraint::Length))
                     .collect(),
                 items.iter().map(|item| service_row(item, &right)).collect(),
             ),
@@ -258,7 +259,9 @@ fn rows(frame: &mut Frame<'_>, area: Rect, app: &App, live: bool) {
     // A narrow terminal has room for who, how, and how much.
     let narrow = area.width < 60;
     let kept: &[usize] = match (narrow, &app.view) {
-        (false, _) => &[0, 1, 2, 3, 4, 5, 6, 7],
+        (false, View::Services) if area.width < 100 => &[0, 1, 2, 4, 5, 6, 7],
+        (false, View::Services) => &[0, 1, 2, 3, 4, 5, 6, 7, 8],
+        (false, View::Backends(_)) => &[0, 1, 2, 3, 4, 5, 6, 7],
         (true, View::Services) => &[0, 4, 5],
         (true, View::Backends(_)) => &[1, 3, 6],
     };
@@ -291,11 +294,22 @@ fn service_row(item: &Item<'_>, right: &impl Fn(String) -> Cell<'static>) -> Vec
         Cell::from(addresses.join(" ")),
         Cell::from(printable(&format!("{} {port}", service.protocol))),
         Cell::from(service.forward.to_string()),
+        state(service.pool.state),
         right(format!("{sign}{usable}/{all}")).style(style),
         right(packets(item.rate)),
         right(bits(item.rate)),
         right(scaled(service.packets as f64)),
     ]
+}
+
+/// The service as a whole, in the words of `service list`.
+fn state(state: ServiceState) -> Cell<'static> {
+    let (style, sign) = match state {
+        ServiceState::Up => (GOOD, ""),
+        ServiceState::UpPanic | ServiceState::DownBackup => (WARN, "- "),
+        ServiceState::Down | ServiceState::DownPanic | ServiceState::DownDegraded => (BAD, "! "),
+    };
+    Cell::from(Span::styled(format!("{sign}{state}"), style))
 }
 
 /// The checks' word, or that packets cannot get there.

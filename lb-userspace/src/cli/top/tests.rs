@@ -5,9 +5,12 @@ use super::{
     reading::{Rates, Reading},
     state::{App, Outcome, Sort, View},
 };
-use crate::control::{
-    api::{DropView, ServiceView, StatusView},
-    pair::PairView,
+use crate::{
+    control::{
+        api::{DropView, ServiceView, StatusView},
+        pair::PairView,
+    },
+    model::ServiceState,
 };
 use ratatui::{
     Terminal,
@@ -68,13 +71,12 @@ fn reading(seconds: u64) -> Reading {
     ];
     let drops =
         |reason: &str, packets| DropView { reason: reason.into(), packets, help: "what it is".into() };
+    let mut dns = service("dns\x1b[31m", 0, &[backend("ns1", "down", "enabled", 0, 0)]);
+    dns.pool.state = ServiceState::Down;
     Reading {
         at: Instant::now() - Duration::from_secs(100) + Duration::from_secs(seconds),
         status,
-        services: vec![
-            service("www", packets(100), &www),
-            service("dns\x1b[31m", 0, &[backend("ns1", "down", "enabled", 0, 0)]),
-        ],
+        services: vec![service("www", packets(100), &www), dns],
         drops: vec![drops("ttl", 3), drops("no_backend", 20 * seconds), drops("deny", 0)],
         pair: vec![pair],
     }

@@ -10,7 +10,7 @@ mod syntax;
 
 use super::{
     Options,
-    draft::{Backend, Draft, Port, Service},
+    draft::{At, Backend, Draft, Port, Service},
     ledger::{Ledger, Lines},
 };
 use crate::model::{Forward, Protocol};
@@ -154,7 +154,7 @@ fn services(
         }
         for address in addresses {
             let v6 = keeps_version && address.is_ipv6();
-            if keeps_version && !back.servers.iter().any(|server| server.address.is_ipv6() == v6) {
+            if keeps_version && !back.servers.iter().any(|server| server.at.may_be(v6)) {
                 let why = "its servers have the other IP version, which takes forward = \"snat\": name --snat-address";
                 ledger.left(Lines::one(bind.line), &format!("bind {address}"), why);
                 continue;
@@ -179,12 +179,17 @@ fn services(
         let version = if v6 { "-v6" } else { "" };
         let name = if several { format!("{}-{number}{version}", front.name) } else { front.name.clone() };
         let mut backends: Vec<Backend> = Vec::new();
-        for server in back.servers.iter().filter(|server| !keeps_version || server.address.is_ipv6() == v6) {
+        for server in back.servers.iter().filter(|server| !keeps_version || server.at.may_be(v6)) {
             let backend = Backend {
                 name: server.name.clone(),
                 lines: Lines::one(server.line),
                 directive: server.text.clone(),
-                address: server.address,
+                at: server.at.clone(),
+                family: (keeps_version && !matches!(server.at, At::Address(_))).then_some(if v6 {
+                    "ipv6"
+                } else {
+                    "ipv4"
+                }),
                 port: server.port,
                 weight: Some(server.weight),
                 backup: server.checks.backup,

@@ -109,8 +109,14 @@ impl Proxy {
             }
             "timeout" | "clitimeout" | "srvtimeout" | "contimeout" => self.timeout(line, ledger),
             "option" | "http-check" => self.check(line, ledger),
+            // Prefix, number, name: as many servers as the name has addresses.
             "server-template" => {
-                ledger.left(lines, &text, "write the backends out");
+                let mut words = line.words.clone();
+                words.drain(2..words.len().min(3));
+                let server = Line { number: line.number, words };
+                if let Some(server) = Server::read(&server, &self.checks, ledger) {
+                    self.servers.push(server);
+                }
             }
             _ => ledger.left(lines, &text, reasons::line(&line.words)),
         }

@@ -1,17 +1,17 @@
 //! `server` and `default-server`.
 
 use super::{
-    super::ledger::Ledger,
+    super::{draft::At, ledger::Ledger},
     syntax::{Line, time},
 };
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 #[derive(Debug, Clone)]
 pub(super) struct Server {
     pub(super) name: String,
     pub(super) line: usize,
     pub(super) text: String,
-    pub(super) address: IpAddr,
+    pub(super) at: At,
     pub(super) port: Option<u16>,
     pub(super) weight: u32,
     pub(super) checks: Checks,
@@ -47,13 +47,19 @@ impl Server {
             ledger.left(lines, &text, why);
             return None;
         }
-        let (address, port) = match target(line.word(2)) {
+        let (at, port) = match target(line.word(2)) {
             Ok(target) => target,
             Err(why) => {
                 ledger.left(lines, &text, why);
                 return None;
             }
         };
+        if !matches!(at, At::Address(_)) {
+            let why = "a name: each of its addresses becomes a backend, asked for again by its TTL (see \"Backends by name\")";
+            ledger.differs(lines, &text, why);
+        }
+        // Its records have the ports.
+        let port = port.filter(|_| !matches!(at, At::Srv(_)));
         ledger.mapped(line.number);
         let weight = if checks.disabled {
             ledger.differs(lines, &text, "disabled: weight 0 here, which takes no new connections");
@@ -61,7 +67,7 @@ impl Server {
         } else {
             checks.weight.unwrap_or(1)
         };
-        Some(Self { name: line.word(1).to_owned(), line: line.number, text, address, port, weight, checks })
+        Some(Self { name: line.word(1).to_owned(), line: line.number, text, at, port, weight, checks })
     }
 }
 
@@ -157,9 +163,8 @@ impl Checks {
     }
 }
 
-/// `192.0.2.1:80`, `[2001:db8::1]:80`, an address alone.
-fn target(text: &str) -> Result<(IpAddr, Option<u16>), &'static str> {
-    const NAME: &str = "it is a name, which this import does not look up: write its address, or the name (see \"Backends by name\")";
+/// `192.0.2.1:80`, `[2001:db8::1]:80`, `web.example.net:80`, one of those without a port, `_http._tcp.example.net`.
+fn target(text: &str) -> Result<(At, Option<u16>), &'static str> {
     let rest = match text.split_once('@') {
         Some(("ipv4" | "ipv6", rest)) => rest,
         Some(_) => return Err("lbd forwards packets to addresses: no sockets"),
@@ -169,12 +174,30 @@ fn target(text: &str) -> Result<(IpAddr, Option<u16>), &'static str> {
         return Err("lbd forwards packets to addresses: no sockets");
     }
     if let Ok(address) = rest.trim_start_matches('[').trim_end_matches(']').parse() {
-        return Ok((address, None));
+        return Ok((At::Address(address), None));
     }
-    let (host, port) = rest.rsplit_once(':').ok_or(NAME)?;
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse().map_err(|_| NAME)?;
+    let Some((host, port)) = rest.rsplit_once(':') else { return Ok((named(rest)?, None)) };
+    let at = match host.trim_start_matches('[').trim_end_matches(']').parse() {
+        Ok(address) => At::Address(address),
+        Err(_) => named(host)?,
+    };
     if port.starts_with(['+', '-']) {
         return Err("lbd has one port for a backend, none that is relative to the client's");
     }
-    Ok((address, Some(port.parse().ok().filter(|port: &u16| *port > 0).ok_or("no port")?)))
+    Ok((at, Some(port.parse().ok().filter(|port: &u16| *port > 0).ok_or("no port")?)))
+}
+
+/// A name of DNS.
+fn named(host: &str) -> Result<At, &'static str> {
+    let host = host.trim_end_matches('.');
+    if host.contains('$') {
+        return Err("lbctl knows no variables of the environment: write it out");
+    }
+    let is_label = |label: &str| {
+        !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+    };
+    if !host.split('.').all(is_label) {
+        return Err("neither an address nor a name");
+    }
+    Ok(if host.starts_with('_') { At::Srv(host.to_owned()) } else { At::Host(host.to_owned()) })
 }

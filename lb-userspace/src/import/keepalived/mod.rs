@@ -54,7 +54,7 @@ pub(super) fn read(text: &str, options: &Options, ledger: &mut Ledger) -> Draft 
             "include" | "includer" | "includem" | "includew" | "includeb" | "includea" => ledger.left(
                 lines,
                 &directive.head(),
-                "not followed: import that file by itself, and have lbd read the result with include = \"conf.d/*.toml\"",
+                "not followed: lbctl follows an include on a line of its own, not behind @id",
             ),
             "static_ipaddress" | "static_routes" | "static_rules" => ledger.left(
                 lines,

@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        draft::{Backend, Draft, Health, Port, Service},
+        draft::{At, Backend, Draft, Health, Port, Service},
         ipvsadm::{PERSISTENCE, scheduler},
         ledger::{Ledger, Lines},
     },
@@ -281,7 +281,8 @@ fn sorry_server(directive: &Directive, service: &mut Service, ledger: &mut Ledge
         name: address.to_string().replace(':', "-"),
         lines,
         directive: head,
-        address,
+        at: At::Address(address),
+        family: None,
         port: Some(port).filter(|port| *port > 0),
         weight: Some(1),
         backup: true,
@@ -308,7 +309,8 @@ fn real_servers(
             name: address.to_string().replace(':', "-"),
             lines,
             directive: head.clone(),
-            address,
+            at: At::Address(address),
+            family: None,
             port: Some(port).filter(|port| *port > 0),
             weight: Some(1),
             backup: false,
