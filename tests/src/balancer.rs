@@ -36,9 +36,10 @@ const PREFIX: &str = "lbd-test-";
 pub fn program(name: &str) -> PathBuf {
     let dir = std::env::var_os("LBD_BIN_DIR").map_or_else(
         || {
-            // target/debug/deps/TEST-HASH
+            // target/debug/deps/TEST-HASH, or a program beside it in target/debug
             let own = std::env::current_exe().expect("the test's own path");
-            own.ancestors().nth(2).expect("the target directory").to_owned()
+            let beside = own.parent().filter(|dir| dir.join(name).exists());
+            beside.or_else(|| own.ancestors().nth(2)).expect("the target directory").to_owned()
         },
         PathBuf::from,
     );
