@@ -62,9 +62,14 @@ fn interval(text: &str) -> Result<Duration, String> {
         (None, Some(number)) => (number, 1000),
         (None, None) => return Err(format!("found '{text}'; expected a duration such as 10ms or 1s")),
     };
-    let ms = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).filter(|ms| (10..=40_950).contains(ms) && ms % 10 == 0);
-    ms.map(Duration::from_millis)
-        .ok_or_else(|| format!("found '{text}'; expected 10ms to 40.95s in hundredths of a second, as VRRP has them"))
+    let ms = number
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(unit))
+        .filter(|ms| (10..=40_950).contains(ms) && ms % 10 == 0);
+    ms.map(Duration::from_millis).ok_or_else(|| {
+        format!("found '{text}'; expected 10ms to 40.95s in hundredths of a second, as VRRP has them")
+    })
 }
 
 /// Measures, prints the table, and says whether all bars hold.
@@ -88,14 +93,17 @@ fn print(text: &str) {
 
 /// All rows, in the order of faults; progress goes to `tell`.
 pub fn measure(options: &Options, tell: &mut dyn FnMut(&str)) -> Result<Vec<Row>> {
-    let faults = if options.faults.is_empty() { Fault::value_variants().to_vec() } else { options.faults.clone() };
+    let faults =
+        if options.faults.is_empty() { Fault::value_variants().to_vec() } else { options.faults.clone() };
     let wanted = |name: &str| options.only.as_deref().is_none_or(|only| only == name);
     ensure!(
         !wanted("keepalived") || find_tool("keepalived").is_some(),
         "keepalived is not installed: `cargo xtask setup test`, or `--only lbd`"
     );
     let extra = match &options.extra {
-        Some(path) => std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
+        Some(path) => {
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
+        }
         None => String::new(),
     };
     let mut rows = Vec::new();
@@ -120,14 +128,20 @@ pub fn measure(options: &Options, tell: &mut dyn FnMut(&str)) -> Result<Vec<Row>
                 .collect();
             for run in 1..=options.runs {
                 for ((pair, watcher), rows) in pairs.iter_mut().zip(&mut of_fault) {
-                    one_run(pair.as_mut(), watcher, fault, interval, rows)
-                        .with_context(|| format!("{} at {interval:?}, {}, run {run}", fault.name(), pair.name()))?;
+                    one_run(pair.as_mut(), watcher, fault, interval, rows).with_context(|| {
+                        format!("{} at {interval:?}, {}, run {run}", fault.name(), pair.name())
+                    })?;
                 }
             }
             let new: Vec<Row> = of_fault.into_iter().flatten().collect();
             let figures: Vec<String> =
                 new.iter().map(|r| format!("{} {} {:.1}", r.product, r.probe, r.median_ms)).collect();
-            tell(&format!("{:>6.1?} {interval:?} {}: {} ms", begun.elapsed(), fault.name(), figures.join(", ")));
+            tell(&format!(
+                "{:>6.1?} {interval:?} {}: {} ms",
+                begun.elapsed(),
+                fault.name(),
+                figures.join(", ")
+            ));
             rows.extend(new);
         }
     }
@@ -153,32 +167,51 @@ fn empty(fault: Fault, interval: Duration, product: &'static str) -> Vec<Row> {
             outages_ms: Vec::new(),
             lost: 0,
             two_answer: 0,
+            stuck: 0,
             disturbed: 0,
         })
         .collect()
 }
 
-fn one_run(pair: &mut dyn Pair, watcher: &Watcher, fault: Fault, interval: Duration, rows: &mut [Row]) -> Result<()> {
+fn one_run(
+    pair: &mut dyn Pair,
+    watcher: &Watcher,
+    fault: Fault,
+    interval: Duration,
+    rows: &mut [Row],
+) -> Result<()> {
     for attempt in 1..=ATTEMPTS {
-        let (outages, two) = strike(pair, watcher, fault, interval)?;
-        let late = outages.iter().map(|outage| outage.late).max().unwrap_or_default();
+        let blow = strike(pair, watcher, fault, interval)?;
+        rows.iter_mut().for_each(|row| row.stuck += usize::from(blow.stuck));
+        let late = blow.outages.iter().map(|outage| outage.late).max().unwrap_or_default();
         if late > PUNCTUAL && attempt < ATTEMPTS {
             rows.iter_mut().for_each(|row| row.disturbed += 1);
             continue;
         }
-        for (row, outage) in rows.iter_mut().zip(outages) {
+        for (row, outage) in rows.iter_mut().zip(blow.outages) {
             row.outage(outage.length);
             row.lost += outage.lost;
-            row.two_answer += usize::from(two);
+            row.two_answer += usize::from(blow.two);
         }
         return Ok(());
     }
     Ok(())
 }
 
-/// One fault and its repair; the outages in the order of the rows, and whether both nodes answered afterwards.
-fn strike(pair: &mut dyn Pair, watcher: &Watcher, fault: Fault, interval: Duration) -> Result<(Vec<Outage>, bool)> {
+/// What one fault and its repair did.
+struct Blow {
+    /// In the order of the rows.
+    outages: Vec<Outage>,
+    /// Both nodes answered afterwards.
+    two: bool,
+    /// The router went on sending to the backup after the repair before.
+    stuck: bool,
+}
+
+/// One fault and its repair.
+fn strike(pair: &mut dyn Pair, watcher: &Watcher, fault: Fault, interval: Duration) -> Result<Blow> {
     nodes::settle(pair, watcher)?;
+    let stuck = unstick(pair.topology())?;
     if fault == Fault::Preempt {
         pair.signal(0, nix::sys::signal::Signal::SIGTERM);
         pair.reap(0)?;
@@ -192,7 +225,8 @@ fn strike(pair: &mut dyn Pair, watcher: &Watcher, fault: Fault, interval: Durati
     if pair.name() == "lbd" {
         ways.push(Way::Udp(SocketAddr::new(VIP.into(), PORT)));
     }
-    let probers = ways.iter().map(|way| Prober::start(&client, *way, PERIOD)).collect::<std::io::Result<Vec<_>>>()?;
+    let probers =
+        ways.iter().map(|way| Prober::start(&client, *way, PERIOD)).collect::<std::io::Result<Vec<_>>>()?;
     wait_until("answers before the fault", PATIENCE, || probers.iter().all(|p| p.answers() >= 100))?;
     nodes::strike(pair, fault)?;
     // Three intervals and the skew, and once more as much; where the good node returns it is its own start that takes time.
@@ -206,7 +240,21 @@ fn strike(pair: &mut dyn Pair, watcher: &Watcher, fault: Fault, interval: Durati
     let two = watcher.ask(&[VIP], ARP_WAIT)?[0].len() > 1;
     let outages = probers.into_iter().map(|prober| prober.stop().outage(PERIOD)).collect();
     nodes::mend(pair, fault)?;
-    Ok((outages, two))
+    Ok(Blow { outages, two, stuck })
+}
+
+/// Whether the router still sends to the second node, although the first one alone has the address; then it is made to
+/// ask again, since else the next fault would hit nobody.
+fn unstick(topology: &Topology) -> Result<bool> {
+    let router = &topology.router;
+    let port = &router.interfaces[0].name;
+    let asked = router.ns.exec("ip", &["neigh", "show", &VIP.to_string(), "dev", port])?;
+    let [.., last] = topology.lb[1].interfaces[0].mac;
+    let stuck = asked.contains(&format!(":{last:02x} "));
+    if stuck {
+        router.ns.ip(&format!("neigh del {VIP} dev {port}\n"))?;
+    }
+    Ok(stuck)
 }
 
 #[cfg(test)]

@@ -1,12 +1,6 @@
 //! Both nodes of a pair, and what can befall the master.
 
-use std::{
-    fmt::Write as _,
-    fs,
-    net::Ipv4Addr,
-    process::Command,
-    time::Duration,
-};
+use std::{fmt::Write as _, fs, net::Ipv4Addr, process::Command, time::Duration};
 
 use lb_userspace::control::pair::PairView;
 use nix::{

@@ -212,7 +212,8 @@ impl Message {
         let header = if target.is_ipv4() { usize::from(bytes.first()? & 15) * 4 } else { 0 };
         let kind = if target.is_ipv4() { 0 } else { 129 };
         let message = bytes.get(header..)?;
-        (message.len() == 12 && message[..2] == [kind, 0] && message[4..6] == self.id.to_be_bytes()).then_some(last)
+        (message.len() == 12 && message[..2] == [kind, 0] && message[4..6] == self.id.to_be_bytes())
+            .then_some(last)
     }
 }
 
@@ -235,7 +236,9 @@ fn probe(socket: &UdpSocket, message: Message, period: Duration, shared: &Shared
         next += period;
         // What was missed is not made up for: a burst says nothing about the time before it.
         next = next.max(monotonic());
-        while clock_nanosleep(clock, ClockNanosleepFlags::TIMER_ABSTIME, &TimeSpec::from(next)) == Err(Errno::EINTR) {}
+        while clock_nanosleep(clock, ClockNanosleepFlags::TIMER_ABSTIME, &TimeSpec::from(next))
+            == Err(Errno::EINTR)
+        {}
         receive(socket, message, &mut trace, shared);
     }
     // What is on its way.
@@ -249,12 +252,15 @@ fn receive(socket: &UdpSocket, message: Message, trace: &mut Trace, shared: &Sha
     let mut control = nix::cmsg_space!(TimeSpec);
     loop {
         let mut slices = [IoSliceMut::new(&mut buffer)];
-        let received = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::MSG_DONTWAIT);
+        let received =
+            recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::MSG_DONTWAIT);
         let (length, stamp) = match received {
             Ok(it) => {
                 let stamp = it.cmsgs().ok().and_then(|mut all| {
                     all.find_map(|c| match c {
-                        ControlMessageOwned::ScmTimestampns(t) => Some(Duration::from(TimeSpec::from(t)).as_nanos() as u64),
+                        ControlMessageOwned::ScmTimestampns(t) => {
+                            Some(Duration::from(TimeSpec::from(t)).as_nanos() as u64)
+                        }
                         _ => None,
                     })
                 });
@@ -283,7 +289,8 @@ mod tests {
 
     fn trace(answered: impl Fn(u64) -> bool) -> Trace {
         let sent: Vec<u64> = (0..100).map(|n| (1_000 + n) * MS).collect();
-        let answers = (0..100).filter(|n| answered(*n)).map(|n| (n as u32, sent[n as usize] + MS / 10)).collect();
+        let answers =
+            (0..100).filter(|n| answered(*n)).map(|n| (n as u32, sent[n as usize] + MS / 10)).collect();
         Trace { sent, answers }
     }
 

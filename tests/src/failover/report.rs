@@ -23,6 +23,8 @@ pub struct Row {
     pub lost: usize,
     /// Runs after which both nodes answered for the address.
     pub two_answer: usize,
+    /// Runs that began with the router still sending to the second node, which had yielded: nobody had told it.
+    pub stuck: usize,
     /// Runs that were repeated since the prober itself was late.
     pub disturbed: usize,
 }
@@ -33,8 +35,11 @@ impl Row {
         let mut sorted = self.outages_ms.clone();
         sorted.sort_by(f64::total_cmp);
         let middle = sorted.len() / 2;
-        self.median_ms =
-            if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) };
+        self.median_ms = if sorted.len() % 2 == 1 {
+            sorted[middle]
+        } else {
+            f64::midpoint(sorted[middle - 1], sorted[middle])
+        };
         self.max_ms = sorted.last().copied().unwrap_or_default();
     }
 }
@@ -52,7 +57,7 @@ pub struct Bars {
 
 impl Default for Bars {
     fn default() -> Self {
-        Self { ratio: 1.1, resolution_ms: 1.0, slack_ms: 0.0 }
+        Self { ratio: 1.1, resolution_ms: 2.0, slack_ms: 0.0 }
     }
 }
 
@@ -80,11 +85,18 @@ impl Bars {
             {
                 missed.push(format!("{what}: {:.1} ms, at most {limit:.1} ms", row.median_ms));
             }
-            let limit = peer(rows, row).map(|k| k.median_ms * self.ratio + self.resolution_ms + self.slack_ms);
+            let limit =
+                peer(rows, row).map(|k| k.median_ms * self.ratio + self.resolution_ms + self.slack_ms);
             if let Some(limit) = limit
                 && row.median_ms > limit
             {
                 missed.push(format!("{what}: {:.1} ms, keepalived's allows {limit:.1} ms", row.median_ms));
+            }
+            if row.stuck > 0 {
+                missed.push(format!(
+                    "{what}: the router was not told of the return, before {} runs",
+                    row.stuck
+                ));
             }
             if row.two_answer > 0 {
                 missed.push(format!("{what}: both nodes answered after {} runs", row.two_answer));
@@ -96,25 +108,36 @@ impl Bars {
 
 /// keepalived's row of the same fault and interval.
 fn peer<'r>(rows: &'r [Row], of: &Row) -> Option<&'r Row> {
-    rows.iter().find(|row| {
-        row.product == "keepalived" && row.fault == of.fault && row.interval_ms == of.interval_ms
-    })
+    rows.iter()
+        .find(|row| row.product == "keepalived" && row.fault == of.fault && row.interval_ms == of.interval_ms)
 }
 
 /// A line for each row; the ratio is to keepalived's address in the same run.
 pub fn table(rows: &[Row]) -> String {
     let mut text = format!(
-        "{:<9} {:>8} {:<11}{:<8} {:>9} {:>9} {:>6} {:>6} {:>10}  {}\n",
-        "fault", "interval", "product", "probe", "median ms", "max ms", "ratio", "lost", "two answer", "disturbed"
+        "{:<9} {:>8} {:<11}{:<8} {:>9} {:>9} {:>6} {:>6} {:>10} {:>5}  {}\n",
+        "fault",
+        "interval",
+        "product",
+        "probe",
+        "median ms",
+        "max ms",
+        "ratio",
+        "lost",
+        "two answer",
+        "stuck",
+        "disturbed"
     );
     for row in rows {
         let ratio = match peer(rows, row) {
-            Some(k) if row.product == "lbd" && k.median_ms >= 0.5 => format!("{:.2}", row.median_ms / k.median_ms),
+            Some(k) if row.product == "lbd" && k.median_ms >= 0.5 => {
+                format!("{:.2}", row.median_ms / k.median_ms)
+            }
             _ => "-".to_owned(),
         };
         let _ = writeln!(
             text,
-            "{:<9} {:>5} ms {:<11}{:<8} {:>9.1} {:>9.1} {:>6} {:>6} {:>7}/{:<2}  {}",
+            "{:<9} {:>5} ms {:<11}{:<8} {:>9.1} {:>9.1} {:>6} {:>6} {:>7}/{:<2} {:>5}  {}",
             row.fault.name(),
             row.interval_ms,
             row.product,
@@ -125,6 +148,7 @@ pub fn table(rows: &[Row]) -> String {
             row.lost,
             row.two_answer,
             row.outages_ms.len(),
+            row.stuck,
             row.disturbed
         );
     }
@@ -146,6 +170,7 @@ mod tests {
             outages_ms: Vec::new(),
             lost: 0,
             two_answer: 0,
+            stuck: 0,
             disturbed: 0,
         };
         outages.iter().for_each(|ms| row.outage(Duration::from_millis(*ms)));
@@ -167,7 +192,9 @@ mod tests {
         assert_eq!(bars.missed(&[row("lbd", Fault::Gone, 10, &[41])]).len(), 1);
         assert!(bars.missed(&[row("keepalived", Fault::Gone, 10, &[90])]).is_empty(), "it promised nothing");
         // No bar of its own at 1 s, but not slower than the other.
-        let both = |lbd, other| [row("lbd", Fault::Gone, 1000, &[lbd]), row("keepalived", Fault::Gone, 1000, &[other])];
+        let both = |lbd, other| {
+            [row("lbd", Fault::Gone, 1000, &[lbd]), row("keepalived", Fault::Gone, 1000, &[other])]
+        };
         assert!(bars.missed(&both(3300, 3000)).is_empty());
         assert_eq!(bars.missed(&both(3302, 3000)).len(), 1);
         let mut two = row("lbd", Fault::Kill, 10, &[0]);

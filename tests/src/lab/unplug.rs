@@ -26,7 +26,11 @@ impl Topology {
                 &End::new(&self.switch, &port).mtu(mtu),
             )
             .port(&self.switch, &port, bridge)
-            .addr(&node.ns, &interface.name, &format!("{}/{}", interface.v4, if bridge == "front" { 24 } else { 16 }))
+            .addr(
+                &node.ns,
+                &interface.name,
+                &format!("{}/{}", interface.v4, if bridge == "front" { 24 } else { 16 }),
+            )
             .addr(&node.ns, &interface.name, &format!("{}/64", interface.v6));
         }
         let front = &self.router.interfaces[0];
