@@ -58,10 +58,17 @@ enum Verb {
         /// Only tests whose name contains one of these
         filter: Vec<String>,
     },
-    /// Measure the fast path against its floor
+    /// Measure the fast path against its floor; `bench failover`: what a takeover costs
     #[command(disable_help_flag = true)]
     Bench {
         /// For the benchmark, for example `--json FILE`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// `chaos pair`: a random fault every few seconds to two balancers under load
+    #[command(disable_help_flag = true)]
+    Chaos {
+        /// For the test, for example `pair --minutes 30 --seed 7`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -110,6 +117,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Run(args) => tasks::run(&workspace, &args.playground, &args.lbd)?,
         Verb::Test { filter } => tasks::test(&workspace, &filter, false)?,
         Verb::Bench { args } => tasks::bench(&workspace, &args)?,
+        Verb::Chaos { args } => tasks::chaos(&workspace, &args)?,
         Verb::Check => check::run(&workspace)?,
         Verb::Ci => ci::run(&workspace)?,
         Verb::Vm(options) => return vm::run(&workspace, &options),

@@ -52,6 +52,14 @@ pub fn bench(workspace: &Workspace, args: &[String]) -> Result<()> {
     process::exec_as_root(&bin_dir.join("bench"), args)
 }
 
+/// A random fault every few seconds, to two real daemons.
+pub fn chaos(workspace: &Workspace, args: &[String]) -> Result<()> {
+    process::root_prefix(process::NETWORK)?;
+    let bin_dir = build(workspace, false)?;
+    setup::run(&[Group::Test])?;
+    process::exec_as_root(&bin_dir.join("pair"), &[&["chaos".to_owned()], args].concat())
+}
+
 /// All tests. `everything` also runs those marked `#[ignore]`, and lets none skip itself.
 pub fn test(workspace: &Workspace, filter: &[String], everything: bool) -> Result<()> {
     let prefix = process::root_prefix(process::NETWORK)?;

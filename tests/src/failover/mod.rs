@@ -8,6 +8,7 @@
 //! - [`chaos`]: a random fault every few seconds under load, and whether the rules hold all the time.
 
 pub mod bench;
+pub mod chaos;
 pub mod load;
 pub mod nodes;
 pub mod prober;
