@@ -166,7 +166,7 @@ impl<'t> World<'t> {
             let pair = node.lbctl_output(&["pair"]);
             text += &format!("--- {}:\n{}", node.node.name, String::from_utf8_lossy(&pair.stdout));
             let log = node.process().log();
-            let lines: Vec<&str> = log.lines().collect();
+            let lines: Vec<&str> = log.lines().filter(|line| !line.contains(" DEBUG ")).collect();
             text += &lines[lines.len().saturating_sub(40)..].join("\n");
             text.push('\n');
         }
