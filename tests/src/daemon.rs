@@ -83,6 +83,7 @@ pub fn service(
     backends: Vec<WantedBackend>,
 ) -> WantedService {
     WantedService {
+        part: 0,
         spec: ServiceSpec {
             name: format!("s{number}").parse().expect("a name"),
             addresses: vec![vip(1, false), vip(1, true)],

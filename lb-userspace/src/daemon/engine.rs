@@ -34,7 +34,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -66,6 +66,7 @@ pub struct Engine {
     pub(super) rounds: Rounds,
     pub(super) tracers: Tracers,
     pub(super) pair: super::pair::Pair,
+    pub(super) mirror: super::mirror::Mirror,
     pub(super) nat: NatState,
     pub(super) names: super::names::Names,
     pub(super) name_task: NameHandle,
@@ -147,6 +148,7 @@ impl Engine {
             rounds: Rounds::default(),
             tracers: Tracers::default(),
             pair: super::pair::Pair::default(),
+            mirror: super::mirror::Mirror::new(Arc::clone(&parts.instruments.sync)),
             nat: NatState::default(),
             asked: ChangeOptions::default(),
             watch: ramp::Watch::default(),
@@ -201,6 +203,7 @@ impl Engine {
         self.limit_ejections();
         let mut wanted = self.wanted();
         let verdicts = self.judge(&mut wanted);
+        let wanted = plan::split(wanted, &plan::Instances::of(&self.config.vrrp));
         let avoid = self.tracking.reserved();
         let tunnel = self.tunnel();
         self.firewall.refresh(&self.config.firewall, self.changes.lists());
@@ -242,13 +245,15 @@ impl Engine {
         // Every backend has a word of this daemon's own now.
         self.remembered.clear();
         self.put_in_force(verdicts);
+        self.mirror.changed();
         Ok(actions)
     }
 
     fn grow(&mut self, capacities: Capacities) -> Result<(), EngineError> {
         tracing::info!(ring = capacities.ring, backends = capacities.backends, "growing the maps");
         self.kernel.grow(capacities)?;
-        self.image = self.kernel.observe()?;
+        let followed = std::mem::take(&mut self.image.followed);
+        self.image = Image { followed, ..self.kernel.observe()? };
         self.passive.begin_anew();
         Ok(())
     }

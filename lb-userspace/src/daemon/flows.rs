@@ -114,7 +114,7 @@ impl Engine {
         self.rounds.off = off;
     }
 
-    fn change_slots(&mut self, actions: &[Action]) -> Result<(), DataplaneError> {
+    pub(super) fn change_slots(&mut self, actions: &[Action]) -> Result<(), DataplaneError> {
         if actions.is_empty() {
             return Ok(());
         }
@@ -135,6 +135,7 @@ impl Engine {
             self.image.apply(action);
         }
         self.walks.slots_changed();
+        self.mirror.changed();
         self.tracking.note_part(&before, &rings(&self.image), Instant::now());
         Ok(())
     }

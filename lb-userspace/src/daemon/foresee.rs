@@ -74,6 +74,7 @@ impl Engine {
         self.advance_ramps();
         let mut wanted = self.wanted();
         self.judge(&mut wanted);
+        let mut wanted = plan::split(wanted, &plan::Instances::of(&self.config.vrrp));
         let mut firewall = InForce::default();
         firewall.refresh(&self.config.firewall, self.changes.lists());
         let result = self.draft(&wanted).and_then(|mut next| {
@@ -175,9 +176,10 @@ impl Engine {
         if impact.records_all || impact.plain_ended == 0 {
             return Some(0);
         }
-        let id = self.image.service_id(&impact.name)?;
-        let recording = self.image.rings.get(&id)?.iter().filter(|slot| !slot.is_plain()).count() as u64;
-        let of_service = self.image.backends.iter().filter(|(_, r)| r.entry.service == id);
+        let ids = self.image.service_ids(&impact.name);
+        let slots = ids.iter().filter_map(|id| self.image.rings.get(id)).flatten();
+        let recording = slots.filter(|slot| !slot.is_plain()).count() as u64;
+        let of_service = self.image.backends.iter().filter(|(_, r)| ids.contains(&r.entry.service));
         let recorded: u64 = of_service.filter_map(|(backend, _)| counts.flows.get(backend)).sum();
         (recording > 0 && recorded > 0)
             .then(|| (recorded * u64::from(impact.plain_ended)).div_ceil(recording))

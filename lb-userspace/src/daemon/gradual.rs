@@ -43,8 +43,8 @@ impl Engine {
         }
         for (service, backend) in self.changes.due_drains(unix_ms()) {
             let draining = self.changes.admin(&service, &backend) == Admin::Draining;
-            let id = self.backend_id(&service, &backend);
-            let left = id.and_then(|id| self.rounds.on.get(&id)).copied().unwrap_or(0);
+            let ids = self.backend_ids(&service, &backend);
+            let left: u64 = ids.iter().filter_map(|id| self.rounds.on.get(id)).sum();
             // Said when the drain began: nobody is there to force it now.
             self.asked = ChangeOptions { force: true, ..ChangeOptions::default() };
             let message =
@@ -159,19 +159,20 @@ impl Engine {
         (message, (from != u32::from(weight) << 16).then_some(ramp))
     }
 
-    pub(super) fn backend_id(&self, service: &ServiceName, backend: &BackendName) -> Option<u32> {
-        let service = self.image.service_id(service.as_str())?;
-        let mut backends = self.image.backends.iter();
-        let found = backends
-            .find(|(_, r)| r.entry.service == service && plan::name_of(&r.identity) == backend.as_str())?;
-        Some(*found.0)
+    /// Its ids, one in each part of the service.
+    pub(super) fn backend_ids(&self, service: &ServiceName, backend: &BackendName) -> Vec<u32> {
+        let parts = self.image.service_ids(service.as_str());
+        let is_it = |record: &plan::BackendRecord| {
+            parts.contains(&record.entry.service) && plan::name_of(&record.identity) == backend.as_str()
+        };
+        self.image.backends.iter().filter(|(_, record)| is_it(record)).map(|(id, _)| *id).collect()
     }
 
     pub(super) fn gradual_view(
         &self,
         service: &EffectiveService,
         backend: &EffectiveBackend,
-        id: Option<u32>,
+        ids: &[u32],
         moving_slots: u32,
     ) -> GradualView {
         let now_ms = unix_ms();
@@ -181,9 +182,8 @@ impl Engine {
         let weight = backend.spec.weight;
         let share = under_way.map_or(u32::from(weight) << 16, |(_, progress)| progress.share(weight));
         let share = if self.is_taking(service, backend) { share } else { 0 };
-        let count = |counts: &std::collections::BTreeMap<u32, u64>| {
-            id.and_then(|id| counts.get(&id)).copied().unwrap_or(0)
-        };
+        let count =
+            |counts: &std::collections::BTreeMap<u32, u64>| ids.iter().filter_map(|id| counts.get(id)).sum();
         GradualView {
             // Nobody with a share is shown with none.
             effective_weight: ((share >> 16) as u16).max(u16::from(share > 0)),
@@ -218,8 +218,16 @@ impl Engine {
         let (admin, health) = found;
         let now = Instant::now();
         self.rounds.watched_until = Some(now + WATCHED);
-        let id = self.backend_id(service, backend);
-        let naming = id.map(|id| self.tracking.naming(&self.image, id)).unwrap_or_default();
+        let ids = self.backend_ids(service, backend);
+        let naming = ids.iter().map(|id| self.tracking.naming(&self.image, *id)).fold(
+            plan::Naming::default(),
+            |sum, one| plan::Naming {
+                owned: sum.owned + one.owned,
+                leaving: sum.leaving + one.leaving,
+                stuck: sum.stuck + one.stuck,
+                settles: sum.settles.max(one.settles),
+            },
+        );
         let note = if admin == Admin::Enabled && health != Health::Down {
             Some("it is enabled: it takes new flows".to_owned())
         } else if naming.stuck > 0 {
@@ -248,10 +256,11 @@ impl Engine {
         };
         let maps_dir = self.kernel.maps_dir();
         // Entries of a former life of the backend are misses.
-        let life = id.and_then(|id| Some((id, self.image.backends.get(&id)?.entry.incarnation as u8)));
+        let life = |id: &u32| Some((*id, self.image.backends.get(id)?.entry.incarnation as u8));
+        let lives: Vec<(u32, u8)> = ids.iter().filter_map(life).collect();
         tokio::task::spawn_blocking(move || {
             let result = tracked_flows(&maps_dir, |_, entry, translated| {
-                if Some((entry.backend(), entry.incarnation())) != life {
+                if !lives.contains(&(entry.backend(), entry.incarnation())) {
                     return;
                 }
                 let count = if translated.is_some() {

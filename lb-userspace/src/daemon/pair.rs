@@ -24,6 +24,13 @@ pub(super) struct Pair {
     configured: Vec<VrrpSpec>,
 }
 
+impl Pair {
+    /// The virtual routers as they are.
+    pub(super) fn views(&self) -> Arc<Vec<RouterView>> {
+        self.vrrp.as_ref().map(Vrrp::views).unwrap_or_default()
+    }
+}
+
 impl Engine {
     /// Makes the virtual routers those of the configuration. They start with the first one that has any.
     pub(super) fn configure_pair(&mut self) -> Result<(), EngineError> {
@@ -34,6 +41,12 @@ impl Engine {
             }
             let (vrrp, notices) = Vrrp::spawn().map_err(EngineError::Vrrp)?;
             tokio::spawn(log(notices, self.events.clone()));
+            let (mut views, news) = (vrrp.watch(), self.mirror.news());
+            tokio::spawn(async move {
+                while views.changed().await.is_ok() {
+                    news.notify_one();
+                }
+            });
             self.pair.vrrp = Some(vrrp);
         }
         // First what is missing, so that no router starts without knowing it.

@@ -35,9 +35,10 @@ struct Watched {
 }
 
 /// The signals of a backend, beyond the wrapping of those in the map.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Counted {
-    id: u32,
+    /// One in each part of the service.
+    ids: Vec<u32>,
     /// As read last.
     last: Signals,
     /// As at the end of the last window, its watched SYNs as they were [`REPETITION`] before.
@@ -152,7 +153,7 @@ impl Engine {
         &self,
         service: &EffectiveService,
         watched: &mut Watched,
-        ids: &HashMap<&str, u32>,
+        ids: &HashMap<&str, Vec<u32>>,
         round: Round,
         now: Instant,
     ) -> Result<Vec<Observed>, DataplaneError> {
@@ -164,15 +165,19 @@ impl Engine {
             watched.read.replace(now).is_some_and(|read| now.duration_since(read) < 2 * REPETITION + SLACK);
         watched.counted.retain(|name, _| ids.contains_key(name.as_str()));
         let backends = service.backends.iter();
-        let backends = backends.filter_map(|backend| Some((backend, *ids.get(backend.spec.name.as_str())?)));
+        let backends = backends.filter_map(|backend| Some((backend, ids.get(backend.spec.name.as_str())?)));
         backends
-            .map(|(backend, id)| {
-                let read = self.kernel.maps().signals().of(id)?;
+            .map(|(backend, ids)| {
+                let read = self.signals_of(ids)?;
                 let name = backend.spec.name.clone();
-                let counted = watched.counted.get(&name).copied().filter(|counted| counted.id == id);
+                let counted = watched.counted.get(&name).cloned().filter(|counted| counted.ids == *ids);
                 // What the id counted before belongs to others.
-                let mut counted =
-                    counted.unwrap_or(Counted { id, last: read, judged: read, total: Totals::default() });
+                let mut counted = counted.unwrap_or_else(|| Counted {
+                    ids: ids.clone(),
+                    last: read,
+                    judged: read,
+                    total: Totals::default(),
+                });
                 let mut until = read;
                 if lagging {
                     until.watched = counted.last.watched;
@@ -189,13 +194,18 @@ impl Engine {
             .collect()
     }
 
+    /// What is counted of a backend in all parts of its service.
+    fn signals_of(&self, ids: &[u32]) -> Result<Signals, DataplaneError> {
+        ids.iter().try_fold(Signals::default(), |sum, id| Ok(sum.plus(self.kernel.maps().signals().of(*id)?)))
+    }
+
     /// The ids of the backends, by service and name.
-    fn ids(&self) -> HashMap<&str, HashMap<&str, u32>> {
-        let mut ids: HashMap<&str, HashMap<&str, u32>> = HashMap::new();
+    fn ids(&self) -> HashMap<&str, HashMap<&str, Vec<u32>>> {
+        let mut ids: HashMap<&str, HashMap<&str, Vec<u32>>> = HashMap::new();
         for (id, record) in &self.image.backends {
             if let Some(service) = self.image.services.get(&record.entry.service) {
                 let of_service = ids.entry(plan::name_of(&service.identity)).or_default();
-                of_service.insert(plan::name_of(&record.identity), *id);
+                of_service.entry(plan::name_of(&record.identity)).or_default().push(*id);
             }
         }
         ids
@@ -238,7 +248,7 @@ impl Engine {
         &self,
         service: &EffectiveService,
         backend: &BackendName,
-        id: Option<u32>,
+        ids: &[u32],
     ) -> Result<Option<PassiveView>, DataplaneError> {
         if service.spec.passive.is_none() {
             return Ok(None);
@@ -248,9 +258,9 @@ impl Engine {
         };
         let mut total = Totals::default();
         if let Some(counted) = watched.counted.get(backend)
-            && Some(counted.id) == id
+            && counted.ids == ids
         {
-            total = counted.total.plus(self.kernel.maps().signals().of(counted.id)?.since(counted.last));
+            total = counted.total.plus(self.signals_of(ids)?.since(counted.last));
         }
         let ejected = watched.detector.ejection(backend).map(|ejection| {
             let left = ejection.until.saturating_duration_since(Instant::now());

@@ -183,6 +183,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     engine.configure_hooks();
     engine.log_ready();
     engine.calm.disturb();
+    let mirror_news = engine.mirror.news();
     let mut tend = tokio::time::interval(TEND_INTERVAL);
     tend.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut prune = tokio::time::interval(trace::PRUNE);
@@ -236,6 +237,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             _ = prune.tick(), if engine.tracers.any() => engine.prune_tracers(),
             Ok(()) = ways.changed() => engine.kernel.maps().nat().routes_changed(),
             () = std::future::ready(()), if engine.is_walking() => engine.timed("services", Engine::walk),
+            () = mirror_news.notified() => engine.timed("mirror", Engine::mirror_news),
             held = resequencer.next() => resequencer.work(held, &mut engine.kernel),
             due = tend.tick() => {
                 engine.instruments.pulse.late(due.elapsed());
@@ -264,6 +266,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                 break;
             }
         }
+        engine.tell_mirror();
     }
     if let Some(reader) = program_log {
         reader.abort();

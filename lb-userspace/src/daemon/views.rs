@@ -10,17 +10,37 @@ use crate::{
     config::Origin as ConfigOrigin,
     control::api::{
         BackendView, ConfigView, DropView, InterfaceView, NatTotals, NatView, QuicView, ServiceView,
-        SettingView, StatusView,
+        SettingView, SlotsView, StatusView,
     },
     control::{command::CommandError, gradual::GradualView},
-    dataplane::abi_name,
+    dataplane::{DataplaneError, abi_name},
     health::TargetKey,
     model::ServiceSpec,
     plan,
     state::{EffectiveBackend, EffectiveService, Origin},
 };
-use lb_common::{abi::ServiceEntry, core::DropReason};
+use lb_common::{
+    abi::{ServiceEntry, Stats},
+    core::DropReason,
+};
 use std::collections::{BTreeMap, HashMap};
+
+/// Of several parts.
+trait SumStats {
+    fn sum_stats(self) -> Result<Stats, DataplaneError>;
+}
+
+impl<I: Iterator<Item = Result<Stats, DataplaneError>>> SumStats for I {
+    fn sum_stats(mut self) -> Result<Stats, DataplaneError> {
+        self.try_fold(Stats::default(), |sum, one| {
+            let one = one?;
+            Ok(Stats {
+                packets: sum.packets.wrapping_add(one.packets),
+                bytes: sum.bytes.wrapping_add(one.bytes),
+            })
+        })
+    }
+}
 
 impl Engine {
     pub(super) fn status(&mut self) -> Result<StatusView, CommandError> {
@@ -93,34 +113,35 @@ impl Engine {
     pub(super) fn service(
         &self,
         service: &EffectiveService,
-        id: Option<u32>,
-        ids: &HashMap<&str, u32>,
+        parts: &[u32],
+        ids: &HashMap<&str, Vec<u32>>,
         reasons: &HashMap<TargetKey, String>,
     ) -> Result<ServiceView, CommandError> {
         let failed = |error: crate::dataplane::DataplaneError| CommandError::Failed(error.to_string());
         let spec = &service.spec;
-        let stats = match id {
-            Some(id) => self.kernel.maps().service_stats(id).map_err(failed)?,
-            None => lb_common::abi::Stats::default(),
-        };
-        let none = Census::default();
-        let census = id.and_then(|id| self.walks.census(id)).unwrap_or(&none);
-        let slots = census.slots;
+        let stats =
+            parts.iter().map(|id| self.kernel.maps().service_stats(*id)).sum_stats().map_err(failed)?;
+        let census: Vec<&Census> = parts.iter().filter_map(|id| self.walks.census(*id)).collect();
+        let slots = census.iter().fold(SlotsView::default(), |sum, part| SlotsView {
+            total: sum.total + part.slots.total,
+            plain: sum.plain + part.slots.plain,
+            moving: sum.moving + part.slots.moving,
+            tracked: sum.tracked + part.slots.tracked,
+        });
         let backends = service
             .backends
             .iter()
             .map(|backend| {
-                let id = ids.get(backend.spec.name.as_str()).copied();
-                let stats = match id {
-                    Some(id) => self.kernel.maps().backend_stats(id).map_err(failed)?,
-                    None => lb_common::abi::Stats::default(),
+                let ids = ids.get(backend.spec.name.as_str()).map_or(&[][..], Vec::as_slice);
+                let stats =
+                    ids.iter().map(|id| self.kernel.maps().backend_stats(*id)).sum_stats().map_err(failed)?;
+                let of = |slots: fn(&Census) -> &Vec<(u32, u32)>| -> u32 {
+                    let all = census.iter().flat_map(|part| slots(part));
+                    all.filter(|(backend, _)| ids.contains(backend)).map(|(_, slots)| slots).sum()
                 };
-                let of = |slots: &[(u32, u32)]| {
-                    slots.iter().find(|(backend, _)| Some(*backend) == id).map_or(0, |(_, slots)| *slots)
-                };
-                let view = self.backend(service, backend, of(&census.owned), stats, reasons);
-                let gradual = self.gradual_view(service, backend, id, of(&census.leaving));
-                let passive = self.passive_view(service, &backend.spec.name, id).map_err(failed)?;
+                let view = self.backend(service, backend, of(|part| &part.owned), stats, reasons);
+                let gradual = self.gradual_view(service, backend, ids, of(|part| &part.leaving));
+                let passive = self.passive_view(service, &backend.spec.name, ids).map_err(failed)?;
                 Ok(BackendView { gradual, passive, ..view })
             })
             .collect::<Result<_, CommandError>>()?;
@@ -138,19 +159,19 @@ impl Engine {
                 .as_ref()
                 .map(|quic| QuicView { server_id_length: quic.server_id_length, config_id: quic.config_id }),
             slots,
-            nat: id.and_then(|id| self.nat_view(spec, id)),
+            nat: self.nat_view(spec, parts),
             pool: self.pool_view(spec),
             backends,
         })
     }
 
-    fn nat_view(&self, spec: &ServiceSpec, id: u32) -> Option<NatView> {
-        let flags = self.image.services.get(&id)?.entry.flags;
-        let counts = self.nat.living.get(&id).copied().unwrap_or_default();
-        spec.forward.rewrites().then(|| NatView {
-            always: flags & ServiceEntry::SESSIONS != 0,
-            sessions: counts.living,
-            unanswered: counts.unanswered,
+    fn nat_view(&self, spec: &ServiceSpec, parts: &[u32]) -> Option<NatView> {
+        let records = || parts.iter().filter_map(|id| self.image.services.get(id));
+        let counts = || parts.iter().filter_map(|id| self.nat.living.get(id));
+        (spec.forward.rewrites() && records().next().is_some()).then(|| NatView {
+            always: records().any(|record| record.entry.flags & ServiceEntry::SESSIONS != 0),
+            sessions: counts().map(|counts| counts.living).sum(),
+            unanswered: counts().map(|counts| counts.unanswered).sum(),
             addresses: spec.snat.as_ref().map_or_else(Vec::new, |snat| snat.addresses.clone()),
             ports: spec.snat.as_ref().map(|snat| format!("{}-{}", snat.ports.0, snat.ports.1)),
         })

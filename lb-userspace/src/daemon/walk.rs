@@ -61,7 +61,8 @@ struct Walk {
 #[derive(Debug, Default)]
 struct Index {
     made: Option<u64>,
-    services: HashMap<String, u32>,
+    /// One of each part.
+    services: HashMap<String, Vec<u32>>,
     /// Service and backend, sorted.
     backends: Vec<(u32, u32)>,
 }
@@ -107,11 +108,10 @@ impl Engine {
             },
         };
         while let Some(service) = self.effective.services.get(at) {
-            let id = self.walks.index.services.get(service.spec.name.as_str()).copied();
-            if let Some(id) = id
-                && let Some(ring) = self.image.rings.get(&id)
-            {
-                self.walks.census.entry(id).or_insert_with(|| count(ring));
+            for id in self.walks.index.services.get(service.spec.name.as_str()).into_iter().flatten() {
+                if let Some(ring) = self.image.rings.get(id) {
+                    self.walks.census.entry(*id).or_insert_with(|| count(ring));
+                }
             }
             rows.push(self.row(service)?);
             at += 1;
@@ -125,12 +125,13 @@ impl Engine {
     /// The index must be of the present image.
     fn row(&self, service: &EffectiveService) -> Result<ServiceView, CommandError> {
         let index = &self.walks.index;
-        let id = index.services.get(service.spec.name.as_str()).copied();
-        let backends = id.map_or(&[][..], |id| index.backends_of(id));
-        let named = backends.iter().filter_map(|(_, backend)| {
-            Some((plan::name_of(&self.image.backends.get(backend)?.identity), *backend))
-        });
-        let ids: HashMap<&str, u32> = named.collect();
+        let parts = index.services.get(service.spec.name.as_str()).map_or(&[][..], Vec::as_slice);
+        let mut ids: HashMap<&str, Vec<u32>> = HashMap::new();
+        for (_, backend) in parts.iter().flat_map(|id| index.backends_of(*id)) {
+            if let Some(record) = self.image.backends.get(backend) {
+                ids.entry(plan::name_of(&record.identity)).or_default().push(*backend);
+            }
+        }
         let reasons = service
             .backends
             .iter()
@@ -141,7 +142,7 @@ impl Engine {
                 Some((key, reason))
             })
             .collect();
-        self.service(service, id, &ids, &reasons)
+        self.service(service, parts, &ids, &reasons)
     }
 
     fn index(&mut self) {
@@ -149,8 +150,10 @@ impl Engine {
         if walks.index.made == Some(walks.converged) {
             return;
         }
-        let services =
-            image.services.iter().map(|(id, r)| (plan::name_of(&r.identity).to_owned(), *id)).collect();
+        let mut services: HashMap<String, Vec<u32>> = HashMap::with_capacity(image.services.len());
+        for (id, record) in &image.services {
+            services.entry(plan::name_of(&record.identity).to_owned()).or_default().push(*id);
+        }
         let mut backends: Vec<(u32, u32)> =
             image.backends.iter().map(|(id, record)| (record.entry.service, *id)).collect();
         backends.sort_unstable();

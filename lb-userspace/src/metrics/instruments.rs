@@ -23,6 +23,7 @@ pub struct Instruments {
     pub health: Arc<HealthMetrics>,
     pub reloads: Arc<ReloadMetrics>,
     pub notify: Arc<NotifyMetrics>,
+    pub sync: Arc<super::SyncMetrics>,
 }
 
 /// Durations and failures of health checks, by service and type of check. There is no series per

@@ -17,6 +17,7 @@ mod process;
 mod pulse;
 mod pulse_encode;
 mod source;
+mod sync;
 
 pub use encode::{Format, encode};
 pub use http::{Limits, serve, serve_with_limits};
@@ -25,6 +26,7 @@ pub use listen::{BindError, Holder, bind};
 pub use process::ProcessView;
 pub use pulse::{Durations, LoopMetrics, TableEntries};
 pub use source::{Snapshot, SnapshotError, Source};
+pub use sync::SyncMetrics;
 
 #[cfg(test)]
 mod exposition;

@@ -15,6 +15,7 @@ mod port;
 mod quic;
 mod ring;
 mod service;
+mod sync;
 mod vrrp;
 
 pub use address::{not_for_backend, not_unicast};
@@ -39,6 +40,7 @@ pub use quic::{
 };
 pub use ring::{MAX_RING, MIN_RING, is_ring_size};
 pub use service::{Forward, Protocol, Scheduler, ServiceSpec};
+pub use sync::{DEFAULT_SYNC_HEARTBEAT, DEFAULT_TAKEOVER_WAIT, MAX_SYNC_KEYS, MAX_SYNC_PEERS, SyncSpec};
 pub use vrrp::{
     DEFAULT_PRIORITY, Family, MAX_ADVERT_INTERVAL, MAX_VRRP_ADDRESSES, MIN_ADVERT_INTERVAL, OWNER_PRIORITY,
     TrackInterface, VrrpSpec, VrrpVersion,

@@ -16,17 +16,21 @@ use ipnet::{Ipv4Net, Ipv6Net};
 #[cfg(doc)]
 use lb_common::abi::VipEntry;
 use lb_common::abi::{
-    BackendEntry, CidKey, ForwardKind, MAX_SERVICES, NAT_CAPACITY, POOL_ADDRESS_CAPACITY, ServiceEntry, Slot,
+    BackendEntry, CidKey, ForwardKind, Identity, MAX_SERVICES, NAT_CAPACITY, POOL_ADDRESS_CAPACITY,
+    ServiceEntry, Slot,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 /// A service as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WantedService {
     pub spec: ServiceSpec,
+    /// Which of its parts this is; 0 where it has only one. See [`split`](super::split).
+    pub part: u32,
     /// Slots of its ring, a prime.
     pub ring_size: u32,
     /// It has lost its quorum.
@@ -184,9 +188,8 @@ pub(super) fn build_from(
                 }),
             quic_id_len: service.spec.quic.as_ref().map_or(0, |quic| quic.server_id_length.into()),
         };
-        image
-            .services
-            .insert(id, ServiceRecord { entry, identity: identity(service.spec.name.as_str(), 0, 0) });
+        let identity = Identity { port: service.part, ..identity(service.spec.name.as_str(), 0, 0) };
+        image.services.insert(id, ServiceRecord { entry, identity });
         lists::add_service(&mut image, id, &service.spec.guard);
         for address in &service.spec.addresses {
             claims.entry(*address).or_default().push(Claim {
@@ -216,7 +219,19 @@ pub(super) fn build_from(
         let was = kept.map_or(0, |id| observed.services[&id].entry.flags);
         // Flows that a scheduler has placed live anywhere: without it, the table goes on being asked.
         let placed = was & ServiceEntry::SCHEDULED != 0 && entry.flags & ServiceEntry::SCHEDULED == 0;
-        image.rings.insert(id, slots(service, &ids, before, placed, rings));
+        let followed = kept.and_then(|id| observed.followed.get(&id));
+        let ring = match followed.filter(|followed| followed.words.len() == service.ring_size as usize) {
+            Some(followed) => {
+                image.followed.insert(id, Arc::clone(followed));
+                let members = || service.backends.iter().zip(&ids);
+                followed.ring(|name, address| {
+                    let same = |b: &WantedBackend| b.spec.name.as_str() == name && b.spec.address == address;
+                    members().find(|(backend, _)| same(backend)).map(|(_, id)| *id)
+                })
+            }
+            None => slots(service, &ids, before, placed, rings),
+        };
+        image.rings.insert(id, ring);
         let schedule = words.place(kept, service, &ids);
         if let Some(schedule) = schedule.map_err(|needed| BuildError::SchedulesFull { needed })? {
             image.schedules.insert(id, schedule);
@@ -249,14 +264,19 @@ fn pool_flags(service: &WantedService) -> u32 {
 
 /// Who has which id now.
 pub(super) struct KnownIds<'a> {
-    services: BTreeMap<&'a str, u32>,
+    /// By name and part.
+    services: BTreeMap<(&'a str, u32), u32>,
     backends: BTreeMap<(u32, &'a str), (u32, [u8; 16], u8)>,
 }
 
 impl<'a> KnownIds<'a> {
     pub(super) fn of(observed: &'a Image) -> Self {
         Self {
-            services: observed.services.iter().map(|(id, record)| (name_of(&record.identity), *id)).collect(),
+            services: observed
+                .services
+                .iter()
+                .map(|(id, record)| ((name_of(&record.identity), record.identity.port), *id))
+                .collect(),
             backends: observed
                 .backends
                 .iter()
@@ -272,7 +292,7 @@ impl<'a> KnownIds<'a> {
     /// packet must not see one of each, so another size or seed is another service. So is one whose flows find their
     /// slots in another way.
     pub(super) fn service(&self, observed: &Image, wanted: &WantedService) -> Option<u32> {
-        let id = *self.services.get(wanted.spec.name.as_str())?;
+        let id = *self.services.get(&(wanted.spec.name.as_str(), wanted.part))?;
         let entry = &observed.services[&id].entry;
         let source_ip = (entry.flags ^ schedule::flags(wanted.spec.scheduler)) & ServiceEntry::SOURCE_IP;
         (entry.ring_size == wanted.ring_size && entry.seed == wanted.spec.seed && source_ip == 0)

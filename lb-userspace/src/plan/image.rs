@@ -1,6 +1,6 @@
 //! What the maps hold.
 
-use super::{NatImage, Ring, ScheduleRecord};
+use super::{Followed, NatImage, Ring, ScheduleRecord};
 use crate::model::Prefixes;
 use ipnet::IpNet;
 use lb_common::abi::{
@@ -38,6 +38,8 @@ pub struct Image {
     /// Words the schedule array holds.
     pub schedule_capacity: u32,
     pub nat: NatImage,
+    /// By service id: whose words are another node's. No rule of this node touches them.
+    pub followed: BTreeMap<u32, Arc<Followed>>,
     /// Slots the ring array holds.
     pub ring_capacity: u32,
     /// Backends the backend array holds, id 0 included.
@@ -65,10 +67,16 @@ impl Image {
         Self { ring_capacity, backend_capacity, schedule_capacity: SCHEDULE_CAPACITY, ..Self::default() }
     }
 
-    /// Id of the service of this name.
+    /// Id of the service of this name; of one with several parts, the lowest.
     #[must_use]
     pub fn service_id(&self, name: &str) -> Option<u32> {
         self.services.iter().find(|(_, s)| name_of(&s.identity) == name).map(|(id, _)| *id)
+    }
+
+    /// Ids of the service of this name, one of each of its parts.
+    #[must_use]
+    pub fn service_ids(&self, name: &str) -> Vec<u32> {
+        self.services.iter().filter(|(_, s)| name_of(&s.identity) == name).map(|(id, _)| *id).collect()
     }
 }
 

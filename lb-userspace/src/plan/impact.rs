@@ -98,7 +98,35 @@ pub fn impact(old: &Image, new: &Image, last: &Image) -> Vec<ServiceImpact> {
         }
         found.push(service);
     }
-    found
+    whole(found)
+}
+
+/// The parts of a service as one.
+fn whole(found: Vec<ServiceImpact>) -> Vec<ServiceImpact> {
+    let mut whole: Vec<ServiceImpact> = Vec::with_capacity(found.len());
+    let mut places: BTreeMap<(String, bool, bool), usize> = BTreeMap::new();
+    for part in found {
+        let place = *places.entry((part.name.clone(), part.is_new, part.is_gone)).or_insert(whole.len());
+        let Some(known) = whole.get_mut(place) else {
+            whole.push(part);
+            continue;
+        };
+        known.slots_total += part.slots_total;
+        known.slots_moved += part.slots_moved;
+        known.slots_later += part.slots_later;
+        known.slots_ended += part.slots_ended;
+        known.plain_ended += part.plain_ended;
+        known.slots_disrupted += part.slots_disrupted;
+        known.records_all |= part.records_all;
+        known.ending.extend(part.ending);
+        for (name, owned) in part.backends {
+            let sum = known.backends.entry(name).or_default();
+            for (sum, owned) in sum.iter_mut().zip(owned) {
+                *sum += owned;
+            }
+        }
+    }
+    whole
 }
 
 fn of_service(image: &Image, service: u32) -> impl Iterator<Item = (u32, &BackendEntry)> {

@@ -5,6 +5,7 @@
 
 mod action;
 mod build;
+mod follow;
 mod image;
 mod impact;
 mod lists;
@@ -16,10 +17,12 @@ mod ports;
 mod ring;
 mod schedule;
 mod sessions;
+mod split;
 mod tend;
 
 pub use action::{Action, diff};
 pub use build::{BuildError, NextHopEntry, TunnelSettings, WantedBackend, WantedService, build};
+pub use follow::Followed;
 pub use image::{BackendRecord, Image, ServiceRecord, name_of};
 pub use impact::{ServiceImpact, impact};
 pub use lists::{ListAction, install};
@@ -31,8 +34,11 @@ pub use part::{Index, Part};
 pub use ring::Ring;
 pub use schedule::{ScheduleRecord, flags as scheduler_flags};
 pub use sessions::{ORPHAN_LIFE, Pair, SessionCounts, Sweep, sweep};
+pub use split::{Instances, split};
 pub use tend::{CLOSING_LIFE, Flow, GRACE, HALF_OPEN_LIFE, MARGIN, Naming, Tracking, Walk};
 
+#[cfg(test)]
+mod follow_tests;
 #[cfg(test)]
 mod gradual_tests;
 #[cfg(test)]

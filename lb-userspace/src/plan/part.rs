@@ -26,7 +26,8 @@ pub struct Part {
 /// Where an image has what: services by name, backends by service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Index {
-    services: HashMap<String, u32>,
+    /// By name and part.
+    services: HashMap<(String, u32), u32>,
     backends: HashMap<u32, BTreeSet<u32>>,
 }
 
@@ -34,7 +35,7 @@ impl Index {
     /// Of a whole image.
     #[must_use]
     pub fn of(image: &Image) -> Self {
-        let name = |record: &ServiceRecord| name_of(&record.identity).to_owned();
+        let name = |record: &ServiceRecord| (name_of(&record.identity).to_owned(), record.identity.port);
         let services = image.services.iter().map(|(id, record)| (name(record), *id)).collect();
         let mut index = Self { services, backends: HashMap::with_capacity(image.services.len()) };
         for (id, record) in &image.backends {
@@ -73,7 +74,9 @@ impl Part {
         avoid: &BTreeSet<u32>,
         rings: &mut maglev::Cache,
     ) -> Option<Self> {
-        let id = |service: &WantedService| index.services.get(service.spec.name.as_str()).copied();
+        let id = |service: &WantedService| {
+            index.services.get(&(service.spec.name.as_str().to_owned(), service.part)).copied()
+        };
         let ids = touched.iter().map(id).collect::<Option<BTreeSet<u32>>>()?;
         let mut before = extract(observed, index, &ids);
         let known = KnownIds::of(&before);
@@ -171,6 +174,7 @@ fn extract(observed: &Image, index: &Index, ids: &BTreeSet<u32>) -> Image {
     for id in ids {
         part.services.extend(observed.services.get(id).map(|record| (*id, *record)));
         part.rings.extend(observed.rings.get(id).map(|ring| (*id, ring.clone())));
+        part.followed.extend(observed.followed.get(id).map(|followed| (*id, Arc::clone(followed))));
         part.limits.extend(observed.limits.get(id).map(|limits| (*id, *limits)));
         let backends = index.backends.get(id).into_iter().flatten();
         part.backends.extend(backends.filter_map(|id| Some((*id, *observed.backends.get(id)?))));

@@ -58,7 +58,7 @@ pub fn sweep(
                 && FlowEntry(half.entry).backend() == back.1.backend()
         });
         let Some(half) = half else {
-            if idle(back.1) > ORPHAN_LIFE {
+            if idle(back.1) > ORPHAN_LIFE && !image.followed.contains_key(&session.service) {
                 sweep.over.push(Pair { out: None, back: Some(back) });
             }
             continue;
@@ -75,7 +75,9 @@ pub fn sweep(
             (false, false) => longest,
         });
         let alive = is_alive(image, front.1, session.service);
-        if alive && limit.is_some_and(|limit| idle(front.1).min(idle(back.1)) <= limit) {
+        let lives = alive && limit.is_some_and(|limit| idle(front.1).min(idle(back.1)) <= limit);
+        // Another node says which sessions of such a service there are.
+        if lives || image.followed.contains_key(&session.service) {
             let counts = sweep.living.entry(session.service).or_default();
             counts.living += 1;
             *sweep.on.entry(front.1.backend()).or_default() += 1;
@@ -86,7 +88,9 @@ pub fn sweep(
     }
     for (key, half) in out {
         let entry = FlowEntry(half.entry);
-        if idle(entry) > ORPHAN_LIFE {
+        let service = image.backends.get(&entry.backend()).map(|record| record.entry.service);
+        let is_followed = service.is_some_and(|service| image.followed.contains_key(&service));
+        if idle(entry) > ORPHAN_LIFE && !is_followed {
             sweep.over.push(Pair { out: Some((key, entry)), back: None });
         }
     }

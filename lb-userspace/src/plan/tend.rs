@@ -142,6 +142,15 @@ impl Tracking {
         self.refused = Some(now);
     }
 
+    /// This node was not in charge of these services until now: what is under way with their slots begins anew.
+    pub fn restart(&mut self, services: impl IntoIterator<Item = u32>, image: &Image, now: Instant) {
+        for id in services {
+            let Some(ring) = image.rings.get(&id) else { continue };
+            let moving = (0..).zip(ring).filter(|(_, slot)| !slot.is_plain()).map(|(at, _)| (at, now));
+            self.changed.insert(id, moving.collect());
+        }
+    }
+
     /// Flows that were tracked and alive at the last walk.
     #[must_use]
     pub fn flows(&self) -> usize {
@@ -288,7 +297,9 @@ impl Walk {
             (false, false) => longest,
         };
         let asked = !slot.is_plain() || is_scheduled(service);
-        if Duration::from_nanos(entry.idle_ns(clock_ns)) > limit || !is_alive(image, entry) || !asked {
+        let over = Duration::from_nanos(entry.idle_ns(clock_ns)) > limit || !is_alive(image, entry) || !asked;
+        // Another node says which flows of such a service there are.
+        if over && !image.followed.contains_key(&place.service) {
             return false;
         }
         *self.on.entry(entry.backend()).or_default() += 1;
@@ -312,6 +323,9 @@ fn slot_actions(image: &Image, change: impl Fn(u32, u32, Slot) -> Slot) -> Vec<A
     let mut actions = Vec::new();
     // Nothing is under way where every slot is plain.
     for (id, ring) in image.rings.iter().filter(|(_, ring)| !ring.is_plain()) {
+        if image.followed.contains_key(id) {
+            continue;
+        }
         let base = image.services[id].entry.ring_base;
         let words: Vec<_> = ring
             .iter()

@@ -62,6 +62,7 @@ pub(super) fn service(
         .iter()
         .enumerate()
         .map(|(i, port)| WantedService {
+            part: 0,
             spec: ServiceSpec {
                 name: format!("s{number}-{i}").parse().unwrap(),
                 addresses: vec![IpAddr::from([192, 0, 2, number])],

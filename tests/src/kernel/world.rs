@@ -103,6 +103,7 @@ fn service(
     backends: Vec<WantedBackend>,
 ) -> WantedService {
     WantedService {
+        part: 0,
         spec: ServiceSpec {
             name: name.parse().expect("a name"),
             addresses: vec![vip(vip_number, false), vip(vip_number, true)],

@@ -5,7 +5,7 @@ use crate::{
     daemon::{error::EngineError, gradual::unix_ms},
     health::{Target, TargetKey},
     model::{ServiceName, Via},
-    plan::{Action, Index, Part, WantedBackend, WantedService},
+    plan::{self, Action, Index, Part, WantedBackend, WantedService},
     state::{self, EffectiveBackend, EffectiveService},
 };
 use std::{
@@ -57,6 +57,7 @@ impl Engine {
             places.iter().map(|i| state::apply_one(&self.config.services[*i], &self.changes)).collect();
         let mut wanted: Vec<_> = now.iter().map(|(service, _)| self.wanted_service(service)).collect();
         let verdicts = self.judge(&mut wanted);
+        let wanted = plan::split(wanted, &plan::Instances::of(&self.config.vrrp));
         self.firewall.refresh(&self.config.firewall, self.changes.lists());
         self.image.resting = self.tracking.resting(Instant::now());
         let (avoid, tunnel) = (self.tracking.reserved(), self.tunnel());
@@ -86,6 +87,7 @@ impl Engine {
             before.push(self.effective.replace(*place, service, stale));
         }
         self.put_part_in_force(&places, verdicts);
+        self.mirror.changed();
         if places.iter().any(|place| self.effective.services[*place].spec.health.via == Via::Vip) {
             self.aim_checks();
         }
@@ -162,6 +164,7 @@ impl Engine {
         let now_ms = unix_ms();
         let size = service.spec.ring_size.or_else(|| self.changes.ring_size(&service.spec.name));
         WantedService {
+            part: 0,
             ring_size: size.unwrap_or_else(|| crate::maglev::default_size(service.backends.len())),
             backends: service
                 .backends

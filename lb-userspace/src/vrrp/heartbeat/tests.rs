@@ -1,5 +1,12 @@
-use super::*;
-use crate::model::{TrackInterface, VrrpVersion};
+use super::{
+    super::{
+        keeper::{Interface, Interfaces},
+        packet::Advert,
+    },
+    judge::{Missing, mismatch, missing},
+};
+use crate::model::{Family, TrackInterface, VrrpSpec, VrrpVersion};
+use std::time::Duration;
 
 fn spec() -> VrrpSpec {
     VrrpSpec {

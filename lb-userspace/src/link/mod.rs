@@ -1,0 +1,13 @@
+//! The sync link: one authenticated, encrypted connection to each peer, and heartbeats beside it.
+//!
+//! Pure: [`wire`] (the records). The connections live on a thread of their own with a runtime of its own, so that
+//! neither a busy engine nor busy tasks of the daemon delay them; the heartbeats on a second one with real-time
+//! priority. [`Link`] is the handle: it never waits. What comes in is told as [`LinkEvent`]s by a bounded channel: as
+//! long as nobody reads it, nothing is read from the peers either, and their queues fill instead of this node's memory.
+
+mod handle;
+mod outbox;
+pub mod wire;
+
+pub use handle::{Full, Link, LinkEvent, PeerId};
+pub use wire::{Hello, MAX_FRAME};

@@ -1,0 +1,146 @@
+//! What waits to be sent to one peer: in order, bounded.
+
+use super::wire::Message;
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+use tokio::sync::Notify;
+
+/// Bytes of frames that wait at most for one peer.
+pub(super) const QUEUE_BYTES: usize = 4 << 20;
+/// What a frame costs beyond its bytes, so that many small ones are bounded as well.
+const OVERHEAD: usize = 64;
+
+#[derive(Debug)]
+pub(super) enum Item {
+    Frame(Vec<u8>),
+    Message(Message),
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    items: VecDeque<Item>,
+    bytes: usize,
+    /// Messages other than frames: they let the bandwidth's limit go until they are sent.
+    urgent: usize,
+    /// Somebody was refused and is to be told when there is room.
+    refused: bool,
+    closed: bool,
+}
+
+/// Shared by who sends and the task that writes.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    queue: Mutex<Queue>,
+    filled: Notify,
+}
+
+impl Outbox {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// False: there is no room.
+    pub(super) fn push_frame(&self, frame: Vec<u8>) -> bool {
+        let mut queue = self.lock();
+        let cost = frame.len() + OVERHEAD;
+        if queue.closed || queue.bytes + cost > QUEUE_BYTES {
+            queue.refused = true;
+            return false;
+        }
+        queue.bytes += cost;
+        queue.items.push_back(Item::Frame(frame));
+        drop(queue);
+        self.filled.notify_one();
+        true
+    }
+
+    /// Behind what waits already. The link's own words are few: they need no room.
+    pub(super) fn push(&self, message: Message) {
+        let mut queue = self.lock();
+        if queue.closed {
+            return;
+        }
+        queue.urgent += 1;
+        queue.items.push_back(Item::Message(message));
+        drop(queue);
+        self.filled.notify_one();
+    }
+
+    /// The next one, and whether who was refused has room now.
+    pub(super) async fn pop(&self) -> (Item, bool) {
+        loop {
+            let filled = self.filled.notified();
+            {
+                let mut queue = self.lock();
+                if let Some(item) = queue.items.pop_front() {
+                    match &item {
+                        Item::Frame(frame) => queue.bytes -= frame.len() + OVERHEAD,
+                        Item::Message(_) => queue.urgent -= 1,
+                    }
+                    let room = queue.refused && queue.bytes <= QUEUE_BYTES / 2;
+                    queue.refused &= !room;
+                    return (item, room);
+                }
+            }
+            filled.await;
+        }
+    }
+
+    /// Whether a word of the link waits, be it behind frames.
+    pub(super) fn is_urgent(&self) -> bool {
+        self.lock().urgent > 0
+    }
+
+    /// Bytes that wait.
+    pub(super) fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
+    /// Nothing is taken any more.
+    pub(super) fn close(&self) {
+        let mut queue = self.lock();
+        queue.closed = true;
+        queue.items.clear();
+        (queue.bytes, queue.urgent) = (0, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn frames_are_bounded_and_in_order_with_words() {
+        let outbox = Outbox::default();
+        let frame = vec![7; 60_000];
+        let mut taken = 0;
+        while outbox.push_frame(frame.clone()) {
+            taken += 1;
+        }
+        assert_eq!(taken, QUEUE_BYTES / (60_000 + OVERHEAD));
+        assert!(!outbox.is_urgent());
+        outbox.push(Message::Ping(5));
+        assert!(outbox.is_urgent());
+        let mut told = 0;
+        for _ in 0..taken {
+            let (item, room) = outbox.pop().await;
+            assert!(matches!(item, Item::Frame(_)));
+            told += usize::from(room);
+        }
+        assert_eq!(told, 1, "room is told once");
+        assert!(matches!(outbox.pop().await, (Item::Message(Message::Ping(5)), false)));
+        assert_eq!((outbox.bytes(), outbox.is_urgent()), (0, false));
+        // Small ones are bounded too.
+        let mut count = 0;
+        while outbox.push_frame(Vec::new()) {
+            count += 1;
+        }
+        assert_eq!(count, QUEUE_BYTES / OVERHEAD);
+        outbox.close();
+        assert!(!outbox.push_frame(vec![1]));
+        outbox.push(Message::Ping(1));
+        assert_eq!(outbox.bytes(), 0);
+    }
+}

@@ -1,0 +1,88 @@
+//! What the heartbeat does.
+
+use super::{
+    super::{
+        fsm::{Action, Event},
+        keeper::Wish,
+        notice::Notice,
+        timing::Moment,
+    },
+    Heartbeat, NOTICE_PERIOD,
+    router::send,
+};
+use std::{net::IpAddr, sync::atomic::Ordering::Relaxed, time::SystemTime};
+
+impl Heartbeat {
+    pub(super) fn step(&mut self, at: usize, event: Event, now: Moment) {
+        let mut actions = Vec::new();
+        self.routers[at].machine.step(event, now, &mut actions);
+        let heard = if let Event::Advert(heard) = event { Some(heard.source) } else { None };
+        self.act(at, actions, now, heard);
+    }
+
+    pub(super) fn act(&mut self, at: usize, actions: Vec<Action>, now: Moment, heard: Option<IpAddr>) {
+        let mut before = self.routers[at].view().phase;
+        if let Some(Action::Entered(phase, _)) = actions.iter().find(|a| matches!(a, Action::Entered(..))) {
+            before = self.routers[at].counters.last_phase(*phase);
+        }
+        for action in actions {
+            match action {
+                Action::Send(priority) => self.send(at, priority),
+                Action::Acquire => self.say(at, Wish::Keep),
+                Action::Release => self.say(at, Wish::Absent),
+                Action::Announce => {
+                    self.say(at, Wish::Keep);
+                    if let Some(source) = heard {
+                        self.split_brain(at, source, now);
+                    }
+                }
+                // There is no link to the peer: hand-overs are asked for without agreement.
+                Action::AskPeer => {}
+                Action::Entered(phase, cause) => {
+                    let router = &mut self.routers[at];
+                    (router.since, router.cause) = (SystemTime::now(), cause);
+                    router.counters.entered(phase);
+                    self.notices.send(Notice::Changed {
+                        name: router.spec.name.clone(),
+                        from: before,
+                        to: phase,
+                        cause,
+                        priority: router.machine.priority(),
+                    });
+                    self.changed = true;
+                }
+            }
+        }
+    }
+
+    fn say(&self, at: usize, wish: Wish) {
+        self.routers[at].order.say(wish);
+        self.keeper.wake();
+    }
+
+    fn split_brain(&mut self, at: usize, source: IpAddr, now: Moment) {
+        let router = &mut self.routers[at];
+        router.counters.split_brains.fetch_add(1, Relaxed);
+        if router.split_told.is_none_or(|told| now.since(told) >= NOTICE_PERIOD) {
+            router.split_told = Some(now);
+            self.notices.send(Notice::SplitBrain { name: router.spec.name.clone(), source });
+        }
+    }
+
+    fn send(&mut self, at: usize, priority: u8) {
+        let router = &self.routers[at];
+        let Some(interface) = self.interfaces.get(&router.spec.interface) else { return };
+        let result = send(router, interface, priority);
+        let router = &mut self.routers[at];
+        let counter = if priority == 0 { &router.counters.sent_zero } else { &router.counters.sent };
+        counter.fetch_add(1, Relaxed);
+        match result {
+            Ok(()) => router.send_failed = false,
+            Err(text) if !router.send_failed => {
+                router.send_failed = true;
+                self.notices.send(Notice::Send { name: router.spec.name.clone(), text });
+            }
+            Err(_) => {}
+        }
+    }
+}
