@@ -1,6 +1,6 @@
 //! Counting and sending: what becomes of a decision.
 
-use crate::{emit_nat, frame::Frame, maps, observe, outline, tables::Maps};
+use crate::{emit_nat, frame::Frame, maps, observe, outline, outline_address, tables::Maps};
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
     helpers::bpf_redirect,
@@ -9,7 +9,8 @@ use aya_ebpf::{
 use lb_common::{
     abi::{EXPIRED_BUCKET, ICMP_BUCKET, Stats, UNREACHABLE_BUCKET},
     core::{
-        Answer, AnswerKind, Decision, DropReason, Forward, Ip, Part, Tables as _, forward, icmp::Message,
+        Answer, AnswerKind, Decision, DropReason, Forward, Ip, Neighbour, Part, Tables as _, forward,
+        icmp::Message, neighbour::Resolved,
     },
     hash,
 };
@@ -35,6 +36,7 @@ pub(crate) fn run<const OBSERVED: bool>(frame: &mut Frame) -> u32 {
         },
         Decision::Steer(to) => return emit_nat::steer::<OBSERVED>(frame, &to),
         Decision::Back(back) => return emit_nat::back::<OBSERVED>(frame, back),
+        Decision::Neighbour(at) => return neighbour(frame, at),
     };
     send::<OBSERVED>(frame, &to)
 }
@@ -108,6 +110,30 @@ fn reply(frame: &mut Frame, answer: &Answer) -> u32 {
         }
     };
     answered(frame, told, kind.answered(), kind.unanswered())
+}
+
+/// Somebody asks who has an address, or says so.
+#[inline(always)]
+fn neighbour(frame: &mut Frame, at: Neighbour) -> u32 {
+    let l3 = at.l3 as u64;
+    let resolved = if at.v6 {
+        outline_address::neighbour(frame.ctx(), l3)
+    } else {
+        outline_address::arp(frame.ctx(), l3)
+    };
+    frame.refresh();
+    let resolved = Resolved(outline::opaque(resolved));
+    if resolved == Resolved::ANSWERED {
+        refuse_number(frame, DropReason::NeighbourAnswered as u32);
+        return XDP_TX;
+    }
+    if resolved == Resolved::UNANSWERED {
+        return refuse_number(frame, DropReason::NeighbourUnanswered as u32);
+    }
+    if resolved == Resolved::OVER {
+        return refuse_number(frame, DropReason::LeaseOver as u32);
+    }
+    XDP_PASS
 }
 
 #[inline(always)]

@@ -15,6 +15,7 @@ pub mod hold;
 pub mod maps;
 pub mod observe;
 pub mod outline;
+pub mod outline_address;
 pub mod outline_nat;
 pub mod tables;
 mod tables_nat;

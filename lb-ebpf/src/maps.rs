@@ -137,6 +137,14 @@ pub static SYNS: Array<u64> = Array::with_max_entries(SYN_CELLS, 0);
 #[map]
 pub static BACKEND_SIGNALS: PerCpuArray<Signals> = PerCpuArray::with_max_entries(BACKEND_CAPACITY, 0);
 
+/// Virtual addresses of VRRP, and until when this node may answer for them: written by the heartbeat's thread through a
+/// memory map.
+#[map]
+pub static ADDRESSES: HashMap<AddressKey, AddressEntry> =
+    HashMap::with_max_entries(ADDRESS_CAPACITY, NO_PREALLOC);
+#[map]
+pub static LEASES: Array<u64> = Array::with_max_entries(LEASE_CAPACITY, MMAPABLE);
+
 /// What the daemon is told of.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_BYTES, 0);

@@ -4,7 +4,7 @@ use crate::{atomic, guard, hold, maps, observe, outline};
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
 use lb_common::{
     abi::{
-        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, PortKey,
+        AddressEntry, AddressKey, BackendEntry, CLAIM_BUCKET, CidKey, ClaimEvent, EventHeader, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, Lease, NEIGHBOUR_BUCKET, PortKey,
         PortRangeKey, ServiceEntry, Signal, Slot, VipEntry,
     },
     core::{
@@ -27,6 +27,14 @@ pub(crate) const ECHO_BURST: u64 = 1_000;
 /// TCP resets a second and CPU, and in one burst: many clients, each of which is to fail fast.
 pub(crate) const RESET_RATE: u64 = 10_000;
 pub(crate) const RESET_BURST: u64 = 1_000;
+
+/// Answers a second and CPU to who asks for a virtual address, and in one burst: more than a large network asks after
+/// a takeover.
+const NEIGHBOUR_RATE: u64 = 10_000;
+const NEIGHBOUR_BURST: u64 = 1_000;
+/// Claims a second and CPU of which the daemon is told.
+const CLAIM_RATE: u64 = 10;
+const CLAIM_BURST: u64 = 10;
 
 /// Takes a token from one of this CPU's buckets.
 #[inline(always)]
@@ -461,6 +469,54 @@ impl<const OBSERVED: bool> Tables for Maps<OBSERVED> {
     #[inline(always)]
     fn quic<P: Packet>(&self, _: &P, place: Place, format: Format) -> Route {
         Route(outline::quic(self.ctx, place.0, format.0))
+    }
+
+    #[inline(always)]
+    fn address(&self, key: &AddressKey) -> Option<AddressEntry> {
+        // SAFETY: as in `vip4`.
+        unsafe { maps::ADDRESSES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn lease(&self, index: u32) -> Lease {
+        // SAFETY: as in `slot`.
+        Lease(maps::LEASES.get_ptr(index).map_or(0, |word| unsafe { word.read_volatile() }))
+    }
+
+    #[inline(always)]
+    fn end_lease(&self, index: u32, old: Lease) {
+        if observe::dry() {
+            return;
+        }
+        if let Some(word) = maps::LEASES.get_ptr_mut(index) {
+            // SAFETY: an array element of 8 bytes, 8-aligned. Renewed meanwhile: the daemon is there again.
+            let _ = unsafe { atomic::exchange(word, old.0, Lease::OVER.0) };
+        }
+    }
+
+    #[inline(always)]
+    fn may_answer(&self) -> bool {
+        token(NEIGHBOUR_BUCKET, NEIGHBOUR_RATE, NEIGHBOUR_BURST)
+    }
+
+    #[inline(always)]
+    fn claimed(&self, key: &AddressKey, lease: u32, mac: (u32, u16), now_ns: u64) {
+        if observe::dry() || !token(CLAIM_BUCKET, CLAIM_RATE, CLAIM_BURST) {
+            return;
+        }
+        // A full buffer loses it: the other node claims again.
+        let Some(mut event) = maps::EVENTS.reserve::<ClaimEvent>(0) else { return };
+        let ([a, b, c, d], [e, f]) = (mac.0.to_ne_bytes(), mac.1.to_ne_bytes());
+        event.write(ClaimEvent {
+            header: EventHeader { kind: EventHeader::CLAIM, size: size_of::<ClaimEvent>() as u32 },
+            address: key.address,
+            time_ns: now_ns,
+            ifindex: key.ifindex,
+            mac: [a, b, c, d, e, f],
+            pad: [0; 2],
+            lease,
+        });
+        event.submit(0);
     }
 
     #[inline(always)]

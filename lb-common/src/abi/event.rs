@@ -15,6 +15,8 @@ impl EventHeader {
     pub const RESOLVE: u32 = 1;
     /// A verdict of the sampled trace.
     pub const TRACE: u32 = 2;
+    /// [`super::ClaimEvent`].
+    pub const CLAIM: u32 = 3;
 }
 
 /// A packet could not leave because its next hop has no neighbour entry: somebody has to ask for one.

@@ -1,7 +1,7 @@
 //! The list of all maps. A test compares it with the compiled program; the daemon compares it with
 //! every pinned map before adopting it.
 
-use super::{FlowKey4, FlowKey6, Signals, types::*};
+use super::{AddressEntry, AddressKey, FlowKey4, FlowKey6, Signals, types::*};
 
 /// Type of a map, with the number the kernel gives it (`enum bpf_map_type`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,10 +59,10 @@ pub const VIP_CAPACITY: u32 = 16_384;
 /// Tracked flows of either family: only those of slots that changed hands lately, at about 100 bytes each.
 pub const FLOW_CAPACITY: u32 = 1 << 17;
 /// Token buckets: packets too big ([`ICMP_BUCKET`]), log messages ([`LOG_BUCKET`]), echo replies ([`ECHO_BUCKET`]),
-/// TTLs that ended ([`EXPIRED_BUCKET`]), fragments that are held ([`HOLD_BUCKET`]), and of services that nobody serves TCP
-/// resets ([`RESET_BUCKET`]) and unreachable ports ([`UNREACHABLE_BUCKET`]). Apart, so that a flood of one leaves the
-/// others alone.
-pub const BUCKETS: u32 = 7;
+/// TTLs that ended ([`EXPIRED_BUCKET`]), fragments that are held ([`HOLD_BUCKET`]), of services that nobody serves TCP
+/// resets ([`RESET_BUCKET`]) and unreachable ports ([`UNREACHABLE_BUCKET`]), answers to who asks for a virtual address
+/// ([`NEIGHBOUR_BUCKET`]) and claims of others ([`CLAIM_BUCKET`]). Apart, so that a flood of one leaves the others alone.
+pub const BUCKETS: u32 = 9;
 /// See [`BUCKETS`].
 pub const ICMP_BUCKET: u32 = 0;
 /// See [`BUCKETS`].
@@ -77,6 +77,10 @@ pub const HOLD_BUCKET: u32 = 4;
 pub const RESET_BUCKET: u32 = 5;
 /// See [`BUCKETS`].
 pub const UNREACHABLE_BUCKET: u32 = 6;
+/// See [`BUCKETS`].
+pub const NEIGHBOUR_BUCKET: u32 = 7;
+/// See [`BUCKETS`].
+pub const CLAIM_BUCKET: u32 = 8;
 /// Drop counters: room for reasons to come, so that a new reason is no new layout.
 pub const DROP_CAPACITY: u32 = 64;
 
@@ -110,6 +114,10 @@ pub const EXIT_CAPACITY: u32 = 1 << 10;
 pub const CID_CAPACITY: u32 = 1 << 16;
 /// SYNs that are watched at once; a power of two.
 pub const SYN_CELLS: u32 = 1 << 15;
+/// Virtual addresses of VRRP, each as often as there are ways it may be asked for.
+pub const ADDRESS_CAPACITY: u32 = 1 << 14;
+/// Virtual routers: all router ids of both families on two interfaces.
+pub const LEASE_CAPACITY: u32 = 1 << 10;
 /// Bytes of the ring buffer of events.
 pub const EVENT_BYTES: u32 = 1 << 18;
 /// Bytes of the ring buffer of frames that are held: 252 of them on their way to the daemon.
@@ -164,6 +172,8 @@ pub const INVENTORY: &[MapInfo] = &[
     map::<CidKey, u32>("CIDS", MapKind::Hash, CID_CAPACITY, NO_PREALLOC),
     map::<u32, u64>("SYNS", MapKind::Array, SYN_CELLS, 0),
     growing::<Signals>("BACKEND_SIGNALS", MapKind::PerCpuArray, BACKEND_CAPACITY, 0),
+    map::<AddressKey, AddressEntry>("ADDRESSES", MapKind::Hash, ADDRESS_CAPACITY, NO_PREALLOC),
+    map::<u32, u64>("LEASES", MapKind::Array, LEASE_CAPACITY, MMAPABLE),
     ring_buffer("EVENTS", EVENT_BYTES),
     ring_buffer("HELD", HELD_BYTES),
     map::<u32, Identity>("SERVICE_NAMES", MapKind::Array, MAX_SERVICES, 0),

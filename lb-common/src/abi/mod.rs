@@ -4,6 +4,7 @@
 //! unless a field says otherwise. The layout is part of the product: pinned maps outlive the program
 //! that made them, so a change here changes [`hash`], and with it the directory the pins lie under.
 
+mod address;
 mod event;
 mod flow;
 mod held;
@@ -13,6 +14,7 @@ mod slot;
 mod types;
 mod watch;
 
+pub use address::{AddressEntry, AddressKey, ClaimEvent, Lease, Standing};
 pub use event::{EventHeader, ResolveEvent};
 pub use flow::{FlowEntry, FlowKey4, FlowKey6};
 pub use held::{HELD_FRAME, HeldFrame, RESENT};

@@ -520,6 +520,8 @@ impl Control {
     pub const SHORT_PREFIXES6: u32 = 2;
     /// There are services of kind `nat` with [`ServiceEntry::PASSIVE`].
     pub const WATCHED: u32 = 4;
+    /// There are virtual addresses in `ADDRESSES`.
+    pub const ADDRESSES: u32 = 8;
 }
 
 /// Key of `CIDS`: a server id in QUIC connection IDs. Value: the backend id, u32.
@@ -584,4 +586,6 @@ plain_old_data! {
     Control = 24,
     CidKey = 20,
     super::Signals = 24,
+    super::AddressKey = 24,
+    super::AddressEntry = 16,
 }

@@ -4,6 +4,7 @@
 use super::{
     Answer, AnswerKind, Back, Decision, DropReason, Forward, Ip, Part, Tables,
     affinity::Place,
+    neighbour,
     parse::{refuse, unclaimed},
 };
 use crate::{
@@ -97,6 +98,9 @@ pub(super) fn other<'t, P: Packet, T: Tables>(
         return Decision::Answer(Answer { kind: AnswerKind::Echo, l3, header_len, v6 });
     }
     if found.0 as u8 == Found::PASS.0 as u8 {
+        if ip.v6 && neighbour::is_solicitation(packet, ip.l3) {
+            return neighbour::perhaps(tables, ip.l3, true);
+        }
         return unclaimed(vip, &ip);
     }
     follow(tables, found, ip, ttl)

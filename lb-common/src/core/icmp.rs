@@ -197,7 +197,7 @@ pub(super) fn turn_link<P: PacketMut>(packet: &mut P) -> Option<()> {
 
 /// The link header as it came. It is read before anything further inside the packet: the verifier does
 /// not conclude from a check at a variable offset to the bytes before it.
-struct Link {
+pub(super) struct Link {
     dst: (u32, u16),
     src: (u32, u16),
     ether_type: u16,
@@ -206,7 +206,7 @@ struct Link {
 
 impl Link {
     #[inline(always)]
-    fn read<P: PacketMut>(packet: &P, l3: usize) -> Option<Self> {
+    pub(super) fn read<P: PacketMut>(packet: &P, l3: usize) -> Option<Self> {
         let old = packet.view::<{ eth::LEN }>(0)?;
         let mut link = Self {
             dst: (old.raw32::<0>(), old.raw16::<4>()),
@@ -226,11 +226,29 @@ impl Link {
     /// Writes it in front of the answer, MAC addresses swapped and tags kept.
     #[inline(always)]
     fn write_swapped<P: PacketMut>(&self, packet: &mut P, l3: usize) -> Option<()> {
+        self.write(packet, l3, self.src, self.dst)
+    }
+
+    /// Who sent the frame.
+    #[inline(always)]
+    pub(super) const fn sender(&self) -> (u32, u16) {
+        self.src
+    }
+
+    /// Writes it with these MAC addresses; tags stay.
+    #[inline(always)]
+    pub(super) fn write<P: PacketMut>(
+        &self,
+        packet: &mut P,
+        l3: usize,
+        dst: (u32, u16),
+        src: (u32, u16),
+    ) -> Option<()> {
         let mut new = packet.view_mut::<{ eth::LEN }>(0)?;
-        new.set32::<0>(self.src.0);
-        new.set16::<4>(self.src.1);
-        new.set32::<6>(self.dst.0);
-        new.set16::<10>(self.dst.1);
+        new.set32::<0>(dst.0);
+        new.set16::<4>(dst.1);
+        new.set32::<6>(src.0);
+        new.set16::<10>(src.1);
         new.set16::<{ eth::TYPE }>(self.ether_type);
         if l3 > eth::LEN {
             packet.view_mut::<{ vlan::LEN }>(eth::LEN)?.set32::<0>(self.tags[0]);

@@ -17,6 +17,9 @@ pub mod fragment;
 pub mod guard;
 pub mod icmp;
 pub mod nat;
+pub mod neighbour;
+#[cfg(test)]
+mod neighbour_tests;
 pub mod parse;
 pub mod passive;
 pub mod quic;
@@ -38,7 +41,7 @@ pub use service::find as find_service;
 
 pub use parse::{Ip, L4, Part};
 pub use tables::{FlowCell, FlowKey, HalfOpenCell, NoCell, Tables};
-pub use verdict::{Answer, AnswerKind, Back, Decision, DropReason, Forward, Refusal};
+pub use verdict::{Answer, AnswerKind, Back, Decision, DropReason, Forward, Neighbour, Refusal};
 
 use crate::{
     packet::{Packet, View},
@@ -55,7 +58,7 @@ pub fn decide<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T) -> Decision<'
     let Some(head) = packet.view::<{ eth::LEN + ipv4::LEN }>(0) else { return Decision::Pass };
     // A group address is never one balancer's alone: the kernel decides (RFC 1112 section 7.2).
     if head.u8::<0>() & 1 != 0 {
-        return Decision::Pass;
+        return neighbour::of_group(head, tables);
     }
     let (ether_type, l3) = match head.raw16::<{ eth::TYPE }>() {
         tagged if tagged == eth::VLAN.to_be() || tagged == eth::SERVICE_VLAN.to_be() => match untag(head) {
@@ -68,6 +71,8 @@ pub fn decide<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T) -> Decision<'
         parse::v4(packet, tables, l3)
     } else if ether_type == eth::IPV6.to_be() {
         parse::v6(packet, tables, l3)
+    } else if ether_type == eth::ARP.to_be() {
+        neighbour::perhaps(tables, l3, false)
     } else {
         Decision::Pass
     }

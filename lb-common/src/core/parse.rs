@@ -1,9 +1,9 @@
 //! IPv4, IPv6, TCP and UDP: what must hold before a packet may go to a backend.
 
 use super::{
-    Answer, AnswerKind, Back, Decision, DropReason, Refusal, Tables,
+    Answer, AnswerKind, Back, Decision, DropReason, Neighbour, Refusal, Tables,
     affinity::{Place, Step},
-    found, fragment,
+    found, fragment, neighbour,
     quic::{Format, Route},
     select, service,
 };
@@ -88,8 +88,11 @@ pub(super) const fn forwarded(protocol: u8) -> bool {
 
 /// A packet that is for no VIP.
 #[inline(always)]
-fn elsewhere<'t, T: Tables>(tables: &'t T, l3: usize, v6: bool) -> Decision<'t> {
+fn elsewhere<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize, v6: bool) -> Decision<'t> {
     let switches = tables.switches();
+    if v6 && switches & Control::ADDRESSES != 0 && neighbour::is_solicitation(packet, l3) {
+        return Decision::Neighbour(Neighbour { l3, v6 });
+    }
     if switches & Control::NAT == 0 {
         return Decision::Pass;
     }
@@ -110,7 +113,7 @@ pub(super) fn unclaimed<'t>(vip: &VipEntry, ip: &Ip) -> Decision<'t> {
 pub(super) fn v4<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize) -> Decision<'t> {
     let Some(header) = packet.view::<{ ipv4::LEN }>(l3) else { return Decision::Pass };
     let Some(vip) = tables.vip4(header.raw32::<{ ipv4::DST }>().to_ne_bytes()) else {
-        return elsewhere(tables, l3, false);
+        return elsewhere(packet, tables, l3, false);
     };
     if vip.flags & VipEntry::FILTERED != 0 && tables.denied4(header.u32::<{ ipv4::SRC }>()) {
         return refuse(DropReason::Denied);
@@ -161,7 +164,9 @@ pub(super) fn v4<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize)
 pub(super) fn v6<'t, P: Packet, T: Tables>(packet: &P, tables: &'t T, l3: usize) -> Decision<'t> {
     let Some(header) = packet.view::<{ ipv6::LEN }>(l3) else { return Decision::Pass };
     let Some(dst) = packet.view::<16>(l3 + ipv6::DST) else { return Decision::Pass };
-    let Some(vip) = tables.vip6(dst.0) else { return elsewhere(tables, l3, true) };
+    let Some(vip) = tables.vip6(dst.0) else {
+        return elsewhere(packet, tables, l3, true);
+    };
     if vip.flags & VipEntry::FILTERED != 0
         && tables.denied6(header.u64::<{ ipv6::SRC }>(), header.u64::<{ ipv6::SRC + 8 }>())
     {

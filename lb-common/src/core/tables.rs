@@ -12,7 +12,7 @@ use super::{
     quote, schedule,
 };
 use crate::abi::{
-    BackendEntry, Bucket, CidKey, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen,
+    AddressEntry, AddressKey, BackendEntry, Bucket, CidKey, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, Lease,
     PortKey, PortRangeKey, ServiceEntry, Signal, Slot, VipEntry,
 };
 use crate::packet::Packet;
@@ -244,6 +244,30 @@ pub trait Tables {
     {
         fragment::trace(packet, self, l3, v6, backend, entropy);
     }
+
+    // What follows belongs to virtual addresses of VRRP: see [`super::neighbour`].
+
+    /// A virtual address, where it is asked for.
+    #[inline(always)]
+    fn address(&self, _: &AddressKey) -> Option<AddressEntry> {
+        None
+    }
+    /// The lease of an address, read at once.
+    #[inline(always)]
+    fn lease(&self, _index: u32) -> Lease {
+        Lease::NONE
+    }
+    /// Ends a lease, if it is still this one.
+    #[inline(always)]
+    fn end_lease(&self, _index: u32, _old: Lease) {}
+    /// May a question be answered now? Limits how often.
+    #[inline(always)]
+    fn may_answer(&self) -> bool {
+        true
+    }
+    /// Tells the daemon of a claim to an address, perhaps not of every one.
+    #[inline(always)]
+    fn claimed(&self, _: &AddressKey, _lease: u32, _mac: (u32, u16), _now_ns: u64) {}
 
     /// A cell of `SYNS`.
     #[inline(always)]

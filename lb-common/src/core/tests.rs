@@ -165,7 +165,7 @@ fn decided<'t>(buffer: &Buffer, tables: &'t One) -> Result<Forward<'t>, Option<D
         Decision::Forward(to) | Decision::Session(to, _) | Decision::Steer(to) => Ok(to),
         Decision::Drop(refusal) => Err(Some(refusal.reason)),
         Decision::Answer(answer) => Err(Some(answer.kind.answered())),
-        Decision::Pass | Decision::Back(_) => Err(None),
+        Decision::Pass | Decision::Back(_) | Decision::Neighbour(_) => Err(None),
     }
 }
 

@@ -20,6 +20,16 @@ pub enum Decision<'t> {
     /// An ICMP error about what a backend of NAT sent, to that backend; the one here is for a flow without a session. Or a
     /// fragment behind the first, whose trace says how to rewrite it.
     Steer(Forward<'t>),
+    /// Perhaps a question for a virtual address, or somebody's claim to one: see [`super::neighbour`].
+    Neighbour(Neighbour),
+}
+
+/// A frame of address resolution.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Neighbour {
+    /// Offset of the ARP packet or IPv6 header.
+    pub l3: usize,
+    pub v6: bool,
 }
 
 /// A packet that may be on its way back from a backend.
@@ -163,6 +173,9 @@ drop_reasons! {
     FragmentHeld = 29, "fragment_held", "a fragment before the first one of its datagram, kept for a moment: counted again as what becomes of it";
     Rejected = 30, "rejected", "nobody of the service takes it, and on_all_down is \"reject\"; the sender was told";
     RejectedUnanswered = 31, "rejected_unanswered", "nobody of the service takes it, and on_all_down is \"reject\"; not told: the rate limit, or a sender that is no single host";
+    NeighbourAnswered = 32, "neighbour_answered", "a question for the MAC address of a virtual address, answered here: nothing is lost";
+    NeighbourUnanswered = 33, "neighbour_unanswered", "a question for the MAC address of a virtual address, not answered: the rate limit, or no valid question";
+    LeaseOver = 34, "lease_over", "a question for the MAC address of a virtual address that another node has: this node's lease is over";
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub mod eth {
     /// EtherTypes in host order.
     pub const IPV4: u16 = u16::from_be(EtherType::Ipv4 as u16);
     pub const IPV6: u16 = u16::from_be(EtherType::Ipv6 as u16);
+    pub const ARP: u16 = u16::from_be(EtherType::Arp as u16);
     pub const VLAN: u16 = u16::from_be(EtherType::Ieee8021q as u16);
     pub const SERVICE_VLAN: u16 = u16::from_be(EtherType::Ieee8021ad as u16);
 }
@@ -138,6 +139,38 @@ pub mod icmp {
     pub const V6_PARAMETER_PROBLEM: u8 = 4;
     pub const V6_ECHO_REQUEST: u8 = 128;
     pub const V6_ECHO_REPLY: u8 = 129;
+}
+
+/// ARP of IPv4 over Ethernet (RFC 826).
+pub mod arp {
+    pub const LEN: usize = 28;
+    /// Hardware and protocol type, their lengths: Ethernet, IPv4, 6 and 4.
+    pub const KIND: u64 = 0x0001_0800_0604;
+    pub const OPERATION: usize = 6;
+    pub const SENDER_MAC: usize = 8;
+    pub const SENDER: usize = 14;
+    pub const TARGET_MAC: usize = 18;
+    pub const TARGET: usize = 24;
+    pub const REQUEST: u16 = 1;
+    pub const REPLY: u16 = 2;
+}
+
+/// Neighbour solicitations and advertisements (RFC 4861 sections 4.3 and 4.4).
+pub mod nd {
+    /// Length without options, in bytes.
+    pub const LEN: usize = 24;
+    pub const TARGET: usize = 8;
+    pub const SOLICITATION: u8 = 135;
+    pub const ADVERTISEMENT: u8 = 136;
+    /// The only hop limit that is believed: nobody farther away can send it.
+    pub const HOP_LIMIT: u8 = 255;
+    /// First byte of an advertisement's flags.
+    pub const ROUTER: u8 = 0x80;
+    pub const SOLICITED: u8 = 0x40;
+    pub const OVERRIDE: u8 = 0x20;
+    /// Options: their lengths are counted in units of 8 bytes.
+    pub const SOURCE_LINK_LAYER: u8 = 1;
+    pub const TARGET_LINK_LAYER: u8 = 2;
 }
 
 /// GUE (draft-ietf-intarea-gue).

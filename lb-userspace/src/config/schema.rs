@@ -266,6 +266,8 @@ pub(super) static VRRP: Schema = Schema {
         "checksum",
         "announce_repeat",
         "announce_refresh",
+        "held_by",
+        "accept",
         "track_interfaces",
         "track_weight",
     ],

@@ -8,7 +8,7 @@ use super::{
     schema,
 };
 use crate::model::{
-    DEFAULT_PRIORITY, Family, MAX_ADVERT_INTERVAL, MAX_VRRP_ADDRESSES, MIN_ADVERT_INTERVAL, OWNER_PRIORITY,
+    DEFAULT_PRIORITY, Family, HeldBy, MAX_ADVERT_INTERVAL, MAX_VRRP_ADDRESSES, MIN_ADVERT_INTERVAL, OWNER_PRIORITY,
     TrackInterface, VrrpName, VrrpSpec, VrrpVersion, not_unicast,
 };
 use ipnet::IpNet;
@@ -46,6 +46,8 @@ pub(super) struct VrrpDraft<'a> {
     checksum: Setting<bool>,
     announce_repeat: Setting<u8>,
     announce_refresh: Setting<Duration>,
+    held_by: Setting<HeldBy>,
+    accept: Setting<bool>,
     track_interfaces: Setting<Vec<(String, usize)>>,
     track_weight: Setting<u8>,
 }
@@ -109,6 +111,8 @@ pub(super) fn read<'a>(
         checksum: section.word("checksum", &[("pseudo-header", true), ("plain", false)], &[]),
         announce_repeat: section.integer("announce_repeat", 1, 100),
         announce_refresh: duration(&section, "announce_refresh", Duration::ZERO, LONGEST),
+        held_by: section.word("held_by", &[("interface", HeldBy::Interface), ("dataplane", HeldBy::Dataplane)], &[]),
+        accept: section.switch("accept"),
         track_interfaces: section.list("track_interfaces", address::INTERFACES, |v| {
             address::interface(text(v, address::INTERFACES)?)
         }),
@@ -146,6 +150,7 @@ pub(super) fn check(drafts: &[VrrpDraft<'_>]) {
         }
         draft.check_version();
         draft.check_peers();
+        draft.check_accept();
         for (net, at) in draft.addresses.value().into_iter().flatten() {
             if let Some(first) = addresses.insert(net.addr(), *at) {
                 let first = section.notes.place(first, *at);
@@ -219,6 +224,15 @@ impl VrrpDraft<'_> {
         }
     }
 
+    fn check_accept(&self) {
+        let Some((true, at)) = self.accept.get().map(|(accept, at)| (*accept, at)) else { return };
+        if self.held_by.value() == Some(&HeldBy::Dataplane) {
+            let why = Refusal::expected("accept = false, or held_by = \"interface\" with it")
+                .but("an address that the dataplane holds is not the host's; pings are answered all the same");
+            self.section.refuse(at, "accept", "accept = true".to_owned(), why);
+        }
+    }
+
     fn check_peers(&self) {
         let peers = self.unicast_peers.value();
         if peers.is_none()
@@ -264,6 +278,7 @@ impl VrrpDraft<'_> {
             Setting::Refused => Setting::Refused,
         };
         let addresses: Vec<IpNet> = s.pick("addresses", &plain(&self.addresses), Vec::new());
+        let held_by = s.pick("held_by", &self.held_by, HeldBy::Interface);
         self.name.value()?;
         Some(VrrpSpec {
             name: s.pick("name", &self.name, self.name.value()?.clone()),
@@ -282,6 +297,8 @@ impl VrrpDraft<'_> {
             pseudo_header: s.pick("checksum", &self.checksum, true),
             announce_repeat: s.pick("announce_repeat", &self.announce_repeat, ANNOUNCE_REPEAT),
             announce_refresh: s.pick("announce_refresh", &self.announce_refresh, Duration::ZERO),
+            held_by,
+            accept: s.pick("accept", &self.accept, held_by == HeldBy::Interface),
             track_interfaces: s.pick("track_interfaces", &tracked, Vec::new()),
         })
     }
@@ -307,6 +324,8 @@ pub(super) fn entries(spec: &VrrpSpec) -> Vec<(&'static str, Value)> {
         ("checksum", json!(if spec.pseudo_header { "pseudo-header" } else { "plain" })),
         ("announce_repeat", json!(spec.announce_repeat)),
         ("announce_refresh", time(spec.announce_refresh)),
+        ("held_by", json!(spec.held_by.name())),
+        ("accept", json!(spec.accept)),
     ];
     entries.extend(spec.min_ttl.map(|ttl| ("min_ttl", json!(ttl))));
     if let [first, ..] = spec.track_interfaces.as_slice() {

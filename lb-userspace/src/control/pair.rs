@@ -57,6 +57,16 @@ pub struct PairView {
     pub adverts_received: u64,
     /// Advertisements of other masters, of lower priority, while this node was master.
     pub split_brains: u64,
+    /// Claims of other nodes to addresses of this one, while it was master.
+    #[serde(default)]
+    pub address_claims: u64,
+    /// Who has the addresses: `interface` or `dataplane`.
+    #[serde(default)]
+    pub held_by: String,
+    /// For how long the dataplane answers for the addresses, in seconds, should the daemon be silent; 0 where this node
+    /// is not master.
+    #[serde(default)]
+    pub lease: f64,
     /// How often each state was entered since the daemon started.
     pub transitions: BTreeMap<String, u64>,
 }

@@ -2,7 +2,7 @@
 
 use crate::dataplane::DataplaneError;
 use aya::maps::{MapData, RingBuf};
-use lb_common::abi::{EventHeader, ResolveEvent, TraceEvent};
+use lb_common::abi::{ClaimEvent, EventHeader, ResolveEvent, TraceEvent};
 use std::net::IpAddr;
 use tokio::io::unix::AsyncFd;
 
@@ -14,6 +14,7 @@ const BATCH: usize = 512;
 pub(super) enum Event {
     Resolve(ResolveEvent),
     Trace(TraceEvent),
+    Claim(ClaimEvent),
 }
 
 impl Event {
@@ -24,6 +25,7 @@ impl Event {
         match header.kind {
             EventHeader::RESOLVE if size == size_of::<ResolveEvent>() => plain(record).map(Self::Resolve),
             EventHeader::TRACE if size == size_of::<TraceEvent>() => plain(record).map(Self::Trace),
+            EventHeader::CLAIM if size == size_of::<ClaimEvent>() => plain(record).map(Self::Claim),
             _ => None,
         }
     }
@@ -43,7 +45,7 @@ pub(super) fn neighbours(events: &[Event]) -> impl Iterator<Item = (u32, IpAddr)
             let address = IpAddr::from(event.address);
             Some((event.ifindex, if event.family == 4 { address.to_canonical() } else { address }))
         }
-        Event::Trace(_) => None,
+        Event::Trace(_) | Event::Claim(_) => None,
     })
 }
 

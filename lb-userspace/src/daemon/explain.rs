@@ -96,7 +96,9 @@ impl Engine {
         let tables = MemoryOfFlow { image: Memory(&self.image), entry };
         let mut packet = Buffer::new(frame);
         match decide(&packet, &tables) {
-            Decision::Pass | Decision::Back(_) => Found { passed: true, ..Found::default() },
+            Decision::Pass | Decision::Back(_) | Decision::Neighbour(_) => {
+                Found { passed: true, ..Found::default() }
+            }
             Decision::Drop(refusal) => Found { reason: Some(refusal.reason), ..Found::default() },
             Decision::Answer(answer) => Found { reason: Some(answer.kind.answered()), ..Found::default() },
             Decision::Forward(mut to) | Decision::Session(mut to, _) | Decision::Steer(mut to) => {

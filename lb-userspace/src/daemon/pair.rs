@@ -1,17 +1,19 @@
 //! The pair: the VRRP threads under the daemon's hand, and what is shown of them.
 
-use super::{engine::Engine, error::EngineError};
+use super::{engine::Engine, error::EngineError, events::Event};
 use crate::{
     control::{
         api::ChangeView,
         command::{Answer, CommandError, Reply},
         pair::{PairCommand, PairView, RefusedView},
     },
+    dataplane::Addresses,
     events::Bus,
     model::VrrpSpec,
-    vrrp::{Missing, Notice, NoticeReader, RequestError, RouterView, Vrrp},
+    vrrp::{Claim, Missing, Notice, NoticeReader, RequestError, RouterView, Vrrp},
 };
 use std::{
+    net::IpAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::SystemTime,
 };
@@ -39,7 +41,8 @@ impl Engine {
             if wanted.is_empty() {
                 return Ok(());
             }
-            let (vrrp, notices) = Vrrp::spawn().map_err(EngineError::Vrrp)?;
+            let addresses = Addresses::open(&self.kernel.maps_dir())?;
+            let (vrrp, notices) = Vrrp::spawn(addresses).map_err(EngineError::Vrrp)?;
             tokio::spawn(log(notices, self.events.clone()));
             let (mut views, news) = (vrrp.watch(), self.mirror.news());
             tokio::spawn(async move {
@@ -70,6 +73,17 @@ impl Engine {
             .map(|name| Missing { cause: format!("the program is not attached to {name}"), weight: 0 });
         if let Err(error) = vrrp.track(missing.collect()) {
             tracing::error!(%error, "vrrp does not know whether the program is attached");
+        }
+    }
+
+    /// What others say of this node's addresses.
+    pub(super) fn note_claims(&self, records: &[Event]) {
+        let Some(vrrp) = &self.pair.vrrp else { return };
+        for record in records {
+            let Event::Claim(event) = record else { continue };
+            let address = IpAddr::from(event.address).to_canonical();
+            // It comes again, if it matters.
+            let _ = vrrp.claimed(Claim { address, mac: event.mac, time_ns: event.time_ns });
         }
     }
 
@@ -150,8 +164,26 @@ async fn log(mut notices: NoticeReader, events: Bus) {
             tracing::warn!(lost, "vrrp had more to say than was read");
         }
         notice.log();
-        if let Notice::Changed { name, from, to, cause, priority: _ } = &notice {
-            super::tell::pair(&events, name, from.name(), to.name(), cause.describe());
+        match &notice {
+            Notice::Changed { name, from, to, cause, priority: _ } => {
+                super::tell::pair(&events, name, from.name(), to.name(), cause.describe());
+            }
+            Notice::SplitBrain { name, source } => {
+                let reason = format!("split brain: {source} was master too");
+                super::tell::pair(&events, name, "master", "master", reason);
+            }
+            Notice::Claimed { name, claim } => {
+                super::tell::pair(&events, name, "master", "master", claim.to_string());
+            }
+            Notice::Faults { .. }
+            | Notice::Refused { .. }
+            | Notice::Mismatch { .. }
+            | Notice::Lend(_)
+            | Notice::PutBack { .. }
+            | Notice::Address { .. }
+            | Notice::Send { .. }
+            | Notice::Netlink(_)
+            | Notice::Ordinary { .. } => {}
         }
     }
 }
@@ -162,7 +194,8 @@ fn refused(vrrp: &Vrrp) -> Vec<RefusedView> {
 }
 
 fn view(router: &RouterView) -> PairView {
-    let RouterView { spec, phase, priority, master, since, cause, faults, held, yielded, counters } = router;
+    let RouterView { spec, phase, priority, master, since, cause, faults, held, yielded, counters, lease } =
+        router;
     PairView {
         name: spec.name.to_string(),
         interface: spec.interface.clone(),
@@ -183,6 +216,9 @@ fn view(router: &RouterView) -> PairView {
         adverts_sent: counters.sent.load(Relaxed) + counters.sent_zero.load(Relaxed),
         adverts_received: counters.received.load(Relaxed),
         split_brains: counters.split_brains.load(Relaxed),
+        address_claims: counters.claims.load(Relaxed),
+        held_by: spec.held_by.name().to_owned(),
+        lease: lease.as_ref().map_or(0.0, |lease| lease.remaining().as_secs_f64()),
         transitions: counters.transitions().map(|(phase, count)| (phase.name().to_owned(), count)).collect(),
     }
 }

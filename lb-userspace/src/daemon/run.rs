@@ -232,6 +232,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                     tracing::debug!(%address, ifindex, "a packet waits for this neighbour");
                     solicitor.solicit(ifindex, address);
                 }
+                engine.note_claims(&records);
                 engine.timed("events", |engine| engine.take_events(&records));
             }
             _ = prune.tick(), if engine.tracers.any() => engine.prune_tracers(),

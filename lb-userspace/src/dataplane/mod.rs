@@ -8,6 +8,7 @@
 //! PIN_DIR/decap/...                   the decapsulator of a backend
 //! ```
 
+mod addresses;
 mod attach;
 mod batch;
 pub mod decap;
@@ -26,6 +27,7 @@ mod observe;
 mod signals;
 mod window;
 
+pub use addresses::{Addresses, LeaseWord};
 pub use attach::{Attached, Mode, XdpMode};
 pub use elf::{BENCH, DECAP, LB};
 pub use error::DataplaneError;

@@ -298,6 +298,18 @@ pub(super) static VRRP_SPLIT_BRAINS: Family<1> = Family::new(
     ["instance"],
     "Advertisements of another, lesser master that came while this node was master.",
 );
+pub(super) static VRRP_CLAIMS: Family<1> = Family::new(
+    Counter,
+    "lbd_vrrp_address_claims_total",
+    ["instance"],
+    "ARP packets and neighbour advertisements of others for an address of this node, while it was master.",
+);
+pub(super) static VRRP_LEASE: Family<1> = Family::new(
+    Gauge,
+    "lbd_vrrp_lease_seconds",
+    ["instance"],
+    "For how long the dataplane answers for the addresses of the VRRP instance, should the daemon be silent.",
+);
 pub(super) static VRRP_REFUSED: Family<1> = Family::new(
     Counter,
     "lbd_vrrp_refused_packets_total",

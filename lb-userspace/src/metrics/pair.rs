@@ -28,6 +28,9 @@ pub(super) fn encode(snapshot: &Snapshot, encoder: &mut DescriptorEncoder<'_>) -
     counters(encoder, &families::VRRP_SENT, rows(|view| view.adverts_sent))?;
     counters(encoder, &families::VRRP_RECEIVED, rows(|view| view.adverts_received))?;
     counters(encoder, &families::VRRP_SPLIT_BRAINS, rows(|view| view.split_brains))?;
+    counters(encoder, &families::VRRP_CLAIMS, rows(|view| view.address_claims))?;
+    let leases = snapshot.pair.iter().map(|view| ([view.name.as_str()], view.lease));
+    gauges(encoder, &families::VRRP_LEASE, leases)?;
     let refused = snapshot.pair_refused.iter().map(|row| ([row.reason.as_str()], row.packets));
     counters(encoder, &families::VRRP_REFUSED, refused)
 }

@@ -67,8 +67,31 @@ pub struct VrrpSpec {
     pub announce_repeat: u8,
     /// How often a master announces them in quiet times; zero for never.
     pub announce_refresh: Duration,
+    /// Who has the addresses while this node is master.
+    pub held_by: HeldBy,
+    /// Packets for the addresses that no service takes are for this host.
+    pub accept: bool,
     /// Other interfaces whose loss counts.
     pub track_interfaces: Vec<TrackInterface>,
+}
+
+/// Who has the addresses of a master.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum HeldBy {
+    /// The kernel, on the interface.
+    Interface,
+    /// The program alone: it answers who asks for them.
+    Dataplane,
+}
+
+impl HeldBy {
+    /// As in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Interface => "interface",
+            Self::Dataplane => "dataplane",
+        }
+    }
 }
 
 /// An interface that is watched.

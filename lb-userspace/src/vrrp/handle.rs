@@ -1,15 +1,19 @@
 //! The daemon's hold on the VRRP threads.
 
 use super::{
-    heartbeat::{Heartbeat, Inbox, Input, Missing, Request, RequestError},
+    heartbeat::{Claim, Heartbeat, Inbox, Input, Missing, Request, RequestError},
     keeper::{Desk, Keeper},
     notice::{Notice, NoticeReader, Notices, channel},
     view::{Refused, RouterView},
     wake,
 };
-use crate::model::{VrrpName, VrrpSpec};
+use crate::{
+    dataplane::Addresses,
+    model::{VrrpName, VrrpSpec},
+};
 use std::{
     io,
+    net::IpAddr,
     sync::{Arc, mpsc},
     thread::{self, JoinHandle},
 };
@@ -35,13 +39,14 @@ pub struct Vrrp {
 
 impl Vrrp {
     /// Starts both threads, in the network namespace of the caller; without routers they sleep.
-    pub fn spawn() -> io::Result<(Self, NoticeReader)> {
+    /// `addresses`: where the dataplane is told of the addresses and of how long it may answer for them.
+    pub fn spawn(addresses: Addresses) -> io::Result<(Self, NoticeReader)> {
         let (notices, reader) = channel();
         let (queue, inputs) = mpsc::sync_channel::<Input>(QUEUE);
         let (waker, alarm) = wake::pair()?;
         let inbox = Inbox { queue, waker };
         let desk = Arc::<Desk>::default();
-        let (keeper, keeper_waker) = Keeper::new(Arc::clone(&desk), inbox.clone(), notices.clone())?;
+        let (keeper, keeper_waker) = Keeper::new(Arc::clone(&desk), inbox.clone(), notices.clone(), addresses)?;
         let (views_tx, views) = watch::channel(Arc::default());
         let refused = Arc::<Refused>::default();
         let notices_of_heart = notices.clone();
@@ -79,6 +84,23 @@ impl Vrrp {
     /// Keeps one router, or all, from being master, or lets it.
     pub fn hold(&self, name: Option<VrrpName>, on: bool) -> Result<Answer, RequestError> {
         self.ask(|reply| Request::Hold { name, on, reply })
+    }
+
+    /// Whether a peer is known to be alive that takes the addresses when this node is silent: leases that are given
+    /// from now on end by themselves. Where nothing is known, a node whose daemon is silent answers until another one
+    /// claims an address.
+    pub fn peer_alive(&self, alive: bool) -> Result<(), RequestError> {
+        self.inbox.send(Request::PeerAlive(alive))
+    }
+
+    /// The peer says by another way than VRRP that it is master: a split brain, if this node is master, too.
+    pub fn peer_is_master(&self, name: VrrpName, source: IpAddr) -> Result<(), RequestError> {
+        self.inbox.send(Request::PeerMaster(name, source))
+    }
+
+    /// Another node said that an address is its own.
+    pub fn claimed(&self, claim: Claim) -> Result<(), RequestError> {
+        self.inbox.send(Request::Claimed(claim))
     }
 
     fn ask(

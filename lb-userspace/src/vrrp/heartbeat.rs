@@ -6,10 +6,11 @@
 //! logs, nor asks netlink, nor takes a lock that is held for long.
 //!
 //! [`words`]: what it is told. `packets`: what it hears. `deeds`: what it does. `router`: a virtual router at work.
-//! `judge`: what the state of this node means for one (pure).
+//! `lease`: how long the dataplane may answer. `judge`: what the state of this node means for one (pure).
 
 mod deeds;
 mod judge;
+mod lease;
 mod packets;
 mod router;
 mod words;
@@ -36,6 +37,7 @@ use std::{
 use tokio::sync::watch;
 
 pub use judge::Missing;
+pub use lease::Claim;
 pub use words::RequestError;
 pub(super) use words::{Inbox, Input, Request};
 
@@ -55,6 +57,8 @@ pub(super) struct Heartbeat {
     charge: u64,
     missing: Vec<Missing>,
     refusals_told: HashMap<&'static str, (Moment, u64)>,
+    /// Somebody is there to take the addresses, as far as is known.
+    peer_alive: bool,
     changed: bool,
     stopping: bool,
 }
@@ -81,6 +85,7 @@ impl Heartbeat {
             charge: 0,
             missing: Vec::new(),
             refusals_told: HashMap::new(),
+            peer_alive: false,
             changed: false,
             stopping: false,
         }

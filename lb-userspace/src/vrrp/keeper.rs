@@ -4,6 +4,8 @@
 //! Apart from the heartbeat, because netlink may wait for a lock of the kernel. The heartbeat never waits for this
 //! thread: its orders are one atomic word for each virtual router, of which the latest counts.
 
+mod lend;
+
 use super::{
     announce::{Schedule, frames},
     heartbeat::{Inbox, Input},
@@ -13,7 +15,10 @@ use super::{
     timing::Moment,
     wake::{Alarm, Waker, clock},
 };
-use crate::model::{Family, VrrpName, VrrpSpec};
+use crate::{
+    dataplane::{Addresses, LeaseWord},
+    model::{Family, HeldBy, VrrpName, VrrpSpec},
+};
 use ipnet::IpNet;
 use nix::{
     poll::{PollFd, PollFlags, ppoll},
@@ -24,7 +29,7 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv6Addr},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -39,8 +44,12 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// What the heartbeat wants of one virtual router: in the low bits whether the addresses are to be there, above it a
 /// number that grows with every word.
+/// And the lease of its addresses, once the keeper has given it one.
 #[derive(Debug, Default)]
-pub(super) struct Order(AtomicU64);
+pub(super) struct Order {
+    word: AtomicU64,
+    lease: OnceLock<LeaseWord>,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wish {
@@ -61,19 +70,29 @@ impl Order {
             Wish::Keep => 1,
             Wish::Absent => 2,
         };
-        let next = (self.0.load(Ordering::Relaxed) & !WISH).wrapping_add(STEP) | bits;
+        let next = (self.word.load(Ordering::Relaxed) & !WISH).wrapping_add(STEP) | bits;
         // Written by the heartbeat alone.
-        self.0.store(next, Ordering::Release);
+        self.word.store(next, Ordering::Release);
     }
 
     fn read(&self) -> (u64, Wish) {
-        let word = self.0.load(Ordering::Acquire);
+        let word = self.word.load(Ordering::Acquire);
         let wish = match word & WISH {
             1 => Wish::Keep,
             2 => Wish::Absent,
             _ => Wish::AsIs,
         };
         (word, wish)
+    }
+
+    /// There before the heartbeat starts the router.
+    pub(super) fn lease(&self) -> Option<&LeaseWord> {
+        self.lease.get()
+    }
+
+    fn lend(&self, lease: LeaseWord) {
+        // The first one stays.
+        let _ = self.lease.set(lease);
     }
 }
 
@@ -171,11 +190,17 @@ pub(super) struct Keeper {
     charge: u64,
     look_at: Moment,
     complained: BTreeMap<VrrpName, String>,
+    lent: lend::Lent,
 }
 
 impl Keeper {
     /// In the network namespace of the calling thread.
-    pub(super) fn new(desk: Arc<Desk>, heart: Inbox, notices: Notices) -> io::Result<(Self, Waker)> {
+    pub(super) fn new(
+        desk: Arc<Desk>,
+        heart: Inbox,
+        notices: Notices,
+        addresses: Addresses,
+    ) -> io::Result<(Self, Waker)> {
         let (waker, alarm) = super::wake::pair()?;
         let keeper = Self {
             desk,
@@ -193,6 +218,7 @@ impl Keeper {
             charge: 0,
             look_at: clock(),
             complained: BTreeMap::new(),
+            lent: lend::Lent::adopt(addresses),
         };
         Ok((keeper, waker))
     }
@@ -219,6 +245,7 @@ impl Keeper {
                 if self.take_orders(now) {
                     self.apply_all(now);
                 }
+                self.take_back();
                 return;
             }
         }
@@ -257,6 +284,7 @@ impl Keeper {
                     Kept { spec: Arc::clone(&spec), order, seen: 0, wish: Wish::AsIs, schedule }
                 }
             };
+            self.lease(&kept);
             self.kept.insert(spec.name.clone(), kept);
         }
         for gone in before.values() {
@@ -304,6 +332,8 @@ impl Keeper {
                 return;
             }
         }
+        // First the leases have their places: who is told of the interfaces may become master.
+        self.lend();
         self.tell();
         self.mend(now);
     }
@@ -379,7 +409,8 @@ impl Keeper {
     /// Puts back what somebody took away.
     fn mend(&mut self, now: Moment) {
         let mut put_back = Vec::new();
-        for kept in self.kept.values_mut().filter(|kept| kept.wish == Wish::Keep) {
+        let on_it = |kept: &&mut Kept| kept.wish == Wish::Keep && kept.spec.held_by == HeldBy::Interface;
+        for kept in self.kept.values_mut().filter(on_it) {
             let link = self.links.iter().find(|link| link.name == kept.spec.interface);
             let Some(index) = link.filter(|link| link.running).map(|link| link.index) else { continue };
             for net in &kept.spec.addresses {
@@ -421,6 +452,7 @@ impl Keeper {
             match wish {
                 Wish::AsIs => {}
                 Wish::Absent => self.remove_all(&spec, &spec.addresses),
+                Wish::Keep if spec.held_by == HeldBy::Dataplane => self.clear_interface(&spec.name),
                 Wish::Keep => {
                     if self.index(&spec.interface).is_none() {
                         self.look_at = now;
@@ -435,6 +467,7 @@ impl Keeper {
                 }
             }
         }
+        self.settle();
     }
 
     fn remove_all(&mut self, spec: &VrrpSpec, addresses: &[IpNet]) {

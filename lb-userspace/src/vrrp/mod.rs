@@ -27,6 +27,6 @@ mod view;
 mod wake;
 
 pub use handle::Vrrp;
-pub use heartbeat::{Missing, RequestError};
+pub use heartbeat::{Claim, Missing, RequestError};
 pub use notice::{Notice, NoticeReader};
 pub use view::{Counters, PHASES, Refused, RouterView};

@@ -21,6 +21,8 @@ use std::{
 };
 
 const HEADER: usize = 16;
+/// Of the attributes of a VLAN (`linux/if_link.h`).
+const IFLA_VLAN_ID: u16 = 1;
 /// `struct ifaddrmsg` and `struct ifinfomsg`.
 const ADDRESS_HEADER: usize = 8;
 const LINK_HEADER: usize = 16;
@@ -40,6 +42,10 @@ pub(super) struct Link {
     /// Up, with a carrier.
     pub running: bool,
     pub mac: Option<[u8; 6]>,
+    /// Of a VLAN: what it is on, and its id.
+    pub vlan: Option<(u32, u16)>,
+    /// The bridge or bond that it is a port of.
+    pub master: Option<u32>,
 }
 
 /// An address of an interface.
@@ -157,7 +163,11 @@ fn link(body: &[u8]) -> Option<Link> {
         name: String::new(),
         running: flags & libc::IFF_UP != 0 && flags & libc::IFF_RUNNING != 0,
         mac: None,
+        vlan: None,
+        master: None,
     };
+    let (mut below, mut id) = (None, None);
+    let index = |value: &[u8]| value.try_into().ok().map(u32::from_ne_bytes);
     for (kind, value) in attributes(&body[LINK_HEADER..]) {
         match kind {
             libc::IFLA_IFNAME => {
@@ -165,10 +175,30 @@ fn link(body: &[u8]) -> Option<Link> {
                 link.name = String::from_utf8_lossy(name).into_owned();
             }
             libc::IFLA_ADDRESS => link.mac = value.try_into().ok(),
+            libc::IFLA_LINK => below = index(value),
+            libc::IFLA_MASTER => link.master = index(value),
+            libc::IFLA_LINKINFO => id = vlan_id(value),
             _ => {}
         }
     }
+    link.vlan = below.zip(id);
     Some(link)
+}
+
+/// Of the attributes of `IFLA_LINKINFO`: the id, if it is a VLAN.
+fn vlan_id(info: &[u8]) -> Option<u16> {
+    let (mut is_vlan, mut id) = (false, None);
+    for (kind, value) in attributes(info) {
+        match kind {
+            libc::IFLA_INFO_KIND => is_vlan = value.split(|byte| *byte == 0).next() == Some(b"vlan"),
+            libc::IFLA_INFO_DATA => {
+                let found = attributes(value).find(|(kind, _)| *kind == IFLA_VLAN_ID);
+                id = found.and_then(|(_, value)| value.try_into().ok()).map(u16::from_ne_bytes);
+            }
+            _ => {}
+        }
+    }
+    id.filter(|_| is_vlan)
 }
 
 fn address(body: &[u8]) -> Option<Address> {

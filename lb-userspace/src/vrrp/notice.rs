@@ -1,6 +1,7 @@
 //! What VRRP has to say for the log. The threads never write to the log themselves: whoever reads it may be slow.
 
 use super::{
+    Claim,
     fsm::{Cause, Phase},
     packet::Refusal,
 };
@@ -29,6 +30,10 @@ pub enum Notice {
     Mismatch { name: VrrpName, source: IpAddr, text: String },
     /// Another master of lower priority was heard.
     SplitBrain { name: VrrpName, source: IpAddr },
+    /// Another node says that an address is its own which this node holds.
+    Claimed { name: VrrpName, claim: Claim },
+    /// The dataplane could not be told of the addresses.
+    Lend(String),
     /// Somebody had removed an address.
     PutBack { name: VrrpName, address: IpAddr },
     /// An address could not be changed.
@@ -100,6 +105,13 @@ impl Notice {
             Self::SplitBrain { name, source } => {
                 tracing::warn!(instance = %name, %source, "vrrp: another node was master too; it is told to leave");
             }
+            Self::Claimed { name, claim } => {
+                tracing::warn!(instance = %name, %claim, "another node answers for a virtual address of this one");
+            }
+            Self::Lend(error) => tracing::error!(
+                error,
+                "vrrp: the program cannot be told of the virtual addresses; tried again in a moment"
+            ),
             Self::PutBack { name, address } => {
                 tracing::warn!(instance = %name, %address, "somebody removed a virtual address; it is put back");
             }

@@ -4,7 +4,7 @@ use super::{
     fsm::{Cause, Phase},
     packet::Refusal,
 };
-use crate::model::VrrpSpec;
+use crate::{dataplane::LeaseWord, model::VrrpSpec};
 use std::{
     net::IpAddr,
     sync::{
@@ -32,6 +32,8 @@ pub struct RouterView {
     /// It handed over, and leaves the new master alone.
     pub yielded: bool,
     pub counters: Arc<Counters>,
+    /// Until when the dataplane answers without the daemon.
+    pub lease: Option<LeaseWord>,
 }
 
 /// Counted since the start of the daemon.
@@ -41,8 +43,10 @@ pub struct Counters {
     pub sent_zero: AtomicU64,
     pub received: AtomicU64,
     pub received_zero: AtomicU64,
-    /// Advertisements of lower priority that came while this node was master.
+    /// Advertisements of lower priority that came while this node was master, and what the peer says by other ways.
     pub split_brains: AtomicU64,
+    /// Claims of others to addresses of this node, while it was master.
+    pub claims: AtomicU64,
     transitions: [AtomicU64; 4],
     phase: AtomicU8,
 }

@@ -3,15 +3,16 @@
 use super::{Counter, Counters, Flows, INGRESS, Outcome, Verdict};
 use lb_common::{
     abi::{
-        BackendEntry, CidKey, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, PortKey,
-        PortRangeKey, ServiceEntry, Signal, Slot, VipEntry,
+        AddressEntry, AddressKey, BackendEntry, CidKey, Control, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace,
+        HalfOpen, Lease, PortKey, PortRangeKey, ServiceEntry, Signal, Slot, VipEntry,
     },
     core::{
-        AnswerKind, Decision, DropReason, FlowCell, HalfOpenCell, Part, Tables,
+        AnswerKind, Decision, DropReason, FlowCell, HalfOpenCell, Neighbour, Part, Tables,
         affinity::{Place, Step},
         decide, echo, forward, fragment,
         guard::Admission,
         icmp::{self, Message},
+        neighbour::{self, Resolved},
         reject,
     },
     hash,
@@ -46,8 +47,26 @@ impl<'a> Host<'a> {
             traces: RefCell::default(),
             syns: RefCell::default(),
             signals: RefCell::default(),
+            addresses: BTreeMap::new(),
+            leases: RefCell::default(),
         };
         Self { tables, counters: Counters::default() }
+    }
+
+    /// The virtual addresses that it may answer for, and their leases. Its clock stands at 0.
+    pub fn set_addresses(
+        &mut self,
+        addresses: &BTreeMap<AddressKey, AddressEntry>,
+        leases: &BTreeMap<u32, Lease>,
+    ) {
+        self.tables.addresses.clone_from(addresses);
+        self.tables.leases = RefCell::new(leases.clone());
+    }
+
+    /// The leases as they are by now.
+    #[must_use]
+    pub fn leases(&self) -> BTreeMap<u32, Lease> {
+        self.tables.leases.borrow().clone()
     }
 
     /// Goes on with another image; flows stay.
@@ -100,6 +119,7 @@ impl<'a> Host<'a> {
     fn handle(&mut self, buffer: &mut Buffer) -> Verdict {
         let to = match decide(buffer, &self.tables) {
             Decision::Pass | Decision::Back(_) => return Verdict::Pass,
+            Decision::Neighbour(at) => return self.neighbour(buffer, at),
             Decision::Drop(refusal) => return self.refuse(refusal.reason),
             Decision::Answer(answer) => {
                 let (l3, v6) = (answer.l3, answer.v6);
@@ -136,6 +156,20 @@ impl<'a> Host<'a> {
         }
     }
 
+    fn neighbour(&mut self, buffer: &mut Buffer, at: Neighbour) -> Verdict {
+        let resolve = if at.v6 { neighbour::neighbour } else { neighbour::arp };
+        let resolved = resolve(buffer, &self.tables, at.l3, INGRESS);
+        match resolved {
+            Resolved::ANSWERED => {
+                self.refuse(DropReason::NeighbourAnswered);
+                Verdict::Tx
+            }
+            Resolved::UNANSWERED => self.refuse(DropReason::NeighbourUnanswered),
+            Resolved::OVER => self.refuse(DropReason::LeaseOver),
+            _ => Verdict::Pass,
+        }
+    }
+
     fn answered(&mut self, told: Option<()>, yes: DropReason, no: DropReason) -> Verdict {
         if told.is_none() {
             return self.refuse(no);
@@ -163,6 +197,8 @@ struct Recording<'a> {
     traces: RefCell<BTreeMap<FragmentKey, FragmentTrace>>,
     syns: RefCell<BTreeMap<u32, u64>>,
     signals: RefCell<BTreeMap<(u32, Signal), u64>>,
+    addresses: BTreeMap<AddressKey, AddressEntry>,
+    leases: RefCell<BTreeMap<u32, Lease>>,
 }
 
 struct Entry(Rc<Cell<u64>>);
@@ -298,6 +334,18 @@ impl Tables for Recording<'_> {
     }
     fn add_fragment_trace(&self, key: &FragmentKey, trace: &FragmentTrace) {
         self.traces.borrow_mut().insert(*key, *trace);
+    }
+    fn switches(&self) -> u32 {
+        if self.addresses.is_empty() { 0 } else { Control::ADDRESSES }
+    }
+    fn address(&self, key: &AddressKey) -> Option<AddressEntry> {
+        self.addresses.get(key).copied()
+    }
+    fn lease(&self, index: u32) -> Lease {
+        self.leases.borrow().get(&index).copied().unwrap_or(Lease::NONE)
+    }
+    fn end_lease(&self, index: u32, _: Lease) {
+        self.leases.borrow_mut().insert(index, Lease::OVER);
     }
     fn denied4(&self, source: u32) -> bool {
         self.image.denied4(source)

@@ -139,7 +139,11 @@ impl Twin {
             Decision::Steer(to) => self.steer(&mut packet, &to),
             Decision::Back(back) if back.v6 => self.back::<true>(&mut packet, back),
             Decision::Back(back) => self.back::<false>(&mut packet, back),
-            Decision::Pass | Decision::Drop(_) | Decision::Forward(_) | Decision::Answer(_) => return None,
+            Decision::Pass
+            | Decision::Drop(_)
+            | Decision::Forward(_)
+            | Decision::Answer(_)
+            | Decision::Neighbour(_) => return None,
         };
         Some((answer, packet.frame().to_vec()))
     }

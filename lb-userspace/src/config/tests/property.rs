@@ -4,7 +4,7 @@ use super::*;
 use crate::model::{
     BackendSpec, DnsCheck, ExecCheck, GradualSpec, GrpcCheck, GuardSpec, Health, HookSpec, LimitSpec,
     MAX_BURST_MS, MAX_RATE, MysqlCheck, OnAllDown, PassiveSpec, PoolSpec, QuicSpec, RedisCheck, Role,
-    ServerId, SnatSpec, StatusRange, TlsSpec, TrackInterface, UdpCheck, Via, VrrpVersion,
+    ServerId, SnatSpec, StatusRange, TlsSpec, HeldBy, TrackInterface, UdpCheck, Via, VrrpVersion,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -422,6 +422,8 @@ fn router(index: u8) -> impl Strategy<Value = VrrpSpec> {
             pseudo_header,
             announce_repeat: count,
             announce_refresh: delay,
+            held_by: if preempt { HeldBy::Interface } else { HeldBy::Dataplane },
+            accept: preempt && pseudo_header,
             track_interfaces: if tracked {
                 ["eth8", "eth9"].map(|name| TrackInterface { name: name.to_owned(), weight }).into()
             } else {

@@ -2,10 +2,11 @@
 
 use super::{
     super::{
-        fsm::{Action, Event},
+        fsm::{Action, Cause, Event, Phase},
         keeper::Wish,
         notice::Notice,
         timing::Moment,
+        wake::clock,
     },
     Heartbeat, NOTICE_PERIOD,
     router::send,
@@ -28,8 +29,15 @@ impl Heartbeat {
         for action in actions {
             match action {
                 Action::Send(priority) => self.send(at, priority),
-                Action::Acquire => self.say(at, Wish::Keep),
-                Action::Release => self.say(at, Wish::Absent),
+                Action::Acquire => {
+                    self.routers[at].master_since = Some(now);
+                    self.renew(at, now);
+                    self.say(at, Wish::Keep);
+                }
+                Action::Release => {
+                    self.end_lease(at);
+                    self.say(at, Wish::Absent);
+                }
                 Action::Announce => {
                     self.say(at, Wish::Keep);
                     if let Some(source) = heard {
@@ -39,6 +47,9 @@ impl Heartbeat {
                 // There is no link to the peer: hand-overs are asked for without agreement.
                 Action::AskPeer => {}
                 Action::Entered(phase, cause) => {
+                    if before == Phase::Master && matches!(cause, Cause::Superior(_)) {
+                        self.last_word(at);
+                    }
                     let router = &mut self.routers[at];
                     (router.since, router.cause) = (SystemTime::now(), cause);
                     router.counters.entered(phase);
@@ -55,13 +66,17 @@ impl Heartbeat {
         }
     }
 
-    fn say(&self, at: usize, wish: Wish) {
+    pub(super) fn say(&self, at: usize, wish: Wish) {
         self.routers[at].order.say(wish);
         self.keeper.wake();
     }
 
-    fn split_brain(&mut self, at: usize, source: IpAddr, now: Moment) {
+    pub(super) fn split_brain(&mut self, at: usize, source: IpAddr, now: Moment) {
         let router = &mut self.routers[at];
+        // The last words of the master that it took over from.
+        if router.master_since.is_some_and(|since| now.since(since) < router.spec.advert_interval) {
+            return;
+        }
         router.counters.split_brains.fetch_add(1, Relaxed);
         if router.split_told.is_none_or(|told| now.since(told) >= NOTICE_PERIOD) {
             router.split_told = Some(now);
@@ -69,7 +84,7 @@ impl Heartbeat {
         }
     }
 
-    fn send(&mut self, at: usize, priority: u8) {
+    pub(super) fn send(&mut self, at: usize, priority: u8) {
         let router = &self.routers[at];
         let Some(interface) = self.interfaces.get(&router.spec.interface) else { return };
         let result = send(router, interface, priority);
@@ -77,7 +92,12 @@ impl Heartbeat {
         let counter = if priority == 0 { &router.counters.sent_zero } else { &router.counters.sent };
         counter.fetch_add(1, Relaxed);
         match result {
-            Ok(()) => router.send_failed = false,
+            Ok(()) => {
+                router.send_failed = false;
+                if priority > 0 && router.machine.phase() == Phase::Master {
+                    self.renew(at, clock());
+                }
+            }
             Err(text) if !router.send_failed => {
                 router.send_failed = true;
                 self.notices.send(Notice::Send { name: router.spec.name.clone(), text });

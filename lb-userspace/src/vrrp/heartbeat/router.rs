@@ -26,6 +26,8 @@ pub(super) struct Router {
     pub(super) mismatch: Option<String>,
     pub(super) send_failed: bool,
     pub(super) split_told: Option<Moment>,
+    pub(super) claim_told: Option<Moment>,
+    pub(super) master_since: Option<Moment>,
 }
 
 impl Router {
@@ -43,6 +45,8 @@ impl Router {
             mismatch: None,
             send_failed: false,
             split_told: None,
+            claim_told: None,
+            master_since: None,
         }
     }
 
@@ -73,6 +77,7 @@ impl Router {
             held: self.machine.held,
             yielded: self.machine.yielded,
             counters: Arc::clone(&self.counters),
+            lease: self.order.lease().cloned(),
         }
     }
 }

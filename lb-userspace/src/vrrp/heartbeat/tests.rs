@@ -5,7 +5,7 @@ use super::{
     },
     judge::{Missing, mismatch, missing},
 };
-use crate::model::{Family, TrackInterface, VrrpSpec, VrrpVersion};
+use crate::model::{Family, HeldBy, TrackInterface, VrrpSpec, VrrpVersion};
 use std::time::Duration;
 
 fn spec() -> VrrpSpec {
@@ -26,6 +26,8 @@ fn spec() -> VrrpSpec {
         pseudo_header: true,
         announce_repeat: 5,
         announce_refresh: Duration::ZERO,
+        held_by: HeldBy::Interface,
+        accept: true,
         track_interfaces: vec![TrackInterface { name: "eth1".to_owned(), weight: 60 }],
     }
 }

@@ -8,13 +8,14 @@ use super::{
         timing::Moment,
         wake::{Waker, clock},
     },
-    Heartbeat, Missing,
+    Claim, Heartbeat, Missing,
     judge::missing,
     router::Router,
 };
 use crate::model::{VrrpName, VrrpSpec};
 use std::{
     collections::BTreeSet,
+    net::IpAddr,
     sync::{Arc, mpsc},
 };
 use tokio::sync::oneshot;
@@ -40,6 +41,10 @@ pub(in super::super) enum Request {
         on: bool,
         reply: oneshot::Sender<Result<(), RequestError>>,
     },
+    /// See [`super::super::Vrrp::peer_alive`].
+    PeerAlive(bool),
+    PeerMaster(VrrpName, IpAddr),
+    Claimed(Claim),
     Stop,
 }
 
@@ -109,6 +114,9 @@ impl Heartbeat {
             Request::Hold { name, on, reply } => {
                 let _ = reply.send(self.hold(name, on, now));
             }
+            Request::PeerAlive(alive) => self.peer_alive(alive, now),
+            Request::PeerMaster(name, source) => self.peer_is_master(&name, source, now),
+            Request::Claimed(claim) => self.claimed(claim, now),
             Request::Stop => {
                 for at in 0..self.routers.len() {
                     self.step(at, Event::Stop, now);
