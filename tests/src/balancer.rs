@@ -36,9 +36,10 @@ const PREFIX: &str = "lbd-test-";
 pub fn program(name: &str) -> PathBuf {
     let dir = std::env::var_os("LBD_BIN_DIR").map_or_else(
         || {
-            // target/debug/deps/TEST-HASH
+            // target/debug/deps/TEST-HASH, or a program beside it in target/debug
             let own = std::env::current_exe().expect("the test's own path");
-            own.ancestors().nth(2).expect("the target directory").to_owned()
+            let beside = own.parent().filter(|dir| dir.join(name).exists());
+            beside.or_else(|| own.ancestors().nth(2)).expect("the target directory").to_owned()
         },
         PathBuf::from,
     );
@@ -228,9 +229,19 @@ impl<'t> Balancer<'t> {
 
     /// The decapsulation program on every backend's eth0, for the tunnel modes.
     pub fn decapsulate(&mut self) -> Result<()> {
+        self.decapsulate_from(std::slice::from_ref(self.node))
+    }
+
+    /// As [`Balancer::decapsulate`], for what either balancer of a pair sends.
+    pub fn decapsulate_for_both(&mut self) -> Result<()> {
+        self.decapsulate_from(&self.topology.lb)
+    }
+
+    fn decapsulate_from(&mut self, senders: &[Node]) -> Result<()> {
         for backend in &self.topology.backends {
             let pins = self.pin_dir.join(format!("decap-{}", backend.name));
-            let own = self.node.interfaces.iter().flat_map(|i| [i.v4.to_string(), i.v6.to_string()]);
+            let own = senders.iter().flat_map(|node| &node.interfaces);
+            let own = own.flat_map(|i| [i.v4.to_string(), i.v6.to_string()]);
             let mut command = backend.ns.command(program("lbctl"));
             command.args(["decap", "attach", "eth0", "--pin-dir"]).arg(&pins).arg("--from");
             command.args(["198.18.0.0/16", "100::/64"]).args(own);

@@ -59,7 +59,7 @@ enum Verb {
         /// Only tests whose name contains one of these
         filter: Vec<String>,
     },
-    /// Measure the fast path against its floor
+    /// Measure the fast path against its floor; `bench failover`: what a takeover costs
     #[command(disable_help_flag = true)]
     Bench {
         /// For the benchmark, for example `--json FILE`
@@ -68,6 +68,13 @@ enum Verb {
     },
     /// Run the fuzz targets for a while; what they find is kept in target/fuzz/found
     Fuzz(fuzz::Options),
+    /// `chaos pair`: a random fault every few seconds to two balancers under load
+    #[command(disable_help_flag = true)]
+    Chaos {
+        /// For the test, for example `pair --minutes 30 --seed 7`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Format, lints, layers, and licences where cargo-deny is installed
     Check,
     /// Exactly what CI runs: set-up, check, build, test, other kernels, benchmark
@@ -114,6 +121,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Test { filter } => tasks::test(&workspace, &filter, false)?,
         Verb::Bench { args } => tasks::bench(&workspace, &args)?,
         Verb::Fuzz(options) => fuzz::run(&workspace, &options)?,
+        Verb::Chaos { args } => tasks::chaos(&workspace, &args)?,
         Verb::Check => check::run(&workspace)?,
         Verb::Ci => ci::run(&workspace)?,
         Verb::Vm(options) => return vm::run(&workspace, &options),

@@ -44,7 +44,20 @@ pub fn run(workspace: &Workspace, playground: &[String], lbd: &[String]) -> Resu
 pub fn bench(workspace: &Workspace, args: &[String]) -> Result<()> {
     process::root_prefix(process::NETWORK)?;
     let bin_dir = build(workspace, false)?;
+    // One that takes minutes and needs a network has a program of its own.
+    if args.first().is_some_and(|first| first == "failover") {
+        setup::run(&[Group::Test])?;
+        return process::exec_as_root(&bin_dir.join("pair"), args);
+    }
     process::exec_as_root(&bin_dir.join("bench"), args)
+}
+
+/// A random fault every few seconds, to two real daemons.
+pub fn chaos(workspace: &Workspace, args: &[String]) -> Result<()> {
+    process::root_prefix(process::NETWORK)?;
+    let bin_dir = build(workspace, false)?;
+    setup::run(&[Group::Test])?;
+    process::exec_as_root(&bin_dir.join("pair"), &[&["chaos".to_owned()], args].concat())
 }
 
 /// All tests. `everything` also runs those marked `#[ignore]`, and lets none skip itself.

@@ -12,6 +12,7 @@ mod owner;
 mod ping;
 mod process;
 mod topology;
+mod unplug;
 
 use std::{
     io,
