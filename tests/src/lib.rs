@@ -10,6 +10,7 @@
 //! - [`balancer`]: the daemon in a topology, and `lbctl`;
 //! - [`crowd`]: thousands of connections that live long, every byte of them checked;
 //! - [`echo`]: servers for datagrams and checked uploads;
+//! - [`foobar`]: the program that brings up a whole site, breaks it and counts who noticed;
 //! - [`skip`]: a test that cannot run says so loudly.
 
 pub mod balancer;
@@ -17,6 +18,7 @@ pub mod client;
 pub mod crowd;
 pub mod daemon;
 pub mod echo;
+pub mod foobar;
 pub mod http;
 pub mod kernel;
 pub mod lab;
