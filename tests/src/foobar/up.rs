@@ -121,17 +121,18 @@ pub fn host(place: &Place, name: &str, zone: &str) -> Result<()> {
 
 fn cable(place: &Place, name: &str, zone: &str) -> Result<()> {
     let (router, namespace) = (place.namespace(ROUTER), place.namespace(name));
-    let words = ["-n", &router, "link", "add", name, "mtu", "1600", "type", "veth", "peer", "name", "eth0", "netns", &namespace];
+    let port = format!("to-{name}");
+    let words = ["-n", &router, "link", "add", &port, "mtu", "1600", "type", "veth", "peer", "name", "eth0", "netns", &namespace];
     run(Command::new("ip").args(words))?;
-    run(Command::new("ip").args(["-n", &router, "link", "set", name, "master", zone, "up"]))?;
+    run(Command::new("ip").args(["-n", &router, "link", "set", &port, "master", zone, "up"]))?;
     // A wire carries whole frames with their checksums: nothing is left to a card that is not there.
-    for (namespace, port) in [(&router, name), (&namespace, "eth0")] {
+    for (namespace, port) in [(&router, port.as_str()), (&namespace, "eth0")] {
         let path = format!("--net=/run/netns/{namespace}");
         run(Command::new("nsenter").args([&path, "ethtool", "-K", port, "tx", "off", "tso", "off", "gso", "off", "rxvlan", "off", "txvlan", "off"]))?;
     }
     // What XDP sends out of a veth arrives only where the other end takes frames in batches, too.
     let path = format!("--net=/run/netns/{router}");
-    run(Command::new("nsenter").args([&path, "ethtool", "-K", name, "gro", "on"])).map(|_| ())
+    run(Command::new("nsenter").args([&path, "ethtool", "-K", &port, "gro", "on"])).map(|_| ())
 }
 
 /// What a boot does before the services.

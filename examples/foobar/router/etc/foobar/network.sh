@@ -18,5 +18,9 @@ zone mon    1500 10.0.4.1/24 2001:db8:4::1/64
 sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
 # Packets for the virtual addresses come in from the zone "lb" and again, answered, from the zone of the servers.
 sysctl -q -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.lb.send_redirects=0
+# What stays within a zone is its switch's matter, not the router's firewall's.
+for key in bridge-nf-call-iptables bridge-nf-call-ip6tables bridge-nf-call-arptables; do
+    if [ -e /proc/sys/net/bridge/$key ]; then sysctl -q -w net.bridge.$key=0; fi
+done
 # The rest of the internet is somewhere else.
 ip route add blackhole default
