@@ -94,7 +94,7 @@ impl Host {
         })?;
         let host = Self::find(place, name).with_context(|| format!("{name} has ended at once"))?;
         host.exec(
-            "for user in mysql nsd prometheus; do
+            "for user in mysql knot prometheus; do
                 if id $user >/dev/null 2>&1; then install -d -o $user -g $user /var/lib/$user /run/$user; fi
             done
             id mysql >/dev/null 2>&1 && install -d -o mysql -g mysql /run/mysqld

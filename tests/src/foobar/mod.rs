@@ -4,14 +4,20 @@
 //! them up ([`up`]), breaks them and looks ([`points`], [`chaos`]), and takes everything away. A server is a container of
 //! the kernel's namespaces (network, mounts, processes, name) with an init ([`init`]): when that ends, all of it is gone.
 
-use std::{process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod attack;
+mod browser;
 mod host;
 mod init;
+mod load;
 mod place;
+mod points;
+mod probe;
+mod report;
 mod site;
 mod up;
 
@@ -46,11 +52,32 @@ enum Verb {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
+    /// Prove what the site promises; a table tells what was found. Brings it up where it is not, and then down again
+    Test {
+        /// Under six minutes: fewer requests, fewer ports
+        #[arg(long)]
+        short: bool,
+        /// Directory for the screenshot and the records
+        #[arg(long)]
+        keep: Option<PathBuf>,
+    },
     /// Take everything away, whatever is left of it
     Down,
     /// The first process of a host
     #[command(hide = true)]
     Init(init::Options),
+    /// Browser-like sessions, from the client
+    #[command(hide = true)]
+    Load(load::Options),
+    /// A real browser, from the client
+    #[command(hide = true)]
+    Browse(browser::Options),
+    /// A scan of ports, from the client
+    #[command(hide = true)]
+    Scan(attack::ScanOptions),
+    /// A flood of SYNs, from the client
+    #[command(hide = true)]
+    Flood(attack::FloodOptions),
 }
 
 /// The program.
@@ -69,6 +96,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let place = place::Place::new(&name);
     match verb {
         Verb::Init(options) => init::run(&options)?,
+        Verb::Load(options) => load::run(&options)?,
+        Verb::Browse(options) => browser::run(&options)?,
+        Verb::Scan(options) => attack::scan(&options)?,
+        Verb::Flood(options) => attack::flood(&options)?,
         Verb::Down => {
             place.root_only()?;
             place.destroy()?;
@@ -84,8 +115,23 @@ fn run(cli: Cli) -> Result<ExitCode> {
             let site = up::up(&place)?;
             print!("{}", site.welcome());
         }
+        Verb::Test { short, keep } => return with_site(&place, |site| points::test(site, short, keep.as_deref())),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Does something with the site that is up, or with one for it alone.
+fn with_site(place: &place::Place, work: impl FnOnce(&site::Site) -> Result<bool>) -> Result<ExitCode> {
+    place.root_only()?;
+    let own = !place.is_up();
+    let outcome = (|| {
+        let site = if own { up::up(place)? } else { site::Site::find(place)? };
+        work(&site)
+    })();
+    if own {
+        place.destroy()?;
+    }
+    Ok(if outcome? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Asks until it is so.

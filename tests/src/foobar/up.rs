@@ -153,8 +153,7 @@ fn databases(site: &Site) -> Result<()> {
                 scope.spawn(move || {
                     let host = site.host(name)?;
                     host.exec(
-                        "mariadb-install-db --user=mysql --datadir=/var/lib/mysql --skip-test-db \
-                         --auth-root-authentication-method=socket >/var/log/foobar/install.log 2>&1 \
+                        "/opt/foobar/install.sh >/var/log/foobar/install.log 2>&1 \
                          || { cat /var/log/foobar/install.log >&2; exit 1; }",
                     )?;
                     host.start_services()?;
