@@ -13,7 +13,8 @@ use etherparse::{IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, TcpHeader};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{
-        AddressFamily, SockFlag, SockType, SockaddrStorage, connect, getsockopt, sendto, socket, sockopt::SocketError,
+        AddressFamily, SockFlag, SockType, SockaddrStorage, connect, getsockopt, sendto, socket,
+        sockopt::SocketError,
     },
 };
 
@@ -71,8 +72,10 @@ fn scan_some(targets: &[SocketAddr]) -> Result<Vec<SocketAddr>> {
     }
     let end = Instant::now() + SILENCE;
     while !tried.is_empty() && Instant::now() < end {
-        let mut polled: Vec<PollFd<'_>> =
-            tried.iter().map(|(fd, _)| PollFd::new(std::os::fd::AsFd::as_fd(fd), PollFlags::POLLOUT)).collect();
+        let mut polled: Vec<PollFd<'_>> = tried
+            .iter()
+            .map(|(fd, _)| PollFd::new(std::os::fd::AsFd::as_fd(fd), PollFlags::POLLOUT))
+            .collect();
         poll(&mut polled, PollTimeout::from(200_u16)).context("poll")?;
         let ready: Vec<bool> = polled.iter().map(|p| p.any().unwrap_or(false)).collect();
         drop(polled);

@@ -58,7 +58,13 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let log = fs::File::create(home.join("log"))?;
     let child = Command::new("chromium-headless-shell")
-        .args(["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"])
+        .args([
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-dev-shm-usage",
+        ])
         .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
         .args(["--window-size=900,600", &format!("--remote-debugging-port={PORT}")])
         .arg(format!("--user-data-dir={}", home.join("profile").display()))
@@ -103,8 +109,10 @@ impl Page {
     fn open() -> Result<Self> {
         let end = Instant::now() + PATIENCE;
         let url = loop {
-            let answer =
-                Command::new("curl").args(["-sS", &format!("http://127.0.0.1:{PORT}/json/list")]).output()?.stdout;
+            let answer = Command::new("curl")
+                .args(["-sS", &format!("http://127.0.0.1:{PORT}/json/list")])
+                .output()?
+                .stdout;
             let pages: Value = serde_json::from_slice(&answer).unwrap_or_default();
             if let Some(url) = pages[0]["webSocketDebuggerUrl"].as_str() {
                 break url.to_owned();
@@ -116,7 +124,8 @@ impl Page {
         };
         let stream = TcpStream::connect(("127.0.0.1", PORT))?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        let (socket, _) = tungstenite::client(url, stream).map_err(|e| anyhow::anyhow!("Chromium's WebSocket: {e}"))?;
+        let (socket, _) =
+            tungstenite::client(url, stream).map_err(|e| anyhow::anyhow!("Chromium's WebSocket: {e}"))?;
         Ok(Self { socket, next: 0 })
     }
 
@@ -125,7 +134,9 @@ impl Page {
         let id = self.next;
         self.socket.send(Message::text(json!({"id": id, "method": method, "params": params}).to_string()))?;
         loop {
-            let Message::Text(text) = self.socket.read().with_context(|| method.to_owned())? else { continue };
+            let Message::Text(text) = self.socket.read().with_context(|| method.to_owned())? else {
+                continue;
+            };
             let mut message: Value = serde_json::from_str(&text)?;
             if message["id"] == id {
                 if !message["error"].is_null() {

@@ -30,7 +30,8 @@ pub fn examples() -> PathBuf {
 
 /// Runs a program to its end; a failure carries what it said.
 pub fn run(command: &mut Command) -> Result<String> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         bail!("{command:?}: {}\n{stdout}{}", output.status, String::from_utf8_lossy(&output.stderr));
@@ -62,7 +63,8 @@ impl Host {
         }
         for program in ["lbd", "lbctl", "scenario"] {
             let link = dir.join("usr/local/bin").join(program);
-            symlink(bin_dir.join(program), &link).with_context(|| format!("cannot make {}", link.display()))?;
+            symlink(bin_dir.join(program), &link)
+                .with_context(|| format!("cannot make {}", link.display()))?;
         }
         Ok(())
     }
@@ -90,7 +92,11 @@ impl Host {
         }
         let ready = dir.join("run/ready");
         wait_for(&format!("the start of {name}"), Duration::from_secs(30), || {
-            if ready.exists() { Ok(()) } else { Err(fs::read_to_string(dir.join("init.log")).unwrap_or_default()) }
+            if ready.exists() {
+                Ok(())
+            } else {
+                Err(fs::read_to_string(dir.join("init.log")).unwrap_or_default())
+            }
         })?;
         let host = Self::find(place, name).with_context(|| format!("{name} has ended at once"))?;
         host.exec(
@@ -107,6 +113,11 @@ impl Host {
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The namespace of its processes, as a link below /proc.
+    pub fn pid_namespace(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/pid", self.pid))
     }
 
     /// What is its own of the file system, seen from outside.
@@ -155,7 +166,7 @@ impl Host {
     /// Starts a program that outlives this one, by a name for its pid and log.
     pub fn start_program(&self, name: &str, command: &str) -> Result<()> {
         let script = format!(
-            "exec >>/var/log/foobar/{name}.log 2>&1 </dev/null; ulimit -n 65536; echo $$ >/run/foobar/{name}.pid; \
+            "exec >>/var/log/foobar/{name}.log 2>&1 </dev/null; ulimit -n $(ulimit -Hn); echo $$ >/run/foobar/{name}.pid; \
              exec {command}"
         );
         run(self.command("setsid").args(["-f", "sh", "-c", &script])).map(|_| ())

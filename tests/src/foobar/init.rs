@@ -39,7 +39,8 @@ pub fn run(options: &Options) -> Result<()> {
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none).context("cannot mount /proc")?;
     // This network's interfaces, and a BPF file system that goes away with the host.
     mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).context("cannot mount /sys")?;
-    mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).context("cannot mount /sys/fs/bpf")?;
+    mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none)
+        .context("cannot mount /sys/fs/bpf")?;
     fs::write("/run/ready", "")?;
     loop {
         // Orphans become children of this process; without any there is nothing to wait for.

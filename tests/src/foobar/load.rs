@@ -90,7 +90,8 @@ pub fn run(options: &Options) -> Result<()> {
         for number in 0..options.browsers {
             let (config, out) = (Arc::clone(&config), &out);
             scope.spawn(move || {
-                let mut browser = Browser { number, config, out, connection: None, cookies: Vec::new(), seen: 0 };
+                let mut browser =
+                    Browser { number, config, out, connection: None, cookies: Vec::new(), seen: 0 };
                 while Instant::now() < end && !options.stop.as_ref().is_some_and(|file| file.exists()) {
                     if options.simple {
                         browser.connection = None;
@@ -204,7 +205,15 @@ impl Browser<'_> {
         }
     }
 
-    fn tell(&self, what: &str, began: u64, millis: u64, answer: &Answer, error: &str, written: Option<String>) {
+    fn tell(
+        &self,
+        what: &str,
+        began: u64,
+        millis: u64,
+        answer: &Answer,
+        error: &str,
+        written: Option<String>,
+    ) {
         let record = Record {
             began,
             millis,
@@ -233,7 +242,8 @@ impl Browser<'_> {
             self.connection = None;
             self.connection = Some(Connection::open(&self.config, self.number)?);
         }
-        let cookies: Vec<String> = self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let cookies: Vec<String> =
+            self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let cookies =
             if cookies.is_empty() { String::new() } else { format!("Cookie: {}\r\n", cookies.join("; ")) };
         let request = format!(
@@ -243,7 +253,11 @@ impl Browser<'_> {
         );
         let Some(connection) = &mut self.connection else { bail!("no connection") };
         connection.exchange(&request).with_context(|| {
-            format!("{} by {}", if reused { "on a kept connection" } else { "on a new connection" }, connection.address)
+            format!(
+                "{} by {}",
+                if reused { "on a kept connection" } else { "on a new connection" },
+                connection.address
+            )
         })
     }
 }
@@ -268,7 +282,9 @@ impl Connection {
                     let session = ClientConnection::new(Arc::clone(config), name)?;
                     return Ok(Self { stream: BufReader::new(StreamOwned::new(session, stream)), address });
                 }
-                Err(error) => refused = Some(anyhow::Error::new(error).context(format!("connecting to {address}"))),
+                Err(error) => {
+                    refused = Some(anyhow::Error::new(error).context(format!("connecting to {address}")))
+                }
             }
         }
         Err(refused.context("no address")?)

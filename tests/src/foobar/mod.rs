@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 
 mod attack;
 mod browser;
+mod chaos;
 mod host;
 mod init;
 mod load;
@@ -18,11 +19,16 @@ mod place;
 mod points;
 mod probe;
 mod report;
+mod scale;
 mod site;
 mod up;
 
 #[derive(Parser)]
-#[command(name = "scenario", bin_name = "cargo xtask scenario", about = "Whole sites built on the load balancer")]
+#[command(
+    name = "scenario",
+    bin_name = "cargo xtask scenario",
+    about = "Whole sites built on the load balancer"
+)]
 struct Cli {
     #[command(subcommand)]
     scenario: Scenario,
@@ -61,11 +67,26 @@ enum Verb {
         #[arg(long)]
         keep: Option<PathBuf>,
     },
+    /// Break everything once, under load, and count who noticed
+    Chaos {
+        /// Directory for the table and the records
+        #[arg(long)]
+        keep: Option<PathBuf>,
+    },
+    /// Throughput with one, two, three web servers, drawn as SVG
+    Scale {
+        /// The picture
+        #[arg(default_value = "docs/foobar-scale.svg")]
+        file: PathBuf,
+    },
     /// Take everything away, whatever is left of it
     Down,
     /// The first process of a host
     #[command(hide = true)]
     Init(init::Options),
+    /// A program on a port of the router's that passes everything
+    #[command(hide = true)]
+    Pass { port: String },
     /// Browser-like sessions, from the client
     #[command(hide = true)]
     Load(load::Options),
@@ -96,6 +117,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let place = place::Place::new(&name);
     match verb {
         Verb::Init(options) => init::run(&options)?,
+        Verb::Pass { port } => up::pass(&port)?,
         Verb::Load(options) => load::run(&options)?,
         Verb::Browse(options) => browser::run(&options)?,
         Verb::Scan(options) => attack::scan(&options)?,
@@ -107,7 +129,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Status => print!("{}", site::Site::find(&place)?.status()),
         Verb::Exec { host, command } => {
             let words: Vec<&str> = command.iter().map(String::as_str).collect();
-            let status = site::Site::find(&place)?.host(&host)?.command(words[0]).args(&words[1..]).status()?;
+            let status =
+                site::Site::find(&place)?.host(&host)?.command(words[0]).args(&words[1..]).status()?;
             return Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)));
         }
         Verb::Up => {
@@ -115,7 +138,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
             let site = up::up(&place)?;
             print!("{}", site.welcome());
         }
-        Verb::Test { short, keep } => return with_site(&place, |site| points::test(site, short, keep.as_deref())),
+        Verb::Test { short, keep } => {
+            return with_site(&place, |site| points::test(site, short, keep.as_deref()));
+        }
+        Verb::Chaos { keep } => return with_site(&place, |site| chaos::chaos(site, keep.as_deref())),
+        Verb::Scale { file } => return with_site(&place, |site| scale::scale(site, &file)),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -135,7 +162,11 @@ fn with_site(place: &place::Place, work: impl FnOnce(&site::Site) -> Result<bool
 }
 
 /// Asks until it is so.
-fn wait_for(what: &str, patience: Duration, mut is_so: impl FnMut() -> Result<(), String>) -> Result<Duration> {
+fn wait_for(
+    what: &str,
+    patience: Duration,
+    mut is_so: impl FnMut() -> Result<(), String>,
+) -> Result<Duration> {
     let begun = std::time::Instant::now();
     loop {
         match is_so() {

@@ -86,7 +86,11 @@ impl Place {
     pub fn cgroup(&self, host: &str) -> PathBuf {
         let base = Path::new("/sys/fs/cgroup");
         let version1 = base.join("cpu");
-        let base = if version1.join("cpu.cfs_quota_us").exists() || version1.is_dir() { version1 } else { base.into() };
+        let base = if version1.join("cpu.cfs_quota_us").exists() || version1.is_dir() {
+            version1
+        } else {
+            base.into()
+        };
         base.join(format!("lbd-{}-{host}", self.name))
     }
 
@@ -124,9 +128,18 @@ impl Place {
 
     /// Removes every trace; what is not there any more is no error.
     pub fn destroy(&self) -> Result<()> {
-        for host in HOSTS.iter().map(|host| host.name).chain([ROUTER]) {
-            self.kill_host(host)?;
-        }
+        // At once: the kernel takes its time over each network namespace.
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = HOSTS
+                .iter()
+                .map(|host| host.name)
+                .chain([ROUTER])
+                .map(|host| scope.spawn(move || self.kill_host(host)))
+                .collect();
+            threads
+                .into_iter()
+                .try_for_each(|thread| thread.join().unwrap_or_else(|_| bail!("an end panicked")))
+        })?;
         let dir = self.dir();
         if dir.exists() {
             fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;

@@ -31,7 +31,9 @@ pub fn targets(site: &Site) -> Result<BTreeMap<String, bool>> {
     let targets = data["activeTargets"].as_array().context("no targets")?;
     Ok(targets
         .iter()
-        .map(|t| (format!("{} {}", text(&t["labels"]["job"]), text(&t["labels"]["instance"])), t["health"] == "up"))
+        .map(|t| {
+            (format!("{} {}", text(&t["labels"]["job"]), text(&t["labels"]["instance"])), t["health"] == "up")
+        })
         .collect())
 }
 
@@ -76,7 +78,10 @@ pub fn follow(site: &Site, name: &str, primary: &str) -> Result<()> {
     let replicates = || {
         let state = site.host(name)?.call(&["mariadb", "-E", "-e", "SHOW SLAVE STATUS"])?;
         let yes = |key: &str| state.contains(&format!("{key}: Yes"));
-        let error = state.lines().filter(|l| l.contains("Error:") && !l.trim_end().ends_with("Error:")).collect::<Vec<_>>();
+        let error = state
+            .lines()
+            .filter(|l| l.contains("Error:") && !l.trim_end().ends_with("Error:"))
+            .collect::<Vec<_>>();
         Ok::<_, anyhow::Error>((yes("Slave_IO_Running") && yes("Slave_SQL_Running"), error.join("; ")))
     };
     let wait = || {

@@ -47,13 +47,16 @@ pub fn errors(records: &[&Record]) -> String {
 
 /// The table in Markdown, which people can read as it is.
 pub fn table(rows: &[Row]) -> String {
-    let mut out = String::from("| Event | Requests | Failed | Longest gap | As promised | |\n|---|---:|---:|---:|---|---|\n");
+    let mut out = String::from(
+        "| Event | Requests | Failed | Longest gap | As promised | |\n|---|---:|---:|---:|---|---|\n",
+    );
     for row in rows {
         let (verdict, why) = match &row.verdict {
             Ok(()) => ("yes", ""),
             Err(why) => ("NO", why.as_str()),
         };
-        let note = [row.note.as_str(), why].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join("; ");
+        let note =
+            [row.note.as_str(), why].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join("; ");
         let _ = writeln!(
             out,
             "| {} | {} | {} | {:.1} s | {verdict} | {} |",

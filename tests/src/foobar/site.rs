@@ -64,7 +64,8 @@ impl Site {
     pub fn lbctl(&self, balancer: &str, words: &[&str]) -> Result<Value> {
         let all = [&["lbctl", "-o", "json"], words].concat();
         let text = self.host(balancer)?.call(&all)?;
-        serde_json::from_str(&text).with_context(|| format!("lbctl {} of {balancer} says {text}", words.join(" ")))
+        serde_json::from_str(&text)
+            .with_context(|| format!("lbctl {} of {balancer} says {text}", words.join(" ")))
     }
 
     /// A command for people, on both balancers.
@@ -79,10 +80,7 @@ impl Site {
     pub fn health(&self, balancer: &str, service: &str) -> Result<BTreeMap<String, String>> {
         let shown = self.lbctl(balancer, &["service", "show", service])?;
         let backends = shown["backends"].as_array().context("no backends")?;
-        Ok(backends
-            .iter()
-            .map(|b| (text(&b["name"]), text(&b["health"])))
-            .collect())
+        Ok(backends.iter().map(|b| (text(&b["name"]), text(&b["health"]))).collect())
     }
 
     /// The instances of VRRP of which a balancer is master.
@@ -94,7 +92,8 @@ impl Site {
 
     /// What the client gets of a URL by curl, as curl's `--write-out` has it (`%{http_code}` and so on), with the CA.
     pub fn curl(&self, words: &[&str]) -> Result<String> {
-        self.host("client")?.call(&[&["curl", "-sS", "--cacert", "/etc/foobar/ca.pem", "--max-time", "20"], words].concat())
+        self.host("client")?
+            .call(&[&["curl", "-sS", "--cacert", "/etc/foobar/ca.pem", "--max-time", "20"], words].concat())
     }
 
     /// Rows of a query on a database server.
@@ -106,14 +105,21 @@ impl Site {
     pub fn on_client(&self, words: &[&str]) -> Result<Child> {
         let all = [&["scenario", "foobar"], words].concat();
         let mut command = self.host("client")?.command("sh");
-        command.args(["-c", "ulimit -n 65536; exec \"$@\"", "sh"]).args(all);
+        command.args(["-c", "ulimit -n $(ulimit -Hn); exec \"$@\"", "sh"]).args(all);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start on the client")
     }
 
     /// What is asked of Prometheus.
     pub fn prometheus(&self, path: &str) -> Result<Value> {
-        let answer = self.host("mon")?.call(&["curl", "-sS", "--max-time", "10", &format!("http://127.0.0.1:9090{path}")])?;
-        let mut value: Value = serde_json::from_str(&answer).with_context(|| format!("Prometheus says {answer}"))?;
+        let answer = self.host("mon")?.call(&[
+            "curl",
+            "-sS",
+            "--max-time",
+            "10",
+            &format!("http://127.0.0.1:9090{path}"),
+        ])?;
+        let mut value: Value =
+            serde_json::from_str(&answer).with_context(|| format!("Prometheus says {answer}"))?;
         Ok(value["data"].take())
     }
 
@@ -153,7 +159,12 @@ impl Site {
         for balancer in BALANCERS {
             for words in [&["lbctl", "pair"][..], &["lbctl", "service", "list"]] {
                 let said = self.host(balancer).and_then(|host| host.call(words));
-                let _ = write!(out, "\n{balancer}: {}\n{}", words.join(" "), said.unwrap_or_else(|e| format!("{e:#}\n")));
+                let _ = write!(
+                    out,
+                    "\n{balancer}: {}\n{}",
+                    words.join(" "),
+                    said.unwrap_or_else(|e| format!("{e:#}\n"))
+                );
             }
         }
         out

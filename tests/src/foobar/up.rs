@@ -16,7 +16,7 @@ use super::{
     site::{BALANCERS, Site},
     wait_for,
 };
-use crate::playground::Progress;
+use crate::{lab::bpf::XdpProgram, playground::Progress};
 
 /// Everything starts on what may be two busy cores.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -58,9 +58,13 @@ fn steps(place: &Place, progress: Progress) -> Result<Site> {
 fn each(site: &Site, work: impl Fn(&Host) -> Result<()> + Sync) -> Result<()> {
     let names: Vec<&str> = HOSTS.iter().map(|plan| plan.name).chain([ROUTER]).collect();
     thread::scope(|scope| {
-        let threads: Vec<_> =
-            names.iter().map(|name| scope.spawn(|| work(&site.host(name)?).with_context(|| (*name).to_owned()))).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| bail!("a step of a host panicked")))
+        let threads: Vec<_> = names
+            .iter()
+            .map(|name| scope.spawn(|| work(&site.host(name)?).with_context(|| (*name).to_owned())))
+            .collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|_| bail!("a step of a host panicked")))
     })
 }
 
@@ -88,12 +92,27 @@ fn hosts(place: &Place) -> Result<()> {
     Host::start(place, ROUTER)?;
     let router = place.namespace(ROUTER);
     for zone in ZONES {
-        let words = ["-n", &router, "link", "add", zone, "type", "bridge", "forward_delay", "0", "mcast_snooping", "0"];
+        let words = [
+            "-n",
+            &router,
+            "link",
+            "add",
+            zone,
+            "type",
+            "bridge",
+            "forward_delay",
+            "0",
+            "mcast_snooping",
+            "0",
+        ];
         run(Command::new("ip").args(words))?;
     }
     thread::scope(|scope| {
-        let threads: Vec<_> = HOSTS.iter().map(|plan| scope.spawn(|| host(place, plan.name, plan.zone))).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| bail!("a host's start panicked")))
+        let threads: Vec<_> =
+            HOSTS.iter().map(|plan| scope.spawn(|| host(place, plan.name, plan.zone))).collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|_| bail!("a host's start panicked")))
     })
 }
 
@@ -122,17 +141,32 @@ pub fn host(place: &Place, name: &str, zone: &str) -> Result<()> {
 fn cable(place: &Place, name: &str, zone: &str) -> Result<()> {
     let (router, namespace) = (place.namespace(ROUTER), place.namespace(name));
     let port = format!("to-{name}");
-    let words = ["-n", &router, "link", "add", &port, "mtu", "1600", "type", "veth", "peer", "name", "eth0", "netns", &namespace];
+    let words = [
+        "-n", &router, "link", "add", &port, "mtu", "1600", "type", "veth", "peer", "name", "eth0", "netns",
+        &namespace,
+    ];
     run(Command::new("ip").args(words))?;
     run(Command::new("ip").args(["-n", &router, "link", "set", &port, "master", zone, "up"]))?;
     // A wire carries whole frames with their checksums: nothing is left to a card that is not there.
     for (namespace, port) in [(&router, port.as_str()), (&namespace, "eth0")] {
         let path = format!("--net=/run/netns/{namespace}");
-        run(Command::new("nsenter").args([&path, "ethtool", "-K", port, "tx", "off", "tso", "off", "gso", "off", "rxvlan", "off", "txvlan", "off"]))?;
+        run(Command::new("nsenter").args([
+            &path, "ethtool", "-K", port, "tx", "off", "tso", "off", "gso", "off", "rxvlan", "off", "txvlan",
+            "off",
+        ]))?;
     }
-    // What XDP sends out of a veth arrives only where the other end takes frames in batches, too.
-    let path = format!("--net=/run/netns/{router}");
-    run(Command::new("nsenter").args([&path, "ethtool", "-K", &port, "gro", "on"])).map(|_| ())
+    // What XDP sends out of a veth arrives only where the other end has a program, too.
+    let router = Host::find(place, ROUTER).context("no router")?;
+    router.call(&["scenario", "foobar", "pass", &port]).map(|_| ())
+}
+
+/// On the router: attaches a program that passes everything, for as long as the router is there.
+pub fn pass(port: &str) -> Result<()> {
+    let pin = PathBuf::from(format!("/sys/fs/bpf/pass-{port}"));
+    // A cable that was there before took its interface along.
+    let _ = fs::remove_file(&pin);
+    let link = XdpProgram::pass()?.attach_here(port).with_context(|| format!("no program on {port}"))?;
+    link.pin(&pin).context("cannot pin it")
 }
 
 /// What a boot does before the services.
@@ -162,7 +196,9 @@ fn databases(site: &Site) -> Result<()> {
             })
             .into_iter()
             .collect();
-        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| bail!("a database's start panicked")))
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|_| bail!("a database's start panicked")))
     })?;
     site.host("db1")?.exec("/opt/foobar/promote.sh; mariadb < /opt/foobar/site.sql")?;
     site.host("db2")?.exec("/opt/foobar/follow.sh 10.0.3.11")?;
@@ -196,7 +232,11 @@ pub fn first_answers(site: &Site) -> Result<()> {
     }
     wait_for("each balancer with its own addresses", PATIENCE, || {
         let got: Vec<Vec<String>> = BALANCERS.iter().map(|b| site.masters(b).unwrap_or_default()).collect();
-        if got == [vec!["public-a", "app"], vec!["public-b", "db"]] { Ok(()) } else { Err(format!("{got:?}")) }
+        if got == [vec!["public-a", "app"], vec!["public-b", "db"]] {
+            Ok(())
+        } else {
+            Err(format!("{got:?}"))
+        }
     })?;
     for address in PUBLIC {
         let bracketed = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
