@@ -11,6 +11,7 @@
 //! - [`crowd`]: thousands of connections that live long, every byte of them checked;
 //! - [`echo`]: servers for datagrams and checked uploads;
 //! - [`failover`]: both balancers under faults: outages, connections, and who answers;
+//! - [`foobar`]: the program that brings up a whole site, breaks it and counts who noticed;
 //! - [`skip`]: a test that cannot run says so loudly.
 
 pub mod balancer;
@@ -19,6 +20,7 @@ pub mod crowd;
 pub mod daemon;
 pub mod echo;
 pub mod failover;
+pub mod foobar;
 pub mod http;
 pub mod kernel;
 pub mod lab;

@@ -54,6 +54,13 @@ enum Verb {
         override_usage = "cargo xtask run [PLAYGROUND-ARGS...]\n       cargo xtask run -- LBD-ARGS..."
     )]
     Run(RunArgs),
+    /// A whole site on this machine: `scenario foobar up`, `status`, `test`, `chaos`, `scale`, `down`
+    #[command(disable_help_flag = true)]
+    Scenario {
+        /// Which, and what to do; `--help` tells more
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Run all tests, as root (by sudo, if you are not)
     Test {
         /// Only tests whose name contains one of these
@@ -118,6 +125,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
             println!("{0}/lbd\n{0}/lbctl", bin_dir.display());
         }
         Verb::Run(args) => tasks::run(&workspace, &args.playground, &args.lbd)?,
+        Verb::Scenario { args } => tasks::scenario(&workspace, &args)?,
         Verb::Test { filter } => tasks::test(&workspace, &filter, false)?,
         Verb::Bench { args } => tasks::bench(&workspace, &args)?,
         Verb::Fuzz(options) => fuzz::run(&workspace, &options)?,
@@ -164,6 +172,8 @@ mod tests {
     fn the_benchmark_and_the_guest_get_their_arguments() {
         let bench = Cli::try_parse_from(["x", "bench", "--json", "f", "--help"]).unwrap().verb;
         assert!(matches!(bench, Verb::Bench { args } if args == ["--json", "f", "--help"]));
+        let scenario = Cli::try_parse_from(["x", "scenario", "foobar", "exec", "lb1", "lbctl", "-o", "json"]);
+        assert!(matches!(scenario.unwrap().verb, Verb::Scenario { args } if args.len() == 6));
         assert!(Cli::try_parse_from(["x", "vm", "6.1"]).is_err());
         assert!(Cli::try_parse_from(["x", "vm", "6.1", "--", "uname", "-a"]).is_ok());
     }

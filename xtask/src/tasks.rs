@@ -60,6 +60,17 @@ pub fn chaos(workspace: &Workspace, args: &[String]) -> Result<()> {
     process::exec_as_root(&bin_dir.join("pair"), &[&["chaos".to_owned()], args].concat())
 }
 
+/// A whole site on this machine.
+pub fn scenario(workspace: &Workspace, args: &[String]) -> Result<()> {
+    process::root_prefix(process::NETWORK)?;
+    let brings_up = args.iter().any(|word| matches!(word.as_str(), "up" | "test" | "chaos" | "scale"));
+    if brings_up {
+        setup::run(&[Group::Test])?;
+    }
+    let bin_dir = build(workspace, false)?;
+    process::exec_as_root(&bin_dir.join("scenario"), args)
+}
+
 /// All tests. `everything` also runs those marked `#[ignore]`, and lets none skip itself.
 pub fn test(workspace: &Workspace, filter: &[String], everything: bool) -> Result<()> {
     let prefix = process::root_prefix(process::NETWORK)?;

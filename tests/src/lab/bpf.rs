@@ -204,6 +204,16 @@ impl XdpProgram {
 
     /// Attaches the program to an interface in native mode.
     pub fn attach(&self, ns: &Netns, ifname: &str) -> Result<XdpLink> {
+        ns.run(|| self.attach_here(ifname)).map_err(|source| Error::Interface {
+            ns: ns.name().to_owned(),
+            ifname: ifname.to_owned(),
+            what: "attaching an XDP program natively",
+            source,
+        })
+    }
+
+    /// As [`XdpProgram::attach`], to an interface of the calling thread's namespace, where the kernel looks it up.
+    pub fn attach_here(&self, ifname: &str) -> io::Result<XdpLink> {
         /// The head of `union bpf_attr` for BPF_LINK_CREATE.
         #[repr(C)]
         struct Create {
@@ -213,20 +223,10 @@ impl XdpProgram {
             flags: u32,
         }
         let program = self.0.as_raw_fd().cast_unsigned();
-        // The kernel looks the index up in the calling thread's namespace.
-        ns.run(|| {
-            let ifindex = ethtool::index(ifname)?;
-            let mut attributes = Create { program, ifindex, attach_type: BPF_XDP, flags: XDP_FLAGS_DRV_MODE };
-            // SAFETY: the attributes are those of BPF_LINK_CREATE and hold no pointer.
-            unsafe { bpf_fd(BPF_LINK_CREATE, &mut attributes) }
-        })
-        .map(XdpLink)
-        .map_err(|source| Error::Interface {
-            ns: ns.name().to_owned(),
-            ifname: ifname.to_owned(),
-            what: "attaching an XDP program natively",
-            source,
-        })
+        let ifindex = ethtool::index(ifname)?;
+        let mut attributes = Create { program, ifindex, attach_type: BPF_XDP, flags: XDP_FLAGS_DRV_MODE };
+        // SAFETY: the attributes are those of BPF_LINK_CREATE and hold no pointer.
+        unsafe { bpf_fd(BPF_LINK_CREATE, &mut attributes) }.map(XdpLink)
     }
 }
 

@@ -3,7 +3,7 @@
 //! Everything hangs on a [`Lab`]: dropping it, also by a panic, ends the processes it started and removes its
 //! namespaces and files. What a killed test leaves behind is swept when the next lab is made ([`owner`]).
 
-mod bpf;
+pub(crate) mod bpf;
 mod capture;
 mod ethtool;
 mod link;

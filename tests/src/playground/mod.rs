@@ -23,6 +23,7 @@ mod messages;
 mod place;
 mod probe;
 mod progress;
+pub(crate) use progress::Progress;
 mod relay;
 mod run;
 mod signals;

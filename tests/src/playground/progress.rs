@@ -15,10 +15,10 @@ enum Style {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Progress(Style);
+pub(crate) struct Progress(Style);
 
 impl Progress {
-    pub(super) fn new(quiet: bool) -> Self {
+    pub(crate) fn new(quiet: bool) -> Self {
         Self(if quiet {
             Style::Quiet
         } else if std::io::stderr().is_terminal() {
@@ -29,7 +29,7 @@ impl Progress {
     }
 
     /// Does something, shown while it lasts and ticked off with the time it took.
-    pub(super) fn step<T, E>(self, what: &str, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    pub(crate) fn step<T, E>(self, what: &str, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         let begun = Instant::now();
         let spinner = (self.0 == Style::Spinner).then(|| {
             let bar = ProgressBar::new_spinner().with_message(what.to_owned());
@@ -61,7 +61,7 @@ impl Progress {
     }
 
     /// Something that happened.
-    pub(super) fn line(self, text: &str) {
+    pub(crate) fn line(self, text: &str) {
         if self.0 != Style::Quiet {
             // A terminal that has been closed must not end the clean-up.
             let _ = writeln!(std::io::stderr().lock(), "{text}");

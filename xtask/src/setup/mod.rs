@@ -44,6 +44,16 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "chromium-headless-shell", package: "chromium-headless-shell" },
     Tool { program: "haproxy", package: "haproxy" },
     Tool { program: "ipvsadm", package: "ipvsadm" },
+    // `cargo xtask scenario`
+    Tool { program: "knotd", package: "knot" },
+    Tool { program: "wrk", package: "wrk" },
+    Tool { program: "certutil", package: "libnss3-tools" },
+    Tool { program: "openssl", package: "openssl" },
+    Tool { program: "pkill", package: "procps" },
+    Tool { program: "prometheus-nginx-exporter", package: "prometheus-nginx-exporter" },
+    Tool { program: "prometheus-mysqld-exporter", package: "prometheus-mysqld-exporter" },
+    Tool { program: "/usr/bin/python3", package: "python3" },
+    Tool { program: "/usr/lib/python3/dist-packages/pymysql/__init__.py", package: "python3-pymysql" },
 ];
 
 const VM_TOOLS: &[Tool] = &[

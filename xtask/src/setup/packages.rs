@@ -156,16 +156,19 @@ const POLICY_TEXT: &str =
 impl NoServices {
     fn begin(packages: &[&str]) -> Result<Self> {
         let services = [
-            ("nginx", "nginx"),
+            ("nginx-light", "nginx"),
             ("mariadb-server", "mariadb"),
             ("redis-server", "redis-server"),
             ("prometheus", "prometheus"),
             ("haproxy", "haproxy"),
             ("ipvsadm", "ipvsadm"),
+            ("knot", "knot"),
+            ("prometheus-nginx-exporter", "prometheus-nginx-exporter"),
+            ("prometheus-mysqld-exporter", "prometheus-mysqld-exporter"),
         ];
         let disable: Vec<&str> = services
             .into_iter()
-            .filter(|(package, _)| packages.iter().any(|installed| installed.starts_with(package)))
+            .filter(|(package, _)| packages.contains(package))
             .map(|(_, service)| service)
             .collect();
         let written = match fs::read_to_string(POLICY) {

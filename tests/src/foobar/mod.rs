@@ -1,0 +1,180 @@
+//! `cargo xtask scenario foobar`: www.foobar.com, a whole site on this machine, each server a namespace of its own.
+//!
+//! What the servers are is in `examples/foobar`, plain files that go to real servers as they are. What is here brings
+//! them up ([`up`]), breaks them and looks ([`points`], [`chaos`]), and takes everything away. A server is a container of
+//! the kernel's namespaces (network, mounts, processes, name) with an init ([`init`]): when that ends, all of it is gone.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod attack;
+mod browser;
+mod chaos;
+mod host;
+mod init;
+mod load;
+mod place;
+mod points;
+mod probe;
+mod report;
+mod scale;
+mod site;
+mod up;
+
+#[derive(Parser)]
+#[command(
+    name = "scenario",
+    bin_name = "cargo xtask scenario",
+    about = "Whole sites built on the load balancer"
+)]
+struct Cli {
+    #[command(subcommand)]
+    scenario: Scenario,
+}
+
+#[derive(Subcommand)]
+enum Scenario {
+    /// www.foobar.com: two balancers, web, application and database servers, DNS, firewalls, monitoring
+    Foobar {
+        /// Names of the namespaces begin with it
+        #[arg(long, global = true, default_value = "foobar", value_parser = place::name)]
+        name: String,
+        #[command(subcommand)]
+        verb: Verb,
+    },
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Bring everything up
+    Up,
+    /// Who runs, who serves, who is master
+    Status,
+    /// Run a command on a host, for example `exec lb1 lbctl status`
+    Exec {
+        host: String,
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Prove what the site promises; a table tells what was found. Brings it up where it is not, and then down again
+    Test {
+        /// Under six minutes: fewer requests, fewer ports
+        #[arg(long)]
+        short: bool,
+        /// Directory for the screenshot and the records
+        #[arg(long)]
+        keep: Option<PathBuf>,
+    },
+    /// Break everything once, under load, and count who noticed
+    Chaos {
+        /// Directory for the table and the records
+        #[arg(long)]
+        keep: Option<PathBuf>,
+    },
+    /// Throughput with one, two, three web servers, drawn as SVG
+    Scale {
+        /// The picture
+        #[arg(default_value = "docs/foobar-scale.svg")]
+        file: PathBuf,
+    },
+    /// Take everything away, whatever is left of it
+    Down,
+    /// The first process of a host
+    #[command(hide = true)]
+    Init(init::Options),
+    /// A program on a port of the router's that passes everything
+    #[command(hide = true)]
+    Pass { port: String },
+    /// Browser-like sessions, from the client
+    #[command(hide = true)]
+    Load(load::Options),
+    /// A real browser, from the client
+    #[command(hide = true)]
+    Browse(browser::Options),
+    /// A scan of ports, from the client
+    #[command(hide = true)]
+    Scan(attack::ScanOptions),
+    /// A flood of SYNs, from the client
+    #[command(hide = true)]
+    Flood(attack::FloodOptions),
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("scenario: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let Scenario::Foobar { name, verb } = cli.scenario;
+    let place = place::Place::new(&name);
+    match verb {
+        Verb::Init(options) => init::run(&options)?,
+        Verb::Pass { port } => up::pass(&port)?,
+        Verb::Load(options) => load::run(&options)?,
+        Verb::Browse(options) => browser::run(&options)?,
+        Verb::Scan(options) => attack::scan(&options)?,
+        Verb::Flood(options) => attack::flood(&options)?,
+        Verb::Down => {
+            place.root_only()?;
+            place.destroy()?;
+        }
+        Verb::Status => print!("{}", site::Site::find(&place)?.status()),
+        Verb::Exec { host, command } => {
+            let words: Vec<&str> = command.iter().map(String::as_str).collect();
+            let status =
+                site::Site::find(&place)?.host(&host)?.command(words[0]).args(&words[1..]).status()?;
+            return Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)));
+        }
+        Verb::Up => {
+            place.root_only()?;
+            let site = up::up(&place)?;
+            print!("{}", site.welcome());
+        }
+        Verb::Test { short, keep } => {
+            return with_site(&place, |site| points::test(site, short, keep.as_deref()));
+        }
+        Verb::Chaos { keep } => return with_site(&place, |site| chaos::chaos(site, keep.as_deref())),
+        Verb::Scale { file } => return with_site(&place, |site| scale::scale(site, &file)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Does something with the site that is up, or with one for it alone.
+fn with_site(place: &place::Place, work: impl FnOnce(&site::Site) -> Result<bool>) -> Result<ExitCode> {
+    place.root_only()?;
+    let own = !place.is_up();
+    let outcome = (|| {
+        let site = if own { up::up(place)? } else { site::Site::find(place)? };
+        work(&site)
+    })();
+    if own {
+        place.destroy()?;
+    }
+    Ok(if outcome? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Asks until it is so.
+fn wait_for(
+    what: &str,
+    patience: Duration,
+    mut is_so: impl FnMut() -> Result<(), String>,
+) -> Result<Duration> {
+    let begun = std::time::Instant::now();
+    loop {
+        match is_so() {
+            Ok(()) => return Ok(begun.elapsed()),
+            Err(why) if begun.elapsed() > patience => {
+                anyhow::bail!("{what}: not within {} s: {why}", patience.as_secs())
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! What the site promises, each promise looked at from outside.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    process::Child,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::{
+    load::{self, Record},
+    place::{HOSTS, INTERNAL, PUBLIC, ROUTER_ADDRESSES},
+    probe,
+    report::{Findings, errors, p99},
+    site::{BALANCERS, Site},
+    wait_for,
+};
+
+/// Runs all of them and prints the table; whether all are kept.
+pub fn test(site: &Site, short: bool, keep: Option<&Path>) -> Result<bool> {
+    let mut findings = Findings::default();
+    findings
+        .check("https://www.foobar.com by name, with a certificate of the site's authority", by_name(site));
+    findings.check(
+        "TLS ends at the web servers: the certificate is theirs, the balancers have no key",
+        keys(site),
+    );
+    findings.check("a browser logs in, writes, and reads what it wrote", browse(site, keep));
+    findings.check("the name leads to both balancers alike, within 10 %", by_dns(site));
+    findings.check(
+        "web and application servers get alike, within 10 %",
+        spread(site, if short { 300 } else { 1000 }),
+    );
+    findings.check("round-robin: counts equal within one, per balancer", in_turn(site));
+    findings.check("monitoring reaches everything", targets(site));
+    findings.check("the primary dies: reads go on, writes say so, nothing is lost", primary_dies(site));
+    findings.check(
+        "only HTTP, HTTPS and DNS are open to the outside",
+        closed(site, if short { "1-100" } else { "1-10000" }),
+    );
+    findings.check("floods of 200,000 SYNs: the 99th percentile stays within 2x", floods(site, short));
+    let table = findings.table();
+    println!("{table}");
+    if let Some(dir) = keep {
+        fs::create_dir_all(dir)?;
+        fs::write(dir.join("test.md"), &table)?;
+    }
+    Ok(findings.all_kept())
+}
+
+fn by_name(site: &Site) -> Result<String> {
+    let mut seen = BTreeSet::new();
+    for family in ["-4", "-6"] {
+        for _ in 0..4 {
+            let words = [
+                family,
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{http_code} %{ssl_verify_result} %{remote_ip}",
+                "https://www.foobar.com/",
+            ];
+            let said = site.curl(&words)?;
+            let Some(address) = said.strip_prefix("200 0 ") else { bail!("curl says {said}") };
+            seen.insert(address.to_owned());
+        }
+    }
+    Ok(format!("answered by {}", seen.into_iter().collect::<Vec<_>>().join(", ")))
+}
+
+fn keys(site: &Site) -> Result<String> {
+    let print = "openssl x509 -noout -fingerprint -sha256";
+    let there = site.host("web1")?.exec(&format!("{print} -in /etc/nginx/tls/www.foobar.com.pem"))?;
+    for address in PUBLIC {
+        let bracketed = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+        let command = format!(
+            "openssl s_client -connect {bracketed}:443 -servername www.foobar.com </dev/null 2>/dev/null | {print}"
+        );
+        let seen = site.host("client")?.exec(&command)?;
+        ensure!(seen == there, "{address} shows {seen}, the web servers have {there}");
+    }
+    let key = fs::read_to_string(site.place().dir().join("pki/www.foobar.com.key"))?;
+    let body = key.lines().nth(1).context("an empty key")?;
+    for host in HOSTS {
+        // Without the first line, which every key has.
+        let found = site.host(host.name)?.call(&[
+            "sh",
+            "-c",
+            &format!("grep -rlF '{body}' /etc /opt /srv /var/lib/lbd 2>/dev/null; true"),
+        ])?;
+        ensure!(
+            found.trim().is_empty() != (host.zone == "web"),
+            "{}: the key is {}",
+            host.name,
+            if found.trim().is_empty() { "missing" } else { found.trim() }
+        );
+    }
+    Ok(there.trim().to_owned())
+}
+
+fn browse(site: &Site, keep: Option<&Path>) -> Result<String> {
+    let output = site.on_client(&["browse", "--screenshot", "/tmp/screenshot.png"])?.wait_with_output()?;
+    ensure!(output.status.success(), "the browser did not succeed (its messages are above)");
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(said["secure"] == true, "the browser does not think that it is secure: {said}");
+    let note = super::site::text(&said["note"]);
+    let rows =
+        site.sql(probe::primary(site)?, &format!("SELECT COUNT(*) FROM foobar.notes WHERE body = '{note}'"))?;
+    ensure!(rows == "1", "the database has {rows} notes \"{note}\"");
+    let picture = site.host("client")?.dir().join("tmp/screenshot.png");
+    ensure!(fs::metadata(&picture)?.len() > 2000, "the screenshot is empty");
+    let mut told = super::site::text(&said["who"]);
+    if let Some(dir) = keep {
+        fs::create_dir_all(dir)?;
+        fs::copy(&picture, dir.join("www.foobar.com.png"))?;
+        told = format!("{told}; {}", dir.join("www.foobar.com.png").display());
+    }
+    Ok(told)
+}
+
+fn by_dns(site: &Site) -> Result<String> {
+    const ASK: &str = "
+import collections, socket
+for family in (socket.AF_INET, socket.AF_INET6):
+    first = collections.Counter(socket.getaddrinfo('www.foobar.com', 443, family, socket.SOCK_STREAM)[0][4][0]
+                                for _ in range(2000))
+    for address, count in first.items():
+        print(address, count)
+";
+    let said = site.host("client")?.call(&["/usr/bin/python3", "-c", ASK])?;
+    let counts: BTreeMap<String, u32> = said
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .filter_map(|(address, count)| Some((address.to_owned(), count.parse().ok()?)))
+        .collect();
+    ensure!(counts.len() == PUBLIC.len(), "of the four addresses only these are ever the first: {counts:?}");
+    even(&counts)
+}
+
+/// Within 10 % of even, as text.
+fn even(counts: &BTreeMap<String, u32>) -> Result<String> {
+    let mean = f64::from(counts.values().sum::<u32>()) / counts.len() as f64;
+    let text = counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ");
+    for (name, count) in counts {
+        ensure!((f64::from(*count) - mean).abs() <= mean / 10.0, "{name} is off by more than 10 %: {text}");
+    }
+    Ok(text)
+}
+
+/// Requests to one address of the site, each on a connection of its own; what each said.
+fn ask(site: &Site, address: &str, url: &str, count: u32, write: &str) -> Result<Vec<String>> {
+    let bracketed = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+    let port = if url.starts_with("https") { 443 } else { 80 };
+    let resolve = format!("www.foobar.com:{port}:{bracketed}");
+    let url = format!("{url}?[1-{count}]");
+    let words =
+        ["--http1.1", "-H", "Connection: close", "--resolve", &resolve, "-o", "/dev/null", "-w", write, &url];
+    // The patience of one transfer is that of curl's for each.
+    let said = site.curl(&words)?;
+    let lines: Vec<String> = said.lines().map(str::to_owned).collect();
+    ensure!(lines.len() == count as usize, "{address}: {} of {count} answers", lines.len());
+    Ok(lines)
+}
+
+fn spread(site: &Site, count: u32) -> Result<String> {
+    let (mut web, mut application) = (BTreeMap::new(), BTreeMap::new());
+    for address in PUBLIC {
+        let write = "%{http_code} %header{x-server} %header{x-application}\\n";
+        for line in ask(site, address, "https://www.foobar.com/app/whoami", count, write)? {
+            let words: Vec<&str> = line.split(' ').collect();
+            let ["200", server, application_server] = words[..] else { bail!("{address} answers {line}") };
+            *web.entry(server.to_owned()).or_insert(0) += 1;
+            *application.entry(application_server.to_owned()).or_insert(0) += 1;
+        }
+    }
+    ensure!(web.len() == 2 && application.len() == 2, "only {web:?} and {application:?} answer");
+    Ok(format!("{}; {}", even(&web)?, even(&application)?))
+}
+
+fn in_turn(site: &Site) -> Result<String> {
+    let mut told = Vec::new();
+    for (balancer, address) in BALANCERS.iter().zip(PUBLIC) {
+        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+        for line in ask(site, address, "http://www.foobar.com/", 101, "%{http_code} %header{x-server}\\n")? {
+            let Some(server) = line.strip_prefix("301 ") else { bail!("{address} answers {line}") };
+            *counts.entry(server.to_owned()).or_default() += 1;
+        }
+        let (low, high) =
+            (counts.values().min().copied().unwrap_or(0), counts.values().max().copied().unwrap_or(0));
+        ensure!(counts.len() == 2 && high - low <= 1, "{balancer}: {counts:?}");
+        told.push(format!("{balancer}: {counts:?}"));
+    }
+    Ok(told.join(", "))
+}
+
+fn targets(site: &Site) -> Result<String> {
+    let mut told = String::new();
+    wait_for("all targets of Prometheus", Duration::from_secs(60), || {
+        let targets = probe::targets(site).map_err(|e| format!("{e:#}"))?;
+        told = targets.keys().cloned().collect::<Vec<_>>().join(", ");
+        let down: Vec<_> = targets.iter().filter(|(_, up)| !**up).map(|(name, _)| name.clone()).collect();
+        if targets.len() >= 8 && down.is_empty() { Ok(()) } else { Err(format!("of {told} down: {down:?}")) }
+    })?;
+    Ok(told)
+}
+
+/// Load in the background; dropping it ends it.
+pub struct Load {
+    child: Child,
+    file: std::path::PathBuf,
+    stop: std::path::PathBuf,
+}
+
+impl Load {
+    pub fn start(site: &Site, words: &[&str]) -> Result<Self> {
+        let number = load::now_ms();
+        let (out, stop) = (format!("/tmp/load-{number}"), format!("/tmp/stop-{number}"));
+        let child = site.on_client(&[&["load", "--out", &out, "--stop", &stop], words].concat())?;
+        let dir = site.host("client")?.dir();
+        Ok(Self { child, file: dir.join(&out[1..]), stop: dir.join(&stop[1..]) })
+    }
+
+    pub fn records(&self) -> Vec<Record> {
+        load::records(&self.file)
+    }
+
+    pub fn end(mut self) -> Result<Vec<Record>> {
+        fs::write(&self.stop, "")?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "the load did not run");
+        Ok(self.records())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        // Its program is inside the client and heeds the file; the host's end ends it at the latest.
+        let _ = fs::write(&self.stop, "");
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn primary_dies(site: &Site) -> Result<String> {
+    let (old, new) = match probe::primary(site)? {
+        "db1" => ("db1", "db2"),
+        _ => ("db2", "db1"),
+    };
+    let load = Load::start(site, &["--browsers", "3", "--seconds", "300"])?;
+    wait_for("writes", Duration::from_secs(60), || enough(&load.records(), "write", 10, 0))?;
+    let died = load::now_ms();
+    site.place().kill_host(old)?;
+    // Long enough for lbd to find out and for users to notice.
+    wait_for("writes that fail", Duration::from_secs(60), || {
+        let refused = load.records().iter().filter(|r| r.error.contains("takes no writes")).count();
+        if refused >= 3 { Ok(()) } else { Err(format!("{refused} were refused")) }
+    })?;
+    let promoting = load::now_ms();
+    site.host(new)?.exec("/opt/foobar/promote.sh")?;
+    wait_for("writes to the new primary", Duration::from_secs(60), || {
+        enough(&load.records(), "write", 10, promoting)
+    })?;
+    let records = load.end()?;
+    let first_write = records
+        .iter()
+        .filter(|r| r.written.is_some() && r.began > promoting)
+        .map(|r| r.began + r.millis)
+        .min();
+
+    // Reads: those that began after the checks had found the server dead; one in flight may have waited, none failed.
+    let reads: Vec<&Record> = records.iter().filter(|r| r.what == "read" && r.began > died).collect();
+    let broken: Vec<&Record> = reads.iter().copied().filter(|r| !r.error.is_empty()).collect();
+    ensure!(broken.is_empty(), "{} of {} reads failed: {}", broken.len(), reads.len(), errors(&broken));
+    let silent = records.iter().filter(|r| {
+        !r.error.is_empty()
+            && r.began > died
+            && !r.error.contains("takes no writes")
+            && !r.error.contains("lost while writing")
+    });
+    let silent: Vec<&Record> = silent.collect();
+    ensure!(silent.is_empty(), "requests failed without a clear word: {}", errors(&silent));
+
+    let kept: BTreeSet<String> =
+        site.sql(new, "SELECT body FROM foobar.notes")?.lines().map(str::to_owned).collect();
+    let acknowledged: Vec<&String> = records.iter().filter_map(|r| r.written.as_ref()).collect();
+    let lost: Vec<_> = acknowledged.iter().filter(|note| !kept.contains(**note)).collect();
+    ensure!(
+        lost.is_empty(),
+        "{} of {} acknowledged notes are lost: {lost:?}",
+        lost.len(),
+        acknowledged.len()
+    );
+    let refused = records.iter().filter(|r| r.error.contains("takes no writes")).count();
+
+    probe::return_database(site, old, new)?;
+    Ok(format!(
+        "{} reads without one failure, {refused} writes refused with a reason, writing again {:.1} s after the promotion, \
+         all of {} acknowledged notes are there",
+        reads.len(),
+        (first_write.unwrap_or(0).saturating_sub(promoting)) as f64 / 1000.0,
+        acknowledged.len()
+    ))
+}
+
+/// Whether so many requests of a kind have succeeded since then.
+fn enough(records: &[Record], what: &str, count: usize, since: u64) -> Result<(), String> {
+    let done = records.iter().filter(|r| r.what == what && r.error.is_empty() && r.began >= since).count();
+    if done >= count {
+        return Ok(());
+    }
+    let all: Vec<&Record> = records.iter().filter(|r| r.began >= since).collect();
+    Err(format!("{done} of {count} so far; {}", errors(&all)))
+}
+
+fn closed(site: &Site, ports: &str) -> Result<String> {
+    const WELL_KNOWN: &str = "179,443,853,2049,2379,3000,3128,3306,3389,4567,5000,5432,6080,6379,8000,8080,8081,8443,9000,9090,\
+         9093,9100,9104,9113,9222,9750,9751,10050,27017,33060";
+    let mut addresses: Vec<&str> = HOSTS
+        .iter()
+        .filter(|host| host.name != "client")
+        .flat_map(|host| host.addresses.iter().copied())
+        .collect();
+    addresses.extend(ROUTER_ADDRESSES);
+    addresses.extend(PUBLIC);
+    addresses.extend(INTERNAL);
+    let words = [&["scan", "--ports", ports, "--also", WELL_KNOWN], &addresses[..]].concat();
+    let output = site.on_client(&words)?.wait_with_output()?;
+    ensure!(output.status.success(), "the scan did not run");
+    let open: BTreeSet<String> = String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect();
+    let mut expected: BTreeSet<String> =
+        PUBLIC.iter().flat_map(|address| [format!("{address} 80"), format!("{address} 443")]).collect();
+    for plan in HOSTS.iter().filter(|plan| plan.name == "dns") {
+        expected.extend(plan.addresses.iter().map(|address| format!("{address} 53")));
+    }
+    let too_many: Vec<_> = open.difference(&expected).collect();
+    let missing: Vec<_> = expected.difference(&open).collect();
+    ensure!(
+        too_many.is_empty() && missing.is_empty(),
+        "open though they should not be: {too_many:?}; closed though they should not be: {missing:?}"
+    );
+    Ok(format!(
+        "TCP ports {ports} and well-known ones of {} addresses: only the {} expected are open",
+        addresses.len(),
+        open.len()
+    ))
+}
+
+/// SYNs a second of a flood: on two cores that also play all of the site and its clients.
+const FLOOD_RATE: &str = "5000";
+/// Below this the measure is the scheduler of a machine with few cores, not the site.
+const FLOOR_MS: u64 = 50;
+
+fn floods(site: &Site, short: bool) -> Result<String> {
+    let all = [
+        ("one source", "192.0.2.10:443", Some("198.51.100.99")),
+        ("spoofed sources", "192.0.2.20:443", None),
+        ("spoofed sources over IPv6", "[2001:db8:d::10]:443", None),
+    ];
+    let mut told = Vec::new();
+    for (what, target, source) in &all[..if short { 2 } else { 3 }] {
+        let (mut calm, under, sent) = flooded(site, what, target, *source)?;
+        let text = format!("{what} {under} ms ({sent}), without it {calm} ms");
+        if under > 2 * calm.max(FLOOR_MS) {
+            // What else this machine did meanwhile counts for both.
+            calm = calm.max(look(site, "after the flood", || wait(8))?);
+            ensure!(under <= 2 * calm.max(FLOOR_MS), "99th percentile: {text}, after it {calm} ms");
+        }
+        told.push(text);
+    }
+    Ok(format!("99th percentile: {}", told.join("; ")))
+}
+
+fn wait(seconds: u64) -> Result<()> {
+    thread::sleep(Duration::from_secs(seconds));
+    Ok(())
+}
+
+/// The 99th percentile, in ms, without a flood and under it, and how many SYNs that was in which time.
+fn flooded(site: &Site, what: &str, target: &str, source: Option<&str>) -> Result<(u64, u64, String)> {
+    let calm = look(site, "before the flood", || wait(8))?;
+    let mut words = vec!["flood", target, "--rate", FLOOD_RATE];
+    if let Some(source) = source {
+        words.extend(["--source", source]);
+    }
+    let mut sent = String::new();
+    let under = look(site, what, || {
+        let output = site.on_client(&words)?.wait_with_output()?;
+        ensure!(output.status.success(), "the flood did not run");
+        sent = String::from_utf8(output.stdout)?;
+        Ok(())
+    })?;
+    let (count, seconds) = sent.trim().split_once(' ').context("no numbers of the flood")?;
+    Ok((calm, under, format!("{count} SYNs in {seconds} s")))
+}
+
+/// The 99th percentile of requests on new connections, in ms, as long as something lasts. None may fail.
+fn look(site: &Site, what: &str, meanwhile: impl FnOnce() -> Result<()>) -> Result<u64> {
+    let load = Load::start(site, &["--simple", "--browsers", "3", "--think-ms", "30", "--seconds", "300"])?;
+    meanwhile()?;
+    let records = load.end()?;
+    let all: Vec<&Record> = records.iter().collect();
+    let failed = records.iter().filter(|r| !r.error.is_empty()).count();
+    ensure!(failed == 0, "{what}: {failed} of {} requests failed: {}", records.len(), errors(&all));
+    ensure!(records.len() > 100, "{what}: only {} requests", records.len());
+    Ok(p99(records.iter().map(|r| r.millis).collect()))
+}

@@ -1,0 +1,154 @@
+//! What was found: a line for each event, a line for each promise.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use super::load::Record;
+
+/// What befell the requests during one event.
+#[derive(Debug, Clone)]
+pub struct Row {
+    pub event: String,
+    pub requests: usize,
+    pub failed: usize,
+    /// The longest that a browser waited for one answer, in ms.
+    pub longest: u64,
+    /// Whether that is what was promised, and why not.
+    pub verdict: Result<(), String>,
+    pub note: String,
+}
+
+/// What befell the requests that were under way between two times (ms since 1970).
+pub fn during(records: &[Record], from: u64, to: u64) -> Vec<&Record> {
+    records.iter().filter(|r| r.began + r.millis >= from && r.began <= to).collect()
+}
+
+/// A row for an event, judged later.
+pub fn row(event: &str, records: &[&Record]) -> Row {
+    Row {
+        event: event.to_owned(),
+        requests: records.len(),
+        failed: records.iter().filter(|r| !r.error.is_empty()).count(),
+        longest: records.iter().map(|r| r.millis).max().unwrap_or(0),
+        verdict: Ok(()),
+        note: String::new(),
+    }
+}
+
+/// Kinds of errors with how often each was met, the most frequent first.
+pub fn errors(records: &[&Record]) -> String {
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    for record in records.iter().filter(|r| !r.error.is_empty()) {
+        *kinds.entry(format!("{} of {}: {}", record.what, record.address, record.error)).or_default() += 1;
+    }
+    let mut kinds: Vec<_> = kinds.into_iter().collect();
+    kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    kinds.iter().take(4).map(|(kind, count)| format!("{count} x {kind}")).collect::<Vec<_>>().join("; ")
+}
+
+/// The table in Markdown, which people can read as it is.
+pub fn table(rows: &[Row]) -> String {
+    let mut out = String::from(
+        "| Event | Requests | Failed | Longest gap | As promised | |\n|---|---:|---:|---:|---|---|\n",
+    );
+    for row in rows {
+        let (verdict, why) = match &row.verdict {
+            Ok(()) => ("yes", ""),
+            Err(why) => ("NO", why.as_str()),
+        };
+        let note =
+            [row.note.as_str(), why].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join("; ");
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {:.1} s | {verdict} | {} |",
+            row.event,
+            row.requests,
+            row.failed,
+            row.longest as f64 / 1000.0,
+            note.replace('|', "/").replace('\n', " ")
+        );
+    }
+    out
+}
+
+/// The value below which 99 of 100 lie.
+pub fn p99(mut values: Vec<u64>) -> u64 {
+    values.sort_unstable();
+    values.get((values.len() * 99).div_ceil(100).saturating_sub(1)).copied().unwrap_or(0)
+}
+
+/// Promises, each with what was found.
+#[derive(Debug, Default)]
+pub struct Findings(Vec<(String, Result<String, String>)>);
+
+impl Findings {
+    /// Takes a promise down, and tells at once.
+    pub fn check(&mut self, promise: &str, outcome: anyhow::Result<String>) {
+        let outcome = outcome.map_err(|error| format!("{error:#}"));
+        match &outcome {
+            Ok(found) => eprintln!("\u{2713} {promise}: {found}"),
+            Err(why) => eprintln!("\u{2717} {promise}: {why}"),
+        }
+        self.0.push((promise.to_owned(), outcome));
+    }
+
+    pub fn all_kept(&self) -> bool {
+        self.0.iter().all(|(_, outcome)| outcome.is_ok())
+    }
+
+    pub fn table(&self) -> String {
+        let mut out = String::from("| Promise | | Found |\n|---|---|---|\n");
+        for (promise, outcome) in &self.0 {
+            let (mark, text) = match outcome {
+                Ok(text) => ("kept", text),
+                Err(text) => ("BROKEN", text),
+            };
+            let _ = writeln!(out, "| {promise} | {mark} | {} |", text.replace('|', "/").replace('\n', " "));
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(began: u64, millis: u64, error: &str) -> Record {
+        Record {
+            began,
+            millis,
+            browser: 0,
+            what: "look".to_owned(),
+            address: String::new(),
+            server: String::new(),
+            application: String::new(),
+            error: error.to_owned(),
+            written: None,
+        }
+    }
+
+    #[test]
+    fn a_request_belongs_to_every_event_that_it_touches() {
+        let records = [record(0, 10, ""), record(90, 20, "lost"), record(150, 10, ""), record(300, 5, "")];
+        let touched = during(&records, 100, 200);
+        assert_eq!(touched.len(), 2);
+        let row = row("x", &touched);
+        assert_eq!((row.requests, row.failed, row.longest), (2, 1, 20));
+    }
+
+    #[test]
+    fn the_99th_percentile_leaves_one_in_a_hundred_out() {
+        assert_eq!(p99((1..=100).collect()), 99);
+        assert_eq!(p99(vec![7]), 7);
+        assert_eq!(p99(Vec::new()), 0);
+    }
+
+    #[test]
+    fn a_broken_promise_is_said_and_counted() {
+        let mut findings = Findings::default();
+        findings.check("a", Ok("fine".to_owned()));
+        assert!(findings.all_kept());
+        findings.check("b", Err(anyhow::anyhow!("not | so")));
+        assert!(!findings.all_kept());
+        assert!(findings.table().contains("| b | BROKEN | not / so |"), "{}", findings.table());
+    }
+}
