@@ -2,6 +2,7 @@
 
 use super::{engine::Engine, error::EngineError};
 use crate::{
+    bfd::Bfd,
     control::{
         api::{ChangeView, SettingView},
         command::{Answer, CommandError, Reply},
@@ -37,6 +38,7 @@ pub(super) struct Pair {
     /// How the peer's configuration differs, if it does.
     pub peer_differs: Option<String>,
     holds: Holds,
+    pub bfd: Option<Bfd>,
 }
 
 impl Pair {
@@ -75,7 +77,7 @@ impl Engine {
             vrrp.configure(wanted_now, held).map_err(EngineError::Pair)?;
             self.pair.configured = wanted;
         }
-        Ok(())
+        self.configure_bfd()
     }
 
     /// Says good-bye to the peer and takes the addresses off, if this node has any.
@@ -83,6 +85,9 @@ impl Engine {
     pub(super) async fn stop_pair(&mut self) {
         let Some(vrrp) = self.pair.vrrp.take() else { return };
         vrrp.stop();
+        if let Some(bfd) = self.pair.bfd.take() {
+            bfd.stop();
+        }
         if let Some(listener) = self.pair.listener.take() {
             // It ends with the threads, which have ended.
             let _ = timeout(LAST_WORDS, listener).await;
@@ -94,7 +99,7 @@ impl Engine {
         match command {
             PairCommand::List(reply) => {
                 let views = self.pair.vrrp.as_ref().map(Vrrp::views).unwrap_or_default();
-                let _ = reply.send(Ok(views.iter().map(|router| view(router, &self.pair.holds)).collect()));
+                let _ = reply.send(Ok(views.iter().map(|router| view(router, &self.pair)).collect()));
             }
             PairCommand::Refused(reply) => {
                 let _ = reply.send(Ok(self.pair.vrrp.as_ref().map(refused).unwrap_or_default()));
@@ -228,9 +233,9 @@ fn refused(vrrp: &Vrrp) -> Vec<RefusedView> {
     counts.map(|(reason, packets)| RefusedView { reason: reason.to_owned(), packets }).collect()
 }
 
-fn view(router: &RouterView, holds: &Holds) -> PairView {
+fn view(router: &RouterView, pair: &Pair) -> PairView {
     let RouterView { spec, phase, priority, master, since, cause, missing, held, yielded, counters } = router;
-    let hold = holds.of(&spec.name).filter(|_| *held);
+    let hold = pair.holds.of(&spec.name).filter(|_| *held);
     PairView {
         name: spec.name.to_string(),
         interface: spec.interface.clone(),
@@ -251,6 +256,7 @@ fn view(router: &RouterView, holds: &Holds) -> PairView {
             .map(|missing| MissingView { cause: missing.cause.clone(), weight: -missing.weight })
             .collect(),
         group: spec.group.as_ref().map(ToString::to_string),
+        bfd: pair.sessions(spec),
         held: *held,
         held_by: hold.map(|hold| hold.by.clone()),
         held_since: hold.map(|hold| hold.since),

@@ -25,7 +25,7 @@ pub mod packet;
 mod socket;
 pub mod timing;
 mod view;
-mod wake;
+pub(crate) mod wake;
 
 pub use handle::Vrrp;
 pub use heartbeat::{Missing, RequestError};

@@ -15,7 +15,7 @@ use std::{
 };
 
 /// Now, by a clock that nobody sets.
-pub(super) fn clock() -> Moment {
+pub(crate) fn clock() -> Moment {
     // CLOCK_MONOTONIC exists everywhere, and the pointer is nix's own: the call cannot fail.
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Moment(0), |time| {
         let part = |value: i64| u64::try_from(value).unwrap_or(0);
@@ -25,13 +25,13 @@ pub(super) fn clock() -> Moment {
 
 /// Wakes.
 #[derive(Debug, Clone)]
-pub(super) struct Waker(Arc<UnixStream>);
+pub(crate) struct Waker(Arc<UnixStream>);
 
 /// Is woken.
 #[derive(Debug)]
-pub(super) struct Alarm(UnixStream);
+pub(crate) struct Alarm(UnixStream);
 
-pub(super) fn pair() -> io::Result<(Waker, Alarm)> {
+pub(crate) fn pair() -> io::Result<(Waker, Alarm)> {
     let (near, far) = UnixStream::pair()?;
     near.set_nonblocking(true)?;
     far.set_nonblocking(true)?;
@@ -39,25 +39,25 @@ pub(super) fn pair() -> io::Result<(Waker, Alarm)> {
 }
 
 impl Waker {
-    pub(super) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         // Full: it is awake already. Closed: it has ended.
         let _ = (&*self.0).write(&[1]);
     }
 }
 
 impl Alarm {
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 
-    pub(super) fn drain(&self) {
+    pub(crate) fn drain(&self) {
         let mut buffer = [0; 64];
         while matches!((&self.0).read(&mut buffer), Ok(n) if n == buffer.len()) {}
     }
 }
 
 /// The calling thread runs before all ordinary ones from now on.
-pub(super) fn real_time(priority: i32) -> io::Result<()> {
+pub(crate) fn real_time(priority: i32) -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: priority };
     // Children of this thread are ordinary again.
     let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
@@ -67,7 +67,7 @@ pub(super) fn real_time(priority: i32) -> io::Result<()> {
 }
 
 /// No page of the process leaves memory from now on, once it was touched.
-pub(super) fn lock_memory() -> io::Result<()> {
+pub(crate) fn lock_memory() -> io::Result<()> {
     // MCL_ONFAULT: without it, every thread's whole stack would be made and locked.
     let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
     // SAFETY: takes flags only, and changes nothing that Rust relies on.
