@@ -1,13 +1,7 @@
 //! What makes a node give its addresses away, and who is told: groups, tracked interfaces, scripts, files and services, the
 //! operator's hold, notify commands and the event stream.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
-    process::Command,
-    time::Duration,
-};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command, time::Duration};
 
 use lb_tests::{
     balancer::{Balancer, Service, Settings, program},
@@ -76,9 +70,7 @@ fn has(node: &Node, interface: &str, address: &str) -> bool {
 
 fn wait_for_addresses(node: &Node, there: bool) -> Result<()> {
     let what = format!("both addresses are {} {}", if there { "on" } else { "off" }, node.name);
-    wait_until(&what, PATIENCE, || {
-        has(node, "eth0", VIP) == there && has(node, "sync0", INSIDE) == there
-    })
+    wait_until(&what, PATIENCE, || has(node, "eth0", VIP) == there && has(node, "sync0", INSIDE) == there)
 }
 
 fn missing(view: &PairView) -> Vec<(String, i16)> {
@@ -135,6 +127,13 @@ fn a_group_changes_together() -> Result<()> {
     wait_for(&two, "backup")
 }
 
+/// One that everybody may use: commands run as nobody.
+fn open_directory() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).expect("it is ours");
+    directory
+}
+
 fn write(path: &Path, text: &str) {
     fs::write(path, text).expect("the file is written");
 }
@@ -143,7 +142,8 @@ fn write(path: &Path, text: &str) {
 fn scripts_files_and_services_count() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"));
     let topology = topology()?;
-    let dir = topology.lab.dir().to_owned();
+    let open = open_directory();
+    let dir = open.path();
     let (bad, load) = (dir.join("bad"), dir.join("load"));
     let rest = public(
         150,
@@ -153,7 +153,7 @@ fn scripts_files_and_services_count() -> Result<()> {
     let script = |name: &str, file: &Path| {
         format!(
             "\n[[vrrp_script]]\nname = \"{name}\"\ncommand = [\"/bin/sh\", \"-c\", \"test ! -e {}\"]\n\
-             interval = \"50ms\"\ntimeout = \"10s\"\nuser = \"root\"\nrise = 1\nfall = 2\n",
+             interval = \"50ms\"\ntimeout = \"10s\"\nrise = 1\nfall = 2\n",
             file.display()
         )
     };
@@ -288,14 +288,14 @@ fn watch(topology: &Topology, one: &Balancer<'_>) -> Result<Process> {
 fn notify_commands_and_watchers_hear_of_the_pair_in_order() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"));
     let topology = topology()?;
-    let file = topology.lab.dir().join("told");
+    let open = open_directory();
+    let file = open.path().join("told");
     // Slower than the changes: what is told later still comes later.
-    let script = topology.lab.dir().join("notify");
+    let script = open.path().join("notify");
     write(&script, &format!("#!/bin/sh\nsleep 0.2\necho \"$1 $2 $4 $5\" >> {}\n", file.display()));
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("it is ours");
-    let hook = format!("\n[[notify]]\ncommand = [\"{}\"]\nuser = \"root\"\n", script.display());
-    let mut one =
-        Balancer::start(&topology, settings(&topology, 0, NO_CHECKS, &(public(150, "") + &hook)))?;
+    let hook = format!("\n[[notify]]\ncommand = [\"{}\"]\n", script.display());
+    let mut one = Balancer::start(&topology, settings(&topology, 0, NO_CHECKS, &(public(150, "") + &hook)))?;
     wait_for(&one, "master")?;
     let watcher = watch(&topology, &one)?;
     watcher.wait_for_log("hello", PATIENCE)?;

@@ -90,13 +90,15 @@ impl Session {
 
     /// When something is due.
     pub fn deadline(&self) -> Option<Moment> {
+        self.due().into_iter().chain(self.expires).min()
+    }
+
+    /// When the next packet is due.
+    fn due(&self) -> Option<Moment> {
         // Demand mode of the peer: it wants packets only when they are an answer (RFC 5880 section 6.8.7).
-        let quiet = self.remote.demand
-            && self.state == State::Up
-            && self.remote.state == State::Up
-            && !self.polling;
-        let send = (self.period().is_some() && !quiet).then_some(self.next);
-        send.into_iter().chain(self.expires).min()
+        let quiet =
+            self.remote.demand && self.state == State::Up && self.remote.state == State::Up && !self.polling;
+        (self.period().is_some() && !quiet).then_some(self.next)
     }
 
     /// A packet that passed the checks and is for this session (RFC 5880 section 6.8.6).
@@ -164,10 +166,7 @@ impl Session {
     /// The packet that is due, if one is. `jitter`: 0 to 255, any number anew for every packet.
     pub fn transmit(&mut self, now: Moment, jitter: u8) -> Option<Packet> {
         let answer = std::mem::take(&mut self.answer);
-        if !answer && (now < self.next || self.deadline().is_none_or(|at| at > now)) {
-            return None;
-        }
-        if !answer && self.period().is_none() {
+        if !answer && self.due().is_none_or(|at| at > now) {
             return None;
         }
         if let Some(period) = self.period() {

@@ -42,12 +42,27 @@ pub struct SessionView {
 /// What is to be logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
-    Changed { name: VrrpName, peer: IpAddr, from: State, to: State, diagnostic: Diagnostic },
+    Changed {
+        name: VrrpName,
+        peer: IpAddr,
+        from: State,
+        to: State,
+        diagnostic: Diagnostic,
+    },
     /// A packet was of no effect; `more` like it since the last notice.
-    Refused { source: IpAddr, refusal: Refusal, more: u64 },
+    Refused {
+        source: IpAddr,
+        refusal: Refusal,
+        more: u64,
+    },
     /// No socket: it is tried again.
-    Socket { name: VrrpName, text: String },
-    Ordinary { error: String },
+    Socket {
+        name: VrrpName,
+        text: String,
+    },
+    Ordinary {
+        error: String,
+    },
 }
 
 impl Notice {
@@ -65,7 +80,10 @@ impl Notice {
                 tracing::error!(session = %name, text, "no socket for this bfd session; it is tried again every second");
             }
             Self::Ordinary { error } => {
-                tracing::warn!(error, "bfd runs without real-time priority: a busy node may miss packets (CAP_SYS_NICE)");
+                tracing::warn!(
+                    error,
+                    "bfd runs without real-time priority: a busy node may miss packets (CAP_SYS_NICE)"
+                );
             }
         }
     }

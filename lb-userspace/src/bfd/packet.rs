@@ -175,9 +175,8 @@ mod tests {
     use proptest::prelude::*;
 
     /// By hand from the figure of RFC 5880 section 4.1: up, poll, three packets at 10 ms, echo off.
-    const BYTES: [u8; LENGTH] = [
-        0x20, 0xe0, 3, 24, 0, 0, 0, 7, 0, 0, 0, 9, 0, 0, 0x27, 0x10, 0, 0, 0x27, 0x10, 0, 0, 0, 0,
-    ];
+    const BYTES: [u8; LENGTH] =
+        [0x20, 0xe0, 3, 24, 0, 0, 0, 7, 0, 0, 0, 9, 0, 0, 0x27, 0x10, 0, 0, 0x27, 0x10, 0, 0, 0, 0];
 
     fn packet() -> Packet {
         Packet {

@@ -107,7 +107,8 @@ impl Sender {
         setsockopt(&socket, sockopt::Priority, &PRIORITY)?;
         let mut bound = Err(io::ErrorKind::AddrInUse.into());
         for try_number in 0..TRIES {
-            let offset = chance.wrapping_add(try_number.wrapping_mul(251)) % (SOURCES.end() - SOURCES.start() + 1);
+            let offset =
+                chance.wrapping_add(try_number.wrapping_mul(251)) % (SOURCES.end() - SOURCES.start() + 1);
             bound = socket.bind(&SocketAddr::new(local, SOURCES.start() + offset).into());
             if !matches!(&bound, Err(error) if error.kind() == io::ErrorKind::AddrInUse) {
                 break;

@@ -250,7 +250,9 @@ impl Sessions {
         let (name, peer) = (entry.spec.name.clone(), entry.spec.peer);
         match (from, to) {
             (_, State::Up) => (self.report)(name.clone(), peer, true),
-            (State::Up, _) if diagnostic == Diagnostic::TIME_EXPIRED => (self.report)(name.clone(), peer, false),
+            (State::Up, _) if diagnostic == Diagnostic::TIME_EXPIRED => {
+                (self.report)(name.clone(), peer, false)
+            }
             _ => {}
         }
         let _ = self.notices.try_send(Notice::Changed { name, peer, from, to, diagnostic });

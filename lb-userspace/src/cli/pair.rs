@@ -11,7 +11,7 @@ use crate::{
     control::{
         api::ChangeView,
         client::{Client, ClientError},
-        pair::PairView,
+        pair::{BfdView, PairView},
     },
     model::VrrpName,
 };
@@ -128,6 +128,12 @@ fn render_at(views: &[PairView], now: f64) -> String {
                 view.held_since.map_or(String::new(), |since| format!(" for {}", duration(now - since)));
             let _ = writeln!(text, "{name}: held{by}{since}; `lbctl pair hold --off` ends it");
         }
+        for session in &view.bfd {
+            let BfdView { name: of, peer, state, since, trouble } = session;
+            let trouble = trouble.as_deref().map_or(String::new(), |why| format!(": {}", printable(why)));
+            let (of, state, since) = (printable(of), printable(state), duration(now - since));
+            let _ = writeln!(text, "{name}: BFD session {of} with {peer}: {state} for {since}{trouble}");
+        }
         if let Some(group) = &view.group {
             let _ = writeln!(text, "{name}: goes with the group {}", printable(group));
         }
@@ -176,6 +182,13 @@ mod tests {
                 MissingView { cause: "script check: ended with status 1".to_owned(), weight: 0 },
             ],
             group: Some("site".to_owned()),
+            bfd: vec![BfdView {
+                name: "fast".to_owned(),
+                peer: [10, 0, 0, 3].into(),
+                state: "up".to_owned(),
+                since: 1051.0,
+                trouble: None,
+            }],
             held: true,
             held_by: Some("uid 0 (root)".to_owned()),
             held_since: Some(941.0),
@@ -192,6 +205,7 @@ public  51  backup  90 of 150 192.0.2.10/24, 2001:db8::10/64  10.0.0.3 (100)  1m
 public: -60: tracked interface eth1 is down
 public: fault: script check: ended with status 1
 public: held by uid 0 (root) for 2m 0s; `lbctl pair hold --off` ends it
+public: BFD session fast with 10.0.0.3: up for 10s
 public: goes with the group site
 ";
         let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");

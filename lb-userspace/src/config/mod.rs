@@ -204,7 +204,7 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
         scripts: track::read_scripts(&notes, numbered("vrrp_script")),
         files: track::read_files(&notes, numbered("vrrp_file")),
         bfd: track::read_bfd(&notes, numbered("bfd")),
-        groups: track::read_groups(&notes, numbered("vrrp_group"), &vrrp::preempting(&routers)),
+        groups: track::read_groups(&notes, numbered("vrrp_group"), &vrrp::names(&routers)),
     };
     vrrp::check(&routers, &pair, &drafts.iter().filter_map(service::ServiceDraft::name).collect());
     let notify = pool::read_notify(&notes, each("notify").map(|(table, _)| table), None);

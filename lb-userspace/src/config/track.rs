@@ -14,7 +14,7 @@ use crate::model::{
 };
 use serde_json::{Value, json};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
     path::{Path, PathBuf},
     str::FromStr,
@@ -324,11 +324,11 @@ pub(super) fn read_bfd<'a>(notes: &'a Notes<'a>, tables: Tables<'a>) -> Vec<BfdS
     tables.into_iter().filter_map(read).collect()
 }
 
-/// The groups, and which virtual router is in which. `routers`: names, and whether they preempt.
+/// The groups. `routers`: the names that there are.
 pub(super) fn read_groups<'a>(
     notes: &'a Notes<'a>,
     tables: Tables<'a>,
-    routers: &BTreeMap<VrrpName, bool>,
+    routers: &BTreeSet<VrrpName>,
 ) -> Vec<GroupSpec> {
     let mut names = HashMap::new();
     let mut taken: HashMap<VrrpName, usize> = HashMap::new();
@@ -345,12 +345,8 @@ pub(super) fn read_groups<'a>(
         }
         for (member, at) in found {
             let refuse = |why| section.refuse(*at, "members", format!("members has \"{member}\""), why);
-            match routers.get(member) {
-                None => refuse(Refusal::expected("the name of a [[vrrp]] of this configuration")),
-                Some(preempt) if Some(preempt) != found.first().and_then(|(first, _)| routers.get(first)) => {
-                    refuse(Refusal::expected("members that all have the same preempt: they change together"));
-                }
-                Some(_) => {}
+            if !routers.contains(member) {
+                refuse(Refusal::expected("the name of a [[vrrp]] of this configuration"));
             }
             if let Some(first) = taken.insert(member.clone(), *at) {
                 let place = notes.place(first, *at);

@@ -15,7 +15,7 @@ use crate::model::{
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
     time::Duration,
 };
@@ -141,10 +141,9 @@ pub(super) fn read<'a>(
     draft
 }
 
-/// Those that have a name, and whether they preempt.
-pub(super) fn preempting(drafts: &[VrrpDraft<'_>]) -> BTreeMap<VrrpName, bool> {
-    let named = drafts.iter().filter_map(|draft| Some((draft.name.value()?.clone(), draft)));
-    named.map(|(name, draft)| (name, draft.preempt.value().copied().unwrap_or(true))).collect()
+/// The names that there are.
+pub(super) fn names(drafts: &[VrrpDraft<'_>]) -> BTreeSet<VrrpName> {
+    drafts.iter().filter_map(|draft| draft.name.value().cloned()).collect()
 }
 
 /// Notes what no setting shows by itself.

@@ -56,6 +56,9 @@ pub struct PairView {
     /// The group whose members change together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    /// The BFD sessions that tell when its master is gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bfd: Vec<BfdView>,
     /// By `pair hold`.
     pub held: bool,
     /// Who holds it, e.g. "uid 0 (root)", and since when, in seconds since 1970.
@@ -92,6 +95,20 @@ pub struct MissingView {
     pub cause: String,
     /// Added to the priority, so mostly negative; 0 is a fault: this node is not master while it lasts.
     pub weight: i16,
+}
+
+/// A BFD session.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct BfdView {
+    pub name: String,
+    pub peer: IpAddr,
+    /// `admin-down`, `down`, `init` or `up`.
+    pub state: String,
+    /// When it came into this state, in seconds since 1970.
+    pub since: f64,
+    /// Why there is no socket for it, if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// VRRP packets of no effect, by reason.

@@ -34,6 +34,7 @@ mod listing;
 mod mirror;
 mod names;
 mod pair;
+mod pair_bfd;
 mod pair_track;
 mod passive;
 mod pool;

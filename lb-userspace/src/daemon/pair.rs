@@ -2,6 +2,7 @@
 
 use super::{engine::Engine, error::EngineError, events::Event};
 use crate::{
+    bfd::Bfd,
     control::{
         api::{ChangeView, SettingView},
         command::{Answer, CommandError, Reply},
@@ -40,6 +41,7 @@ pub(super) struct Pair {
     pub peer_differs: Option<String>,
     holds: Holds,
     pub(super) handover: super::handover::Handover,
+    pub bfd: Option<Bfd>,
 }
 
 impl Pair {
@@ -92,7 +94,7 @@ impl Engine {
             vrrp.configure(wanted_now, held).map_err(EngineError::Pair)?;
             self.pair.configured = wanted;
         }
-        Ok(())
+        self.configure_bfd()
     }
 
     /// What others say of this node's addresses.
@@ -112,6 +114,9 @@ impl Engine {
         self.flush_masters(|_| true);
         if let Some(vrrp) = self.pair.vrrp.take() {
             vrrp.stop();
+            if let Some(bfd) = self.pair.bfd.take() {
+                bfd.stop();
+            }
             if let Some(listener) = self.pair.listener.take() {
                 // It ends with the threads, which have ended.
                 let _ = timeout(LAST_WORDS, listener).await;
@@ -131,7 +136,7 @@ impl Engine {
         match command {
             PairCommand::List(reply) => {
                 let views = self.pair.views();
-                let _ = reply.send(Ok(views.iter().map(|router| view(router, &self.pair.holds)).collect()));
+                let _ = reply.send(Ok(views.iter().map(|router| view(router, &self.pair)).collect()));
             }
             PairCommand::Refused(reply) => {
                 let _ = reply.send(Ok(self.pair.vrrp.as_ref().map(refused).unwrap_or_default()));
@@ -291,7 +296,7 @@ fn refused(vrrp: &Vrrp) -> Vec<RefusedView> {
     counts.map(|(reason, packets)| RefusedView { reason: reason.to_owned(), packets }).collect()
 }
 
-fn view(router: &RouterView, holds: &Holds) -> PairView {
+fn view(router: &RouterView, pair: &Pair) -> PairView {
     let RouterView {
         spec,
         phase,
@@ -307,7 +312,7 @@ fn view(router: &RouterView, holds: &Holds) -> PairView {
         lease,
         own: _,
     } = router;
-    let hold = holds.of(&spec.name).filter(|_| *held);
+    let hold = pair.holds.of(&spec.name).filter(|_| *held);
     PairView {
         name: spec.name.to_string(),
         interface: spec.interface.clone(),
@@ -328,6 +333,7 @@ fn view(router: &RouterView, holds: &Holds) -> PairView {
             .map(|missing| MissingView { cause: missing.cause.clone(), weight: -missing.weight })
             .collect(),
         group: spec.group.as_ref().map(ToString::to_string),
+        bfd: pair.sessions(spec),
         held: *held,
         held_by: hold.map(|hold| hold.by.clone()),
         held_since: hold.map(|hold| hold.since),

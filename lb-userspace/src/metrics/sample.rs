@@ -69,6 +69,7 @@ fn pair(name: &str, state: &str) -> PairView {
     PairView {
         missing: Vec::new(),
         group: None,
+        bfd: Vec::new(),
         held_by: None,
         held_since: None,
         name: name.to_owned(),

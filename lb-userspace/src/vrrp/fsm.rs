@@ -355,6 +355,7 @@ impl Machine {
                 self.held = false;
                 // The master may have been silent for long: it gets its full time.
                 self.restart_timer(now);
+                self.set_backup(|backup| backup.ready = false);
             }
             (State::Backup(_), Event::HandoverRequested) if !self.held && !self.gated => {
                 self.take_over(now, out);

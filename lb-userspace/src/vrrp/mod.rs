@@ -26,7 +26,7 @@ mod peer;
 mod socket;
 pub mod timing;
 mod view;
-mod wake;
+pub(crate) mod wake;
 
 pub use fsm::Phase;
 pub use handle::Vrrp;

@@ -367,6 +367,7 @@ fn public() -> PairView {
         faults: Vec::new(),
         missing: Vec::new(),
         group: None,
+        bfd: Vec::new(),
         held: false,
         held_by: None,
         held_since: None,

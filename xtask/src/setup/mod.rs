@@ -39,6 +39,7 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "keepalived", package: "keepalived" },
     Tool { program: "arping", package: "iputils-arping" },
     Tool { program: "faketime", package: "faketime" },
+    Tool { program: "bird", package: "bird2" },
     Tool { program: "tmux", package: "tmux" },
     Tool { program: "prometheus", package: "prometheus" },
     Tool { program: "chromium-headless-shell", package: "chromium-headless-shell" },

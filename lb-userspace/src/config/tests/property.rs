@@ -443,12 +443,10 @@ fn router(index: u8) -> impl Strategy<Value = VrrpSpec> {
     })
 }
 
-/// What the virtual routers refer to. Two of them that preempt alike are a group.
+/// What the virtual routers refer to. Two of them are a group.
 fn parts(routers: &mut [VrrpSpec]) -> PairSpec {
     let mut parts = PairSpec::default();
-    if let [one, two] = routers
-        && one.preempt == two.preempt
-    {
+    if let [one, two] = routers {
         let name: VrrpName = "site".parse().unwrap();
         (one.group, two.group) = (Some(name.clone()), Some(name.clone()));
         parts.groups = vec![GroupSpec { name, members: vec![two.name.clone(), one.name.clone()] }];
