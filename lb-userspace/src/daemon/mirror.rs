@@ -140,8 +140,7 @@ impl Mirror {
 
     /// Everything that the peer had when it came is here, whether or not it still is there. Without a link nothing is waited for.
     pub(super) fn is_ready(&self) -> bool {
-        !self.has_link
-            || self.shared.complete.load(Ordering::Acquire) && self.shared.inbox().words.is_empty()
+        !self.has_link || self.shared.complete.load(Ordering::Acquire) && self.shared.inbox().words.is_empty()
     }
 }
 
@@ -149,7 +148,8 @@ impl Engine {
     /// Begins to mirror. What comes from the link is read by the mirror first; the rest is for the engine, in order.
     pub(super) fn start_mirror(&mut self) -> mpsc::Receiver<LinkEvent> {
         let (forward, rest) = mpsc::channel(EVENTS);
-        let (Some(events), Some(orders)) = (self.pair.handover.reader.take(), self.mirror.inbox.take()) else {
+        let (Some(events), Some(orders)) = (self.pair.handover.reader.take(), self.mirror.inbox.take())
+        else {
             return rest;
         };
         let shared = Arc::clone(&self.mirror.shared);
@@ -159,7 +159,9 @@ impl Engine {
                 self.mirror.changed();
                 self.mirror_news();
             }
-            Err(error) => tracing::error!(%error, "flows are not mirrored: connections end when this node fails"),
+            Err(error) => {
+                tracing::error!(%error, "flows are not mirrored: connections end when this node fails")
+            }
         }
         rest
     }

@@ -130,6 +130,7 @@ pub(super) struct Part {
     /// For those that track it without one of their own; written there.
     pub(super) weight: i16,
 }
+
 /// Longest name of a backend that is a name of DNS, less the room for a number.
 const LONGEST_NAMED: usize = 20;
 

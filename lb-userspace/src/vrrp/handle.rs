@@ -151,11 +151,6 @@ impl Vrrp {
         Arc::clone(&self.views.borrow())
     }
 
-    /// Tells of every change of the routers.
-    pub fn watch(&self) -> watch::Receiver<Arc<Vec<RouterView>>> {
-        self.views.clone()
-    }
-
     pub fn refused(&self) -> &Arc<Refused> {
         &self.refused
     }
