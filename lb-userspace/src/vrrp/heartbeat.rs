@@ -61,8 +61,8 @@ pub(super) struct Heartbeat {
     charge: u64,
     missing: BTreeMap<VrrpName, Vec<Missing>>,
     peer: Option<Post>,
-    /// Until when routers may lack the peer's state.
-    gate: Moment,
+    /// Routers that lack the peer's state, and until when that counts.
+    gate: (Vec<VrrpName>, Moment),
     leaving: Option<mpsc::SyncSender<()>>,
     refusals_told: HashMap<&'static str, (Moment, u64)>,
     /// Somebody is there to take the addresses, as far as is known.
@@ -93,7 +93,7 @@ impl Heartbeat {
             charge: 0,
             missing: BTreeMap::new(),
             peer: None,
-            gate: Moment(0),
+            gate: (Vec::new(), Moment(0)),
             leaving: None,
             refusals_told: HashMap::new(),
             peer_alive: false,

@@ -221,6 +221,7 @@ impl Heartbeat {
                 }
             }
         }
+        self.set_gates(now);
         let routers = self.routers.iter().map(|r| (Arc::clone(&r.spec), Arc::clone(&r.order))).collect();
         self.desk.charge(Charge { number: self.charge, routers });
         self.keeper.wake();
