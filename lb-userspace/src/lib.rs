@@ -6,6 +6,7 @@
 //! two binaries know `daemon` and `cli`.
 
 pub mod affinity;
+pub mod bgp;
 pub mod cli;
 pub mod command;
 pub mod config;

@@ -5,6 +5,7 @@
 //! one mistake gives one problem. What the keys mean is written in `examples/lbd.toml`.
 
 mod address;
+mod bgp;
 mod check;
 mod checks;
 mod control;
@@ -41,7 +42,7 @@ pub use resolver::ResolverConfig;
 pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};
 pub use settings::{Origin, Origins, Setting, services_hash};
 
-use crate::model::{HookSpec, NamedSpec, ServiceName, ServiceSpec, VrrpSpec};
+use crate::model::{BgpSpec, HookSpec, NamedSpec, ServiceName, ServiceSpec, VrrpSpec};
 use error::printable;
 use reader::{Notes, Refusal, Section};
 use service::ServiceSettings;
@@ -70,6 +71,8 @@ pub struct Config {
     pub services: Vec<ServiceSpec>,
     /// In the order of the file; names are unique.
     pub vrrp: Vec<VrrpSpec>,
+    /// Where virtual addresses are announced, if they are.
+    pub bgp: Option<BgpSpec>,
     /// Commands told of every change of state, in the order of the file.
     pub notify: Vec<HookSpec>,
     /// Which of the settings the file set.
@@ -163,6 +166,8 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
     let drafts: Vec<_> = each("service")
         .map(|((table, at), number)| service::read_service(&notes, table, at, number, &defaults))
         .collect();
+    let bgp = single("bgp").map(|(table, at)| bgp::read(&notes, table, at));
+    bgp.iter().for_each(|bgp| bgp.check(&drafts));
     check::check(&drafts);
     snat::check(&drafts);
     let routers: Vec<_> =
@@ -185,6 +190,7 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
         names,
         services,
         vrrp,
+        bgp: bgp.map(bgp::BgpDraft::build),
         notify,
         origins: Origins::new(notes.finish()?),
     })

@@ -42,21 +42,20 @@ pub(super) static ROOT: Schema = Schema {
     header: "the file",
     keys: &[
         "include", "node", "metrics", "tunnel", "flows", "firewall", "control", "resolver", "defaults",
-        "service", "vrrp", "notify",
+        "service", "vrrp", "bgp", "notify",
     ],
-    refused: &[("sync", LATER), ("bgp", LATER)],
+    refused: &[("sync", LATER)],
 };
 
 pub(super) static INCLUDED: Schema = Schema {
     header: "an included file",
     keys: &[
         "node", "metrics", "tunnel", "flows", "firewall", "control", "resolver", "defaults", "service",
-        "vrrp", "notify",
+        "vrrp", "bgp", "notify",
     ],
     refused: &[
         ("include", "only the main file includes others: name this one's there"),
         ("sync", LATER),
-        ("bgp", LATER),
     ],
 };
 
@@ -65,6 +64,9 @@ pub(super) static NODE: Schema = Schema {
     keys: &["name", "interfaces", "xdp_mode", "state_dir", "pin_dir", "run_dir", "answer_ping", "fragments"],
     refused: &[],
 };
+
+pub(super) static BGP: Schema =
+    Schema { header: "[bgp]", keys: &["table", "services", "withdraw", "on_stop"], refused: &[] };
 
 pub(super) static METRICS: Schema = Schema { header: "[metrics]", keys: &["listen"], refused: &[] };
 

@@ -1,6 +1,6 @@
 //! The settings in force, one by one: for `config show`, for hashes, and as TOML.
 
-use super::{Config, duration::format_duration, gradual, pool, reader::Place, resolver, vrrp};
+use super::{Config, bgp, duration::format_duration, gradual, pool, reader::Place, resolver, vrrp};
 use crate::model::{
     Health, HealthCheck, HealthSpec, LimitSpec, MysqlCheck, PortSpec, RedisCheck, Role, ServiceName,
     ServiceSpec, StatusRange, TlsSpec, Via,
@@ -334,6 +334,9 @@ impl Config {
         for (key, value) in resolver::entries(&self.resolver) {
             push("resolver", key, value);
         }
+        for (key, value) in self.bgp.iter().flat_map(bgp::entries) {
+            push("bgp", key, value);
+        }
         push("flows", "max_flows", json!(self.flows.max_flows));
         push("flows", "max_half_open", json!(self.flows.max_half_open));
         push("flows", "max_sessions", json!(self.flows.max_sessions));
@@ -393,6 +396,7 @@ impl Config {
             notify: self.notify.clone(),
             services: Vec::new(),
             vrrp: self.vrrp.clone(),
+            bgp: self.bgp.clone(),
             origins: Origins::default(),
         }
     }

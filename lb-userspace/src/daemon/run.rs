@@ -181,6 +181,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         tracing::error!(%error, "no VRRP on this node");
     }
     engine.configure_hooks();
+    if let Err(error) = engine.configure_bgp() {
+        tracing::error!(%error, "no address is announced");
+    }
     engine.log_ready();
     engine.calm.disturb();
     let mut tend = tokio::time::interval(TEND_INTERVAL);
@@ -196,6 +199,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                     tracing::warn!(by, "detaching: nothing is forwarded any more");
                     // First the peer takes over.
                     engine.stop_pair();
+                    engine.stop_bgp().await;
                     drop(engine);
                     let result = Kernel::detach(&pin_dir).map_err(|e| CommandError::Failed(e.to_string()));
                     let _ = reply.send(result.map(|()| ChangeView {
@@ -244,6 +248,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                 engine.timed("flows", |engine| engine.tend_flows(std::time::Instant::now()));
                 engine.timed("gradual", Engine::tend_gradual);
                 engine.timed("passive", |engine| engine.tend_passive(std::time::Instant::now()));
+                engine.announce();
                 engine.calm.tick();
             }
             _ = hangup.recv() => {
@@ -253,12 +258,14 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             }
             _ = terminate.recv() => {
                 engine.end_traces();
+                engine.stop_bgp().await;
                 engine.stop_pair();
                 tracing::info!("SIGTERM: the daemon ends, forwarding goes on (lbd --detach removes it)");
                 break;
             }
             _ = interrupt.recv() => {
                 engine.end_traces();
+                engine.stop_bgp().await;
                 engine.stop_pair();
                 tracing::info!("SIGINT: the daemon ends, forwarding goes on (lbd --detach removes it)");
                 break;
@@ -371,6 +378,7 @@ impl Engine {
         }
         match command {
             Command::Status(reply) => send(reply, self.status()),
+            Command::Bgp(reply) => send(reply, Ok::<_, CommandError>(self.bgp_view())),
             Command::Services(reply) => self.begin_walk(reply),
             Command::Drops(reply) => send(reply, self.drops()),
             Command::Config(reply) => send(reply, Ok::<_, CommandError>(self.config_view())),

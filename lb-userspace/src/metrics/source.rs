@@ -2,6 +2,7 @@
 
 use crate::control::{
     api::{DropView, InterfaceView, ServiceView, StatusView},
+    bgp::BgpView,
     command::{Command, CommandError, Commands, Reply},
     pair::{PairCommand, PairView, RefusedView},
 };
@@ -17,6 +18,7 @@ pub struct Snapshot {
     pub drops: Vec<DropView>,
     pub pair: Vec<PairView>,
     pub pair_refused: Vec<RefusedView>,
+    pub bgp: BgpView,
     /// Absent where /proc cannot be read.
     pub process: Option<super::ProcessView>,
 }
@@ -57,6 +59,7 @@ impl Source for Commands {
             drops: ask(self, Command::Drops).await?,
             pair: ask(self, |reply| Command::Pair(PairCommand::List(reply))).await?,
             pair_refused: ask(self, |reply| Command::Pair(PairCommand::Refused(reply))).await?,
+            bgp: ask(self, Command::Bgp).await?,
             process: super::process::read().ok(),
         })
     }
@@ -111,6 +114,7 @@ mod tests {
                     Command::Pair(PairCommand::Refused(reply)) => {
                         drop(reply.send(Ok(answers.pair_refused.clone())));
                     }
+                    Command::Bgp(reply) => drop(reply.send(Ok(answers.bgp.clone()))),
                     other => panic!("a scrape must not send {other:?}"),
                 }
             }
