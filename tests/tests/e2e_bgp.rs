@@ -110,7 +110,7 @@ fn echo_servers(topology: &Topology, targets: &[SocketAddr]) -> Result<Vec<Proce
 }
 
 fn settings(topology: &Topology, on: usize) -> Settings {
-    let health = "type = \"tcp\"\ninterval = \"200ms\"\ntimeout = \"500ms\"\nrise = 1\nfall = 2\nport = 80";
+    let health = "type = \"tcp\"\ninterval = \"500ms\"\ntimeout = \"500ms\"\nrise = 1\nfall = 2\nport = 80";
     let www = Service::www([topology.vip4(), topology.vip6()]).health(health).extra("quorum_up = 2");
     Settings { on, rest: "\n[bgp]\n".to_owned(), ..Settings::of([www.nodes(&topology.backends)]) }
 }

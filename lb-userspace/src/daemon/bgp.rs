@@ -6,7 +6,10 @@ use crate::{
     control::bgp::{AnnouncedView, BgpView},
     net::announce::Announcer,
 };
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 /// The routes of this node; none as long as no configuration wants any.
 #[derive(Default)]
@@ -21,9 +24,11 @@ impl Engine {
         let table = self.config.bgp.as_ref().map(|spec| spec.table);
         if self.bgp.announcer.as_ref().map(|(table, _)| *table) != table {
             if let Some((_, announcer)) = self.bgp.announcer.take() {
-                announcer.set(std::collections::BTreeSet::new());
+                announcer.set(BTreeSet::new());
                 tokio::spawn(announcer.stop());
             }
+            // Another table knows nothing yet.
+            self.bgp.judged.clear();
             if let Some(table) = table {
                 let announcer = Announcer::spawn(table).map_err(EngineError::Announce)?;
                 self.bgp.announcer = Some((table, announcer));
@@ -59,7 +64,7 @@ impl Engine {
     pub(super) async fn stop_bgp(&mut self) {
         let Some((_, announcer)) = self.bgp.announcer.take() else { return };
         if !self.config.bgp.as_ref().is_some_and(|spec| spec.keep_on_stop) {
-            announcer.set(std::collections::BTreeSet::new());
+            announcer.set(BTreeSet::new());
         }
         announcer.stop().await;
     }
