@@ -7,6 +7,7 @@
 
 pub mod affinity;
 pub mod bfd;
+pub mod bgp;
 pub mod cli;
 pub mod command;
 pub mod config;

@@ -172,7 +172,7 @@ pub struct Settings {
     pub node: String,
     /// Further sections, TOML.
     pub rest: String,
-    /// Which balancer of the topology, 0 or 1.
+    /// Which balancer of the topology: 0 and 1 are the pair.
     pub on: usize,
 }
 
@@ -215,7 +215,7 @@ impl<'t> Balancer<'t> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         sweep();
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let node = &topology.lb[settings.on];
+        let node = topology.balancers().nth(settings.on).expect("the topology has that many balancers");
         if settings.interfaces.is_empty() {
             settings.interfaces = node.interfaces.iter().map(|i| i.name.clone()).collect();
         }

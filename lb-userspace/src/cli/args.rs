@@ -1,5 +1,6 @@
 //! The command line of `lbctl`. The doc comments are its help.
 
+use super::bgp::BGP_EXAMPLES;
 use super::changes::{RESET_EXAMPLES, ResetOptions};
 use super::connect::Remote;
 use super::firewall::{LIMIT_EXAMPLES, LIST_EXAMPLES, LimitCommand, ListCommand};
@@ -181,6 +182,9 @@ at most are written, what is lost is said.")]
         #[command(subcommand)]
         command: LimitCommand,
     },
+    /// Virtual addresses announced to a routing daemon on this host, and why others are withheld
+    #[command(after_help = BGP_EXAMPLES)]
+    Bgp,
     /// The pair: every VRRP instance, its state and why, the master, what is missing
     #[command(after_help = PAIR_EXAMPLES)]
     Pair {

@@ -3,6 +3,7 @@
 //! Exit status: 0 done, 1 not carried out, 2 the command line, the request or the configuration is wrong.
 
 pub mod args;
+pub mod bgp;
 pub mod changes;
 pub mod connect;
 pub mod decap;
@@ -137,6 +138,7 @@ fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
     let client = client(cli)?.asking(gradual::options(&cli.command));
     let output = cli.output;
     match &cli.command {
+        Command::Bgp => print(output, &wait(client.bgp())?, bgp::render),
         Command::Status => print(output, &wait(client.status())?, render::status),
         Command::Service { command: ServiceCommand::List } => {
             print(output, &wait(client.services())?, |services| render::services(services))

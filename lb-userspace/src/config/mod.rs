@@ -5,6 +5,7 @@
 //! one mistake gives one problem. What the keys mean is written in `examples/lbd.toml`.
 
 mod address;
+mod bgp;
 mod check;
 mod checks;
 mod control;
@@ -47,7 +48,7 @@ pub use settings::{Origin, Origins, Setting};
 pub use sync::read_sync_keys;
 
 use crate::model::{
-    BackendName, HeldBy, HookSpec, NamedSpec, OWNER_PRIORITY, PairSpec, ServiceName, ServiceSpec, SyncSpec,
+    BackendName, BgpSpec, HeldBy, HookSpec, NamedSpec, OWNER_PRIORITY, PairSpec, ServiceName, ServiceSpec, SyncSpec,
     VrrpSpec,
 };
 use error::printable;
@@ -88,6 +89,8 @@ pub struct Config {
     pub pair: PairSpec,
     /// The link to the other node, if there is one.
     pub sync: Option<SyncSpec>,
+    /// Where virtual addresses are announced, if they are.
+    pub bgp: Option<BgpSpec>,
     /// Commands told of every change of state, in the order of the file.
     pub notify: Vec<HookSpec>,
     /// Which of the settings the file set.
@@ -195,6 +198,8 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
     let drafts: Vec<_> = each("service")
         .map(|((table, at), number)| service::read_service(&notes, table, at, number, &defaults))
         .collect();
+    let bgp = single("bgp").map(|(table, at)| bgp::read(&notes, table, at));
+    bgp.iter().for_each(|bgp| bgp.check(&drafts));
     check::check(&drafts);
     snat::check(&drafts);
     let routers: Vec<_> =
@@ -230,6 +235,7 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
         vrrp,
         pair,
         sync,
+        bgp: bgp.map(bgp::BgpDraft::build),
         notify,
         origins: Origins::new(notes.finish()?),
     })

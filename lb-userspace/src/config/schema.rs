@@ -35,7 +35,6 @@ impl Schema {
     }
 }
 
-const LATER: &str = "not available in this version: remove the section";
 const NO_DEFAULT: &str = "it has no default: set it in each [[service]]";
 
 pub(super) static ROOT: Schema = Schema {
@@ -56,10 +55,11 @@ pub(super) static ROOT: Schema = Schema {
         "vrrp_script",
         "vrrp_file",
         "bfd",
+        "bgp",
         "sync",
         "notify",
     ],
-    refused: &[("bgp", LATER)],
+    refused: &[],
 };
 
 pub(super) static INCLUDED: Schema = Schema {
@@ -79,10 +79,11 @@ pub(super) static INCLUDED: Schema = Schema {
         "vrrp_script",
         "vrrp_file",
         "bfd",
+        "bgp",
         "sync",
         "notify",
     ],
-    refused: &[("include", "only the main file includes others: name this one's there"), ("bgp", LATER)],
+    refused: &[("include", "only the main file includes others: name this one's there")],
 };
 
 pub(super) static NODE: Schema = Schema {
@@ -90,6 +91,9 @@ pub(super) static NODE: Schema = Schema {
     keys: &["name", "interfaces", "xdp_mode", "state_dir", "pin_dir", "run_dir", "answer_ping", "fragments"],
     refused: &[],
 };
+
+pub(super) static BGP: Schema =
+    Schema { header: "[bgp]", keys: &["table", "services", "withdraw", "on_stop"], refused: &[] };
 
 pub(super) static METRICS: Schema = Schema { header: "[metrics]", keys: &["listen"], refused: &[] };
 

@@ -1,7 +1,7 @@
 //! The settings in force, one by one: for `config show`, for hashes, and as TOML.
 
 use super::{
-    Config,
+    Config, bgp,
     digest::{ServiceDigest, digest, services_hash},
     duration::format_duration,
     gradual, pool,
@@ -294,6 +294,9 @@ impl Config {
         for (key, value) in resolver::entries(&self.resolver) {
             push("resolver", key, value);
         }
+        for (key, value) in self.bgp.iter().flat_map(bgp::entries) {
+            push("bgp", key, value);
+        }
         push("flows", "max_flows", json!(self.flows.max_flows));
         push("flows", "max_half_open", json!(self.flows.max_half_open));
         push("flows", "max_sessions", json!(self.flows.max_sessions));
@@ -358,6 +361,7 @@ impl Config {
             vrrp: self.vrrp.clone(),
             pair: self.pair.clone(),
             sync: self.sync.clone(),
+            bgp: self.bgp.clone(),
             origins: Origins::default(),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::observe::{AskFlows, AskTrace, FlowsView, TraceLine};
 use super::{
-    api::*, changes::ChangesView, firewall::FirewallCommand, gradual::GradualCommand, guard::Guarded,
+    api::*, bgp::BgpView, changes::ChangesView, firewall::FirewallCommand, gradual::GradualCommand, guard::Guarded,
     pair::PairCommand, watch::Watcher,
 };
 use crate::model::{BackendName, ServiceName};
@@ -55,6 +55,7 @@ pub enum Command {
     Services(Reply<Vec<ServiceView>>),
     Drops(Reply<Vec<DropView>>),
     Config(Reply<ConfigView>),
+    Bgp(Reply<BgpView>),
     BackendAdd {
         service: ServiceName,
         name: BackendName,

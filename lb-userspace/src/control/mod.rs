@@ -4,6 +4,7 @@
 //! services: it parses a request, sends one [`command::Command`] to the daemon's loop and writes the answer.
 
 pub mod api;
+pub mod bgp;
 pub mod changes;
 pub mod client;
 pub mod command;

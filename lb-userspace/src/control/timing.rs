@@ -63,6 +63,7 @@ impl Command {
             Self::Explain { .. } => "explain",
             Self::Firewall(_) => "firewall",
             Self::Pair(_) => "pair",
+            Self::Bgp(_) => "bgp",
             Self::Flows { .. } => "flows_list",
             Self::Trace { .. } => "trace",
             Self::Guarded(guarded) => guarded.command.name(),

@@ -45,6 +45,8 @@ pub enum EngineError {
     Vrrp(std::io::Error),
     #[error("the sync link: {0}")]
     Link(std::io::Error),
+    #[error("cannot announce addresses to a routing daemon: {0}")]
+    Announce(std::io::Error),
     #[error("{0}")]
     Pair(crate::vrrp::RequestError),
     #[error(
@@ -72,6 +74,7 @@ impl From<EngineError> for CommandError {
             | EngineError::Via(_)
             | EngineError::Vrrp(_)
             | EngineError::Link(_)
+            | EngineError::Announce(_)
             | EngineError::Pair(_) => Self::Failed(text),
         }
     }

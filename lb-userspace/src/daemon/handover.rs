@@ -119,6 +119,8 @@ impl Engine {
     pub(super) fn tend_link(&mut self) {
         let Some(link) = self.pair.handover.link.clone() else { return };
         link.tell_services(&self.hashes().services);
+        let theirs = link.view().peers.into_iter().map(|peer| peer.status.services).find(|hash| !hash.is_empty());
+        self.peer_configuration(theirs.as_deref());
         let Some(until) = self.pair.handover.gate else { return };
         let left = until.saturating_duration_since(Instant::now());
         let connected = !link.connected().is_empty();

@@ -147,6 +147,7 @@ impl Engine {
 
     /// Tells what waits to be told, whether or not the maps could be changed.
     pub(super) fn tell_news(&mut self) {
+        self.announce();
         self.pools.flush();
     }
 

@@ -184,6 +184,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     }
     let tracked = engine.pair.trackers.changed();
     let mut link_events = engine.start_mirror();
+    if let Err(error) = engine.configure_bgp() {
+        tracing::error!(%error, "no address is announced");
+    }
     engine.log_ready();
     engine.calm.disturb();
     let mirror_news = engine.mirror.news();
@@ -200,6 +203,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                     tracing::warn!(by, "detaching: nothing is forwarded any more");
                     // First the peer takes over.
                     engine.stop_pair().await;
+                    engine.stop_bgp().await;
                     drop(engine);
                     let result = Kernel::detach(&pin_dir).map_err(|e| CommandError::Failed(e.to_string()));
                     let _ = reply.send(result.map(|()| ChangeView {
@@ -254,6 +258,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                 engine.timed("gradual", Engine::tend_gradual);
                 engine.timed("pair", Engine::tend_pair);
                 engine.timed("passive", |engine| engine.tend_passive(std::time::Instant::now()));
+                engine.announce();
                 engine.calm.tick();
             }
             _ = hangup.recv() => {
@@ -263,12 +268,14 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             }
             _ = terminate.recv() => {
                 engine.end_traces();
+                engine.stop_bgp().await;
                 engine.stop_pair().await;
                 tracing::info!("SIGTERM: the daemon ends, forwarding goes on (lbd --detach removes it)");
                 break;
             }
             _ = interrupt.recv() => {
                 engine.end_traces();
+                engine.stop_bgp().await;
                 engine.stop_pair().await;
                 tracing::info!("SIGINT: the daemon ends, forwarding goes on (lbd --detach removes it)");
                 break;
@@ -382,6 +389,7 @@ impl Engine {
         }
         match command {
             Command::Status(reply) => self.begin_status(reply),
+            Command::Bgp(reply) => send(reply, Ok::<_, CommandError>(self.bgp_view())),
             Command::Services(reply) => self.begin_walk(reply),
             Command::Drops(reply) => send(reply, self.drops()),
             Command::Config(reply) => send(reply, Ok::<_, CommandError>(self.config_view())),

@@ -93,6 +93,7 @@ impl Collector for Scrape {
         super::pair::encode(&self.snapshot, &mut encoder)?;
         self.instruments.sync.encode(&mut encoder)?;
         super::link::encode(&self.snapshot, &mut encoder)?;
+        super::bgp::encode(&self.snapshot, &mut encoder)?;
         super::pulse_encode::encode(&self.snapshot, &self.instruments, &mut encoder)
     }
 }

@@ -280,6 +280,12 @@ pub(super) static VRRP_FAULTS: Family<1> = Family::new(
     ["instance"],
     "Things that this node lacks to be a good master; lbctl pair names them.",
 );
+pub(super) static BGP_ANNOUNCED: Family<1> = Family::new(
+    Gauge,
+    "lbd_bgp_announced",
+    ["address"],
+    "1 while a route to the address is there for a routing daemon, 0 while it is withheld; lbctl bgp tells why.",
+);
 pub(super) static VRRP_SENT: Family<1> = Family::new(
     Counter,
     "lbd_vrrp_adverts_sent_total",

@@ -6,6 +6,7 @@ use crate::{
         BackendView, DropView, FirewallView, InterfaceView, NatTotals, NatView, PoolView, ServiceView,
         SlotsView, StatusView, TableView,
     },
+    control::bgp::{AnnouncedView, BgpView},
     control::link::{PeerView, SyncView},
     control::pair::{PairView, RefusedView},
     control::passive::{EjectionView, PassiveView},
@@ -131,6 +132,15 @@ pub(super) fn snapshot() -> Snapshot {
             started: 1_750_000_000.5,
         }),
         pair: vec![pair("public", "master"), pair("inner\"side", "fault")],
+        bgp: BgpView {
+            table: Some(9750),
+            addresses: vec![AnnouncedView {
+                address: "192.0.2.10".parse().unwrap(),
+                announced: true,
+                reason: "every service on it is up".to_owned(),
+            }],
+            error: None,
+        },
         pair_refused: vec![
             RefusedView { reason: "ttl".to_owned(), packets: 3 },
             RefusedView { reason: "checksum".to_owned(), packets: 0 },

@@ -2,6 +2,7 @@
 
 use crate::control::{
     api::{DropView, InterfaceView, ServiceView, StatusView},
+    bgp::BgpView,
     command::{Command, CommandError, Commands, Reply},
     link::SyncView,
     pair::{PairCommand, PairView, RefusedView},
@@ -20,6 +21,7 @@ pub struct Snapshot {
     pub pair_refused: Vec<RefusedView>,
     /// Absent without `[sync]`.
     pub link: Option<SyncView>,
+    pub bgp: BgpView,
     /// Absent where /proc cannot be read.
     pub process: Option<super::ProcessView>,
 }
@@ -61,6 +63,7 @@ impl Source for Commands {
             pair: ask(self, |reply| Command::Pair(PairCommand::List(reply))).await?,
             pair_refused: ask(self, |reply| Command::Pair(PairCommand::Refused(reply))).await?,
             link: ask(self, |reply| Command::Pair(PairCommand::Link(reply))).await?,
+            bgp: ask(self, Command::Bgp).await?,
             process: super::process::read().ok(),
         })
     }
@@ -116,6 +119,7 @@ mod tests {
                         drop(reply.send(Ok(answers.pair_refused.clone())));
                     }
                     Command::Pair(PairCommand::Link(reply)) => drop(reply.send(Ok(answers.link.clone()))),
+                    Command::Bgp(reply) => drop(reply.send(Ok(answers.bgp.clone()))),
                     other => panic!("a scrape must not send {other:?}"),
                 }
             }

@@ -3,6 +3,7 @@
 
 mod address;
 mod backend;
+mod bgp;
 mod gradual;
 mod guard;
 mod health;
@@ -21,6 +22,7 @@ mod vrrp;
 
 pub use address::{not_for_backend, not_unicast};
 pub use backend::{Admin, BackendSpec, DEFAULT_WEIGHT, Health, MAX_BACKENDS, MAX_WEIGHT};
+pub use bgp::{BgpSpec, DEFAULT_BGP_TABLE, Withdraw};
 pub use gradual::GradualSpec;
 pub use guard::{
     DEFAULT_BURST_MS, GuardSpec, LimitError, LimitPatch, LimitSpec, MAX_BURST_MS, MAX_RATE, PrefixError,

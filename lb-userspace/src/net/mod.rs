@@ -3,12 +3,14 @@
 //! - [`link`]: the interfaces, as the configuration names them.
 //! - [`nexthop`]: where a packet to an address leaves this host (pure).
 //! - [`watch`]: keeps the next hops of a set of addresses fresh; the only task here.
+//! - [`announce`]: routes that a routing daemon on this host reads.
 //! - [`caps`], [`bpffs`]: what the dataplane needs of the process and of the file system.
 //!
 //! Inside, `engine` is the state machine of the watch (pure: netlink messages and the time in, requests
 //! and results out), `neighbour` and `route` are its tables, `wire` is the netlink socket and its
 //! messages.
 
+pub mod announce;
 pub mod bpffs;
 pub mod caps;
 mod engine;

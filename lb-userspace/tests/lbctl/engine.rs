@@ -189,6 +189,7 @@ pub fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<
         Command::Status(reply) => answer(reply, Ok(status(services))),
         Command::Services(reply) => answer(reply, Ok(services.clone())),
         Command::Drops(reply) => answer(reply, Ok(drops())),
+        Command::Bgp(reply) => answer(reply, Ok(Default::default())),
         Command::Config(reply) => answer(reply, Ok(super::guarded::config())),
         Command::BackendAdd { service, name, address, port, weight, backup, by, reply } => {
             note(by);

@@ -69,6 +69,8 @@ pub struct Shape {
     pub vips_on_link: bool,
     /// A link between the balancers alone: `sync0`, 10.9.0.1 and .2, fd00:9::1 and ::2.
     pub sync_link: bool,
+    /// Balancers beside the pair: lb3, lb4, ...
+    pub more_balancers: usize,
     /// The balancers' kernels forward too, so that backends can use them as gateways for everything.
     pub lb_forwarding: bool,
 }
@@ -82,6 +84,7 @@ impl Default for Shape {
             vips: vec![Ipv4Addr::new(192, 0, 2, 10).into(), IpAddr::V6(documentation(0x10))],
             vips_on_link: false,
             sync_link: false,
+            more_balancers: 0,
             lb_forwarding: false,
         }
     }
@@ -133,6 +136,8 @@ pub struct Topology {
     pub router: Node,
     /// Both balancers: `eth0`, with two arms also `eth1` towards the backends, with `sync_link` also `sync0`.
     pub lb: [Node; 2],
+    /// Those beside the pair, of the same form.
+    pub more: Vec<Node>,
     /// `web1`, `web2`, ... each with `eth0`.
     pub backends: Vec<Node>,
     /// The namespace of the bridges: `br0`, or `front` and `back`; its ports are called after the nodes.
@@ -176,6 +181,9 @@ impl Topology {
             host("lb1", balancer_legs(shape, inside_mtu, 2), &mut plan)?,
             host("lb2", balancer_legs(shape, inside_mtu, 3), &mut plan)?,
         ];
+        let more = (0..shape.more_balancers)
+            .map(|i| host(&format!("lb{}", i + 3), balancer_legs(shape, inside_mtu, i + 4), &mut plan))
+            .collect::<Result<Vec<_>>>()?;
         let backends = (0..shape.backends)
             .map(|i| {
                 let name = format!("web{}", i + 1);
@@ -195,12 +203,12 @@ impl Topology {
 
         for key in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
             plan.sysctl(&router.ns, key, "1");
-            for lb in lb.iter().filter(|_| shape.lb_forwarding) {
+            for lb in lb.iter().chain(&more).filter(|_| shape.lb_forwarding) {
                 plan.sysctl(&lb.ns, key, "1");
             }
         }
         let (front, inside) = (router.interfaces[0].clone(), &router);
-        for node in &lb {
+        for node in lb.iter().chain(&more) {
             plan.gateway(&node.ns, front.v4.into()).gateway(&node.ns, front.v6.into());
         }
         for node in &backends {
@@ -220,7 +228,7 @@ impl Topology {
         }
         plan.apply()?;
 
-        let topology = Self { client, router, lb, backends, switch, shape: shape.clone(), lab };
+        let topology = Self { client, router, lb, more, backends, switch, shape: shape.clone(), lab };
         if !shape.vips_on_link {
             topology.route_vips_to(0)?;
         }
@@ -230,14 +238,18 @@ impl Topology {
         Ok(topology)
     }
 
+    /// Every balancer, the pair first.
+    pub fn balancers(&self) -> impl Iterator<Item = &Node> {
+        self.lb.iter().chain(&self.more)
+    }
+
     /// The switch's ends of the balancers' links.
     fn balancer_ports(&self) -> Vec<String> {
         let back: &[&str] = match self.shape.arms {
             Arms::One => &[],
             Arms::Two => &["-back"],
         };
-        self.lb
-            .iter()
+        self.balancers()
             .flat_map(|lb| [""].iter().chain(back).map(|suffix| format!("{}{suffix}", lb.name)))
             .collect()
     }
@@ -288,7 +300,7 @@ impl Topology {
 
     /// All hosts, for loops.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
-        [&self.client, &self.router].into_iter().chain(&self.lb).chain(&self.backends)
+        [&self.client, &self.router].into_iter().chain(self.balancers()).chain(&self.backends)
     }
 }
 

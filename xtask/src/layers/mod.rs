@@ -32,6 +32,7 @@ const ROOMS: &[Room] = &[
     Room {
         name: "pure",
         modules: &[
+            "lb_userspace::bgp",
             "lb_userspace::config",
             "lb_userspace::import",
             "lb_userspace::maglev",

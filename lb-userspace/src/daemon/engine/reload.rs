@@ -77,6 +77,9 @@ impl Engine {
         if let Err(error) = self.configure_pair() {
             tracing::error!(%error, "VRRP goes on as before the reload");
         }
+        if let Err(error) = self.configure_bgp() {
+            tracing::error!(%error, "no address is announced");
+        }
         self.calm.disturb();
         let message = match changes.len() {
             0 => format!("{file} read again: nothing changed"),

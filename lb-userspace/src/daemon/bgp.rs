@@ -1,0 +1,85 @@
+//! Virtual addresses announced to a routing daemon while this node serves them.
+
+use super::{engine::Engine, error::EngineError};
+use crate::{
+    bgp::{self, Judged},
+    control::bgp::{AnnouncedView, BgpView},
+    net::announce::Announcer,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+/// The routes of this node; none as long as no configuration wants any.
+#[derive(Default)]
+pub(super) struct Bgp {
+    announcer: Option<(u32, Announcer)>,
+    judged: BTreeMap<IpAddr, Judged>,
+}
+
+impl Engine {
+    /// Makes the routes those of the configuration. A section that is gone takes its routes along.
+    pub(super) fn configure_bgp(&mut self) -> Result<(), EngineError> {
+        let table = self.config.bgp.as_ref().map(|spec| spec.table);
+        if self.bgp.announcer.as_ref().map(|(table, _)| *table) != table {
+            if let Some((_, announcer)) = self.bgp.announcer.take() {
+                announcer.set(BTreeSet::new());
+                tokio::spawn(announcer.stop());
+            }
+            // Another table knows nothing yet.
+            self.bgp.judged.clear();
+            if let Some(table) = table {
+                let announcer = Announcer::spawn(table).map_err(EngineError::Announce)?;
+                self.bgp.announcer = Some((table, announcer));
+            }
+        }
+        self.announce();
+        Ok(())
+    }
+
+    /// Announces what is served now.
+    pub(super) fn announce(&mut self) {
+        let (Some(spec), Some((_, announcer))) = (&self.config.bgp, &self.bgp.announcer) else { return };
+        let obstacle = self.obstacle();
+        let services = self.effective.services.iter().filter_map(|service| {
+            let state = self.service_state(&service.spec.name)?;
+            Some((&service.spec, state))
+        });
+        let judged = bgp::judge(spec, obstacle.as_deref(), services);
+        if judged != self.bgp.judged {
+            announcer.set(judged.iter().filter(|(_, it)| it.announced).map(|(address, _)| *address).collect());
+            self.bgp.judged = judged;
+        }
+    }
+
+    /// Why this node should have no packets at all.
+    fn obstacle(&self) -> Option<String> {
+        let attached = |name: &String| self.attached.iter().any(|attached| attached.interface == *name);
+        if let Some(hold) = self.pair.node_hold() {
+            return Some(format!("the node is held by {} (lbctl pair hold --off ends it)", hold.by));
+        }
+        let missing = self.config.node.interfaces.iter().find(|name| !attached(name));
+        missing.map(|name| format!("the program is not attached to {name}"))
+    }
+
+    /// As the daemon ends: the routers are to take the other nodes, unless the configuration says that the routes stay.
+    pub(super) async fn stop_bgp(&mut self) {
+        let Some((_, announcer)) = self.bgp.announcer.take() else { return };
+        if !self.config.bgp.as_ref().is_some_and(|spec| spec.keep_on_stop) {
+            announcer.set(BTreeSet::new());
+        }
+        announcer.stop().await;
+    }
+
+    pub(super) fn bgp_view(&self) -> BgpView {
+        let Some((table, announcer)) = &self.bgp.announcer else { return BgpView::default() };
+        let there = announcer.announced();
+        let view = |(address, it): (&IpAddr, &Judged)| AnnouncedView {
+            address: *address,
+            announced: there.routes.contains(address),
+            reason: it.reason.clone(),
+        };
+        BgpView { table: Some(*table), addresses: self.bgp.judged.iter().map(view).collect(), error: there.error }
+    }
+}
