@@ -7,9 +7,13 @@
 use std::{
     fmt::Write as _,
     fs,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -17,6 +21,7 @@ use aya::maps::{Array, Map, MapData};
 use lb_common::abi::{BackendEntry, Identity};
 use lb_tests::{
     balancer::{Balancer, Service, Settings, program},
+    client,
     lab::{Result, Shape, Topology, wait_until},
     require,
     skip::Need,
@@ -31,6 +36,8 @@ use lb_userspace::{
 const SERVICES: usize = 4096;
 const BACKENDS: usize = 16;
 const CHANGES: usize = 1200;
+/// Changes while others list and scrape.
+const BESIDE: usize = 300;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What may be asked of the daemon under test.
@@ -39,16 +46,28 @@ struct Bars {
     load: Duration,
     /// From a change's request to its answer, of 99 in 100; on a busy machine the CPU time of one on average.
     change: Duration,
+    /// The same while somebody lists everything and scrapes all the time.
+    beside: Duration,
     /// Resident, in MiB.
     memory: u64,
 }
 
 fn bars() -> Bars {
     if program("lbd").components().any(|part| part.as_os_str() == "release") {
-        Bars { load: Duration::from_secs(2), change: Duration::from_millis(20), memory: 150 }
+        Bars {
+            load: Duration::from_secs(2),
+            change: Duration::from_millis(20),
+            beside: Duration::from_millis(50),
+            memory: 150,
+        }
     } else {
         // Unoptimized code takes ten to twenty times as long, and its program text is larger.
-        Bars { load: Duration::from_secs(60), change: Duration::from_millis(400), memory: 250 }
+        Bars {
+            load: Duration::from_secs(60),
+            change: Duration::from_millis(400),
+            beside: Duration::from_secs(1),
+            memory: 250,
+        }
     }
 }
 
@@ -242,6 +261,7 @@ fn at_full_size(health: &str) -> Result<()> {
     let took = fair(most, used);
     assert!(took <= bars.change, "a change took {took:?}");
 
+    beside_lists(&balancer, &bars)?;
     let begun = Instant::now();
     let listed = runtime.block_on(client.services()).expect("a list").len();
     eprintln!("a list of all services: {:?}", begun.elapsed());
@@ -260,6 +280,88 @@ fn at_full_size(health: &str) -> Result<()> {
     eprintln!("after that start: {}", memory(pid));
     fits?;
     wait_until("the daemon's answer", PATIENCE, || balancer.lbctl_output(&["status"]).status.success())
+}
+
+/// Changes while one client lists all services and another scrapes the metrics, again and again; and the memory after many of
+/// them, and after reloads.
+fn beside_lists(balancer: &Balancer<'_>, bars: &Bars) -> Result<()> {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let (stop, socket) = (AtomicBool::new(false), &balancer.socket());
+    let (answers, lists, scrapes, used) = thread::scope(|scope| {
+        // Whatever happens below, the two end.
+        let _end = Stop(&stop);
+        let lister = scope.spawn(|| {
+            let (client, runtime, mut lists) = (Client::new(socket), runtime(), 0);
+            while !stop.load(Ordering::Relaxed) {
+                let list = runtime.block_on(client.services()).expect("a list");
+                assert_eq!(list.len(), SERVICES);
+                lists += 1;
+            }
+            lists
+        });
+        let scraper = scope.spawn(|| {
+            let mut scrapes = 0;
+            while !stop.load(Ordering::Relaxed) {
+                // A busy machine may take longer than a scrape may take: that is said, and no failure here.
+                scrapes += usize::from(scrape(balancer));
+            }
+            scrapes
+        });
+        let (client, runtime) = (Client::new(socket), runtime());
+        let (mut answers, pid) = (Vec::new(), balancer.process().pid());
+        let before = busiest(pid);
+        for change in 0..BESIDE {
+            let service = format!("s{}", change * 977 % SERVICES).parse::<ServiceName>().expect("a name");
+            let backend = format!("web{}", change % BACKENDS).parse::<BackendName>().expect("a name");
+            let weight = 1 + u16::try_from(change % 900).expect("a weight");
+            let asked = Instant::now();
+            runtime.block_on(client.backend_weight(&service, &backend, weight)).expect("an answer");
+            answers.push(asked.elapsed());
+            // An operator's pace: the lists get on, too.
+            thread::sleep(Duration::from_millis(10));
+        }
+        let used = busiest(pid) - before;
+        stop.store(true, Ordering::Relaxed);
+        (answers, lister.join().expect("the lister"), scraper.join().expect("the scraper"), used)
+    });
+    let [half, most, longest] = percentiles(answers);
+    eprintln!(
+        "{BESIDE} changes beside {lists} lists and {scrapes} scrapes: p50 {half:?}, p99 {most:?}, longest {longest:?}; \
+         {used:?} of CPU time of the busiest thread"
+    );
+    assert!(lists > 0, "no list was answered");
+    // Where others want the CPUs, too, the wall clock says little, and the CPU time is mostly that of the lists.
+    let bar = if busy() { bars.beside * 20 } else { bars.beside };
+    assert!(most <= bar, "a change beside lists took {most:?}");
+
+    let client = Client::new(socket);
+    let runtime = runtime();
+    let pid = balancer.process().pid();
+    let mut sizes = Vec::new();
+    for _ in 0..3 {
+        runtime.block_on(client.reload(false)).expect("a reload");
+        // It is given back three seconds later.
+        thread::sleep(Duration::from_secs(5));
+        sizes.push(resident(pid, "VmRSS") / 1024);
+    }
+    eprintln!("MiB after each of {} reloads: {sizes:?}", sizes.len());
+    assert!(sizes[2] <= sizes[0] + 8, "memory grows with every reload: {sizes:?} MiB");
+    Ok(())
+}
+
+/// False if the daemon could not answer in time.
+fn scrape(balancer: &Balancer<'_>) -> bool {
+    let target = SocketAddr::from(([127, 0, 0, 1], 9750));
+    let answer = client::get(&balancer.node.ns, target, "/metrics", PATIENCE).expect("an answer");
+    answer.status == 200
+}
+
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use crate::model::{
 };
 use nix::errno::Errno;
 use proptest::prelude::*;
+use std::collections::HashMap;
 
 const WALL: SystemTime = SystemTime::UNIX_EPOCH;
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -325,7 +326,7 @@ proptest! {
             prop_assert_eq!(roster.by_key.len(), targets.len());
             for target in &targets {
                 let member = &roster.by_key[&target.key];
-                prop_assert_eq!(member.address, target.address);
+                prop_assert_eq!(member.status.address, target.address);
                 prop_assert_eq!(&member.spec, &target.spec);
                 prop_assert_eq!(told[&target.key].1, member.status.health);
                 prop_assert_eq!(member.state.health, member.status.health);
@@ -358,7 +359,7 @@ fn a_few_change_as_all_do() {
     assert_eq!(changed.stop.len(), applied.stop.len());
     let members = |bench: &Bench| -> std::collections::BTreeMap<TargetKey, (SocketAddr, Arc<HealthSpec>)> {
         let by_key = bench.roster.by_key.iter();
-        by_key.map(|(key, member)| (key.clone(), (member.address, Arc::clone(&member.spec)))).collect()
+        by_key.map(|(key, member)| (key.clone(), (member.status.address, Arc::clone(&member.spec)))).collect()
     };
     assert_eq!(members(&few), members(&whole));
 }
