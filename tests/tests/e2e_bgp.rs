@@ -188,6 +188,12 @@ fn connections_survive_nodes_that_come_and_go_behind_ecmp() -> Result<()> {
     assert!(report.broken.is_empty() && report.blocks > 0, "{:?}", report.broken);
     eprintln!("{:5.1?}: {} blocks, longest silence {:.1?}", begun.elapsed(), report.blocks, report.silence);
 
+    // Maintenance: a node that is held announces nothing.
+    balancers[3].lbctl(&["pair", "hold"]);
+    wait_for_paths(&topology, NODES - 2)?;
+    balancers[3].lbctl(&["pair", "hold", "--off"]);
+    wait_for_paths(&topology, NODES - 1)?;
+
     // The service loses its quorum: every node takes its addresses back, and announces them again.
     servers[1].kill();
     servers[2].kill();

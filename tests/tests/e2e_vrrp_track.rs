@@ -252,8 +252,8 @@ fn a_hold_outlives_the_daemon() -> Result<()> {
         one.restart()?;
         let held = view(&one);
         assert!(held.held, "{held:?}");
-        assert!(held.held_by.as_deref().is_some_and(|by| by.contains("uid 0")), "{held:?}");
-        assert!(held.held_since.is_some_and(|since| since > 1e9), "{held:?}");
+        assert!(held.hold_by.as_deref().is_some_and(|by| by.contains("uid 0")), "{held:?}");
+        assert!(held.hold_since.is_some_and(|since| since > 1e9), "{held:?}");
         // More than three intervals: it takes nothing.
         std::thread::sleep(Duration::from_secs(1));
         assert_eq!(view(&one).state, "backup");
@@ -274,7 +274,7 @@ fn a_hold_outlives_the_daemon() -> Result<()> {
     one.kill();
     one.restart()?;
     wait_for(&one, "master")?;
-    assert!(views(&one).iter().all(|view| !view.held && view.held_by.is_none()));
+    assert!(views(&one).iter().all(|view| !view.held && view.hold_by.is_none()));
     one.stop()
 }
 

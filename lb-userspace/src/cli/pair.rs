@@ -123,9 +123,9 @@ fn render_at(views: &[PairView], now: f64) -> String {
             };
         }
         if view.held {
-            let by = view.held_by.as_deref().map_or(String::new(), |by| format!(" by {}", printable(by)));
+            let by = view.hold_by.as_deref().map_or(String::new(), |by| format!(" by {}", printable(by)));
             let since =
-                view.held_since.map_or(String::new(), |since| format!(" for {}", duration(now - since)));
+                view.hold_since.map_or(String::new(), |since| format!(" for {}", duration(now - since)));
             let _ = writeln!(text, "{name}: held{by}{since}; `lbctl pair hold --off` ends it");
         }
         for session in &view.bfd {
@@ -190,13 +190,16 @@ mod tests {
                 trouble: None,
             }],
             held: true,
-            held_by: Some("uid 0 (root)".to_owned()),
-            held_since: Some(941.0),
+            hold_by: Some("uid 0 (root)".to_owned()),
+            hold_since: Some(941.0),
             handed_over: false,
             waits_for_state: false,
             adverts_sent: 7,
             adverts_received: 9,
             split_brains: 0,
+            address_claims: 0,
+            held_by: "interface".to_owned(),
+            lease: 0.0,
             transitions: [("backup".to_owned(), 2)].into(),
         };
         let expected = "\

@@ -63,9 +63,9 @@ pub struct PairView {
     pub held: bool,
     /// Who holds it, e.g. "uid 0 (root)", and since when, in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held_by: Option<String>,
+    pub hold_by: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held_since: Option<f64>,
+    pub hold_since: Option<f64>,
     /// It handed over by `pair failover`, and leaves the new master alone.
     pub handed_over: bool,
     /// It has not the peer's state yet, and so leaves a living master alone.

@@ -3,7 +3,10 @@
 use super::{engine::Engine, error::EngineError};
 use crate::{
     bgp::{self, Judged},
-    control::bgp::{AnnouncedView, BgpView},
+    control::{
+        api::ChangeView,
+        bgp::{AnnouncedView, BgpView},
+    },
     net::announce::Announcer,
 };
 use std::{
@@ -61,6 +64,14 @@ impl Engine {
         }
         let missing = self.config.node.interfaces.iter().find(|name| !attached(name));
         missing.map(|name| format!("the program is not attached to {name}"))
+    }
+
+    /// The answer to a hold where there are no virtual routers.
+    pub(super) fn node_held(&self, on: bool, by: &str) -> ChangeView {
+        let how = if on { "held: it announces no address until it is released" } else { "released" };
+        let message = format!("the node is {how}");
+        tracing::info!(by, "{message}");
+        ChangeView { message, revision: self.changes.revision(), ..ChangeView::default() }
     }
 
     /// As the daemon ends: the routers are to take the other nodes, unless the configuration says that the routes stay.

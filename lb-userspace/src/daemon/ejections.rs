@@ -1,8 +1,9 @@
 //! Ejections on disk: a daemon that restarts goes on with those of the one before.
 
-use super::{gradual::unix_ms, passive::Passive};
+use super::passive::Passive;
 use crate::{
     config::Config,
+    events::unix_ms,
     model::ServiceName,
     outlier::{Detector, Ejection, Kept, Moment},
 };

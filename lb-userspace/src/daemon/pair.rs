@@ -50,6 +50,11 @@ impl Pair {
         Self { holds, ..Self::default() }
     }
 
+    /// Of every instance, and of the routes of `[bgp]`.
+    pub(super) fn node_hold(&self) -> Option<&Hold> {
+        self.holds.node()
+    }
+
     pub(super) fn vrrp(&self) -> Option<&Vrrp> {
         self.vrrp.as_ref()
     }
@@ -157,6 +162,13 @@ impl Engine {
                 }
                 if on {
                     self.flush_masters(|master| name.as_ref().is_none_or(|name| name == master));
+                }
+                if name.is_none() && self.config.bgp.is_some() {
+                    self.announce();
+                    if self.pair.vrrp.is_none() {
+                        let _ = reply.send(Ok(self.node_held(on, &by)));
+                        return;
+                    }
                 }
                 let what = name.as_ref().map_or("every instance".to_owned(), ToString::to_string);
                 let how =
@@ -335,8 +347,8 @@ fn view(router: &RouterView, pair: &Pair) -> PairView {
         group: spec.group.as_ref().map(ToString::to_string),
         bfd: pair.sessions(spec),
         held: *held,
-        held_by: hold.map(|hold| hold.by.clone()),
-        held_since: hold.map(|hold| hold.since),
+        hold_by: hold.map(|hold| hold.by.clone()),
+        hold_since: hold.map(|hold| hold.since),
         handed_over: *yielded,
         waits_for_state: *gated,
         adverts_sent: counters.sent.load(Relaxed) + counters.sent_zero.load(Relaxed),

@@ -238,6 +238,9 @@ fn put_entry(out: &mut Vec<u8>, key: &Key, value: &Value) {
             out.extend(session.addresses.as_flattened());
             out.extend(session.ports.as_flattened());
             out.extend(session.flags.to_be_bytes());
+            if key.table == Table::SessionsOut {
+                out.extend(value.isn.to_be_bytes());
+            }
         }
     }
 }
@@ -310,6 +313,9 @@ impl Reader<'_> {
                 let ports = [self.array()?, self.array()?];
                 let flags = u16::from_be_bytes(self.array()?);
                 value.session = Some(Box::new(Session { addresses, ports, flags }));
+                if table == Table::SessionsOut {
+                    value.isn = self.u32()?;
+                }
             }
         }
         Ok((key, value))
@@ -356,6 +362,7 @@ mod tests {
                     Table::HalfOpen4 | Table::HalfOpen6 => value.isn = isn,
                     Table::SessionsOut | Table::SessionsBack => {
                         value.session = Some(Box::new(Session { addresses, ports: ports_of, flags }));
+                        value.isn = if table == Table::SessionsOut { isn } else { 0 };
                     }
                     Table::Flows4 | Table::Flows6 => {}
                 }

@@ -46,7 +46,7 @@ pub struct Key {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Value {
     pub entry: FlowEntry,
-    /// Of a handshake: its initial sequence number.
+    /// Of a handshake, and of a session on its way out: its initial sequence number.
     pub isn: u32,
     /// Of a NAT session.
     pub session: Option<Box<Session>>,
@@ -110,7 +110,7 @@ impl Value {
     pub fn out(out: &SessionOut) -> Self {
         let session =
             Session { addresses: [out.source, [0; 16]], ports: [out.port, [0; 2]], flags: out.flags };
-        Self { entry: FlowEntry(out.entry), isn: 0, session: Some(Box::new(session)) }
+        Self { entry: FlowEntry(out.entry), isn: out.isn, session: Some(Box::new(session)) }
     }
 
     #[must_use]
@@ -136,7 +136,7 @@ impl Value {
             source: session.addresses[0],
             port: session.ports[0],
             flags: session.flags,
-            pad: 0,
+            isn: self.isn,
         }
     }
 

@@ -74,7 +74,7 @@ fn value(key: Key, entry: FlowEntry) -> Value {
             Value::half_open(HalfOpen { entry: entry.0, isn: n.into(), pad: 0 })
         }
         Table::SessionsOut => {
-            Value::out(&SessionOut { entry: entry.0, source: [n; 16], port: [7, n], flags: 3, pad: 0 })
+            Value::out(&SessionOut { entry: entry.0, source: [n; 16], port: [7, n], flags: 3, isn: n.into() })
         }
         Table::SessionsBack => Value::back(&SessionBack {
             entry: entry.0,

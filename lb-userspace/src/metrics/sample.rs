@@ -71,8 +71,8 @@ fn pair(name: &str, state: &str) -> PairView {
         missing: Vec::new(),
         group: None,
         bfd: Vec::new(),
-        held_by: None,
-        held_since: None,
+        hold_by: None,
+        hold_since: None,
         name: name.to_owned(),
         interface: "eth0".to_owned(),
         router_id: 51,
@@ -93,6 +93,9 @@ fn pair(name: &str, state: &str) -> PairView {
         adverts_sent: 11,
         adverts_received: 12,
         split_brains: 2,
+        address_claims: 0,
+        held_by: "interface".to_owned(),
+        lease: 0.0,
         transitions: [("backup".to_owned(), 1), ("master".to_owned(), 1)].into(),
     }
 }

@@ -5,7 +5,7 @@
 //! touches any of these is not a part's: [`Part::build`] says so, and the caller builds everything.
 
 use super::{
-    Action, BuildError, Image, ServiceRecord, TunnelSettings, WantedBackend, WantedService,
+    Action, BuildError, Image, TunnelSettings, WantedBackend, WantedService,
     build::{KnownIds, build_from},
     diff, install, name_of,
 };

@@ -41,6 +41,11 @@ impl Holds {
         self.all.is_none() && self.each.is_empty()
     }
 
+    /// The hold of the whole node.
+    pub fn node(&self) -> Option<&Hold> {
+        self.all.as_ref()
+    }
+
     /// The hold of an instance.
     pub fn of(&self, name: &VrrpName) -> Option<&Hold> {
         self.each.get(name).or(self.all.as_ref())

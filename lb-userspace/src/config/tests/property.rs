@@ -2,10 +2,10 @@
 
 use super::*;
 use crate::model::{
-    BackendSpec, BfdSpec, DnsCheck, ExecCheck, FileSpec, GradualSpec, GroupSpec, GrpcCheck, GuardSpec,
+    BackendSpec, BfdSpec, BgpSpec, DnsCheck, ExecCheck, FileSpec, GradualSpec, GroupSpec, GrpcCheck, GuardSpec,
     Health, HeldBy, HookSpec, LimitSpec, MAX_BURST_MS, MAX_RATE, MysqlCheck, OnAllDown, PairSpec, PassiveSpec,
     PoolSpec, QuicSpec, RedisCheck, Role, ScriptSpec, ServerId, SnatSpec, StatusRange, TlsSpec, TrackSpec,
-    Tracked, TrackedFile, UdpCheck, Via, VrrpName, VrrpVersion,
+    Tracked, TrackedFile, UdpCheck, Via, VrrpName, VrrpVersion, Withdraw,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -543,6 +543,12 @@ fn config() -> impl Strategy<Value = Config> {
     (node, listen, tunnel, firewall, flows, services, vrrp, control).prop_map(
         |(node, metrics, tunnel, firewall, flows, services, mut vrrp, control)| Config {
             pair: parts(&mut vrrp),
+            bgp: (vrrp.len() == 2).then(|| BgpSpec {
+                table: 9751,
+                services: Vec::new(),
+                withdraw: Withdraw::Down,
+                keep_on_stop: vrrp[0].preempt,
+            }),
             notify: pool(vrrp.len() as u16 + 1).notify,
             file: "lbd.toml".to_owned(),
             node,
