@@ -171,7 +171,7 @@ impl TrackDraft {
 }
 
 /// With its weight, as in the file.
-pub(super) fn shown(name: impl std::fmt::Display, weight: i16) -> String {
+pub(super) fn shown(name: &dyn std::fmt::Display, weight: i16) -> String {
     format!("{name} weight {weight}")
 }
 

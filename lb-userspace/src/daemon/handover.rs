@@ -120,7 +120,9 @@ impl Engine {
         let Some(link) = self.pair.handover.link.clone() else { return };
         link.tell_services(&self.hashes().services);
         let theirs = link.view().peers.into_iter().map(|peer| peer.status.services).find(|hash| !hash.is_empty());
-        self.peer_configuration(theirs.as_deref());
+        if theirs != self.pair.peer_services {
+            self.peer_configuration(theirs);
+        }
         let Some(until) = self.pair.handover.gate else { return };
         let left = until.saturating_duration_since(Instant::now());
         let connected = !link.connected().is_empty();

@@ -37,8 +37,8 @@ pub(super) struct Pair {
     pub trackers: Trackers,
     /// What the threads know to be missing.
     pub told: Option<BTreeMap<VrrpName, Vec<Missing>>>,
-    /// How the peer's configuration differs, if it does.
-    pub peer_differs: Option<String>,
+    /// Hash of the services in force on the peer; none while nothing is known of it.
+    pub peer_services: Option<String>,
     holds: Holds,
     pub(super) handover: super::handover::Handover,
     pub bfd: Option<Bfd>,
@@ -272,7 +272,7 @@ async fn log(mut notices: NoticeReader, events: Bus, hooks: Notifier) {
         notice.log();
         match &notice {
             Notice::Changed { name, from, to, cause, priority: _ } => {
-                let event = super::tell::pair(&events, name, told(*from), told(*to), cause.describe());
+                let event = super::tell::pair(&events, name, from.name(), told(*to), cause.describe());
                 hooks.tell(&event);
             }
             Notice::SplitBrain { name, source } => {
@@ -295,7 +295,7 @@ async fn log(mut notices: NoticeReader, events: Bus, hooks: Notifier) {
     }
 }
 
-/// As hooks and watchers are told.
+/// As hooks and watchers are told of a new state.
 const fn told(phase: Phase) -> &'static str {
     match phase {
         Phase::Init => "stop",

@@ -55,19 +55,22 @@ impl Engine {
                 add(format!("service {} is {state}", tracked.name), tracked.weight.into());
             }
         }
-        if let (Some(weight), Some(cause)) = (spec.track.peer_config, &self.pair.peer_differs) {
-            add(cause.clone(), weight.into());
+        if let (Some(weight), Some(theirs)) = (spec.track.peer_config, &self.pair.peer_services) {
+            let ours = &self.hashes().services;
+            if ours != theirs {
+                add(
+                    format!("the peer has other services in force (hash {theirs}, here {ours})"),
+                    weight.into(),
+                );
+            }
         }
         missing
     }
 
     /// What is known of the peer's configuration: the hash of its services ([`crate::config::Config::shared_hash`] of
     /// what is in force there), `None` while the peer is not connected. It counts where `track_peer_config` says so.
-    pub fn peer_configuration(&mut self, theirs: Option<&str>) {
-        let ours = self.hashes().services;
-        self.pair.peer_differs = theirs
-            .filter(|theirs| **theirs != ours)
-            .map(|theirs| format!("the peer has other services in force (hash {theirs}, here {ours})"));
+    pub fn peer_configuration(&mut self, theirs: Option<String>) {
+        self.pair.peer_services = theirs;
         self.track_pair();
     }
 

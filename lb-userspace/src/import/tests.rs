@@ -223,7 +223,7 @@ const IPVSADM: &str = include_str!("../../tests/lbctl/import/ipvsadm.rules");
 fn samples_are_taken_over() {
     let counts = |made: &Imported| (made.services, made.backends, made.vrrp);
     let keepalived = checked(Kind::Keepalived, KEEPALIVED, &Options::default());
-    assert_eq!(counts(&keepalived), (5, 10, 2));
+    assert_eq!(counts(&keepalived), (5, 10, 3));
     assert!(keepalived.toml.contains("quorum_up = 2\nquorum_down = 2\n"), "{}", keepalived.toml);
     let haproxy = checked(Kind::Haproxy, HAPROXY, &Options::default());
     assert_eq!(counts(&haproxy), (4, 10, 0));

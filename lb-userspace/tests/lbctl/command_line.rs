@@ -315,7 +315,9 @@ fn the_pair() {
     assert!(fails(socket, "pair failover nobody", 1).contains("no VRRP instance 'nobody'"));
     assert_eq!(ok(socket, "pair hold"), "every instance is held\n");
     assert_eq!(ok(socket, "pair hold off --instance public"), "public is released\n");
+    assert_eq!(ok(socket, "pair hold --off"), "every instance is released\n");
+    fails(socket, "pair hold on --off", 2);
     fails(socket, "pair hold maybe", 2);
     fails(socket, "pair failover", 2);
-    assert_eq!(daemon.asked_by().len(), 4);
+    assert_eq!(daemon.asked_by().len(), 5);
 }

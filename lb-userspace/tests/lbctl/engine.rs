@@ -1,10 +1,10 @@
 //! A daemon without a kernel: the real server, and an engine that keeps two services in memory.
 
+use super::pair;
 use lb_userspace::control::api::*;
 use lb_userspace::control::command::{Answer, Command, CommandError, Reply};
 use lb_userspace::control::firewall::{FirewallCommand, LimitsView, PrefixView};
 use lb_userspace::control::observe::*;
-use lb_userspace::control::pair::{PairCommand, PairView};
 use lb_userspace::control::server::{Limits, serve_with};
 use lb_userspace::control::socket::ControlSocket;
 use lb_userspace::model::{Admin, Forward, Health, LimitSpec, Protocol, Scheduler, Verdict};
@@ -271,7 +271,7 @@ pub fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<
         Command::Save { print, by, reply } => super::save::obey(print, by, note, reply),
         Command::Firewall(command) => obey_firewall(command, note),
         Command::Gradual(command) => crate::gradual::obey(command, services, asked_by),
-        Command::Pair(command) => obey_pair(command, note),
+        Command::Pair(command) => pair::obey(command, note),
         Command::Explain { protocol, source, destination, packet: _, reply } => {
             answer(reply, Ok(explain(protocol, source, destination)));
         }
@@ -328,63 +328,7 @@ fn obey_firewall(command: FirewallCommand, note: impl Fn(String)) {
     }
 }
 
-fn obey_pair(command: PairCommand, note: impl Fn(String)) {
-    match command {
-        PairCommand::List(reply) => drop(reply.send(Ok(vec![public()]))),
-        PairCommand::Refused(reply) => drop(reply.send(Ok(Vec::new()))),
-        PairCommand::Link(reply) => drop(reply.send(Ok(None))),
-        PairCommand::Failover { name, by, reply } => {
-            note(by);
-            let known = name.as_str() == "public";
-            let error = || CommandError::NotFound(format!("no VRRP instance '{name}'"));
-            let done = || changed(format!("{name} is handed over to the peer"));
-            drop(reply.send(known.then(done).ok_or_else(error)));
-        }
-        PairCommand::Hold { name, on, by, reply } => {
-            note(by);
-            let what = name.map_or("every instance".to_owned(), |name| name.to_string());
-            let how = if on { "held" } else { "released" };
-            drop(reply.send(Ok(changed(format!("{what} is {how}")))));
-        }
-    }
-}
-
-fn public() -> PairView {
-    PairView {
-        name: "public".to_owned(),
-        interface: "eth0".to_owned(),
-        router_id: 51,
-        version: 3,
-        state: "master".to_owned(),
-        priority: 150,
-        effective_priority: 150,
-        addresses: vec!["192.0.2.10/24".to_owned(), "2001:db8::10/64".to_owned()],
-        peers: Vec::new(),
-        master: None,
-        master_priority: None,
-        // A day ago or thousands: shown in days.
-        since: 0.0,
-        reason: "no master was heard".to_owned(),
-        faults: Vec::new(),
-        missing: Vec::new(),
-        group: None,
-        bfd: Vec::new(),
-        held: false,
-        hold_by: None,
-        hold_since: None,
-        handed_over: false,
-        waits_for_state: false,
-        adverts_sent: 3,
-        adverts_received: 1,
-        split_brains: 0,
-        address_claims: 0,
-        held_by: "interface".to_owned(),
-        lease: 3.0,
-        transitions: [("backup".to_owned(), 1), ("master".to_owned(), 1)].into(),
-    }
-}
-
-fn changed(message: String) -> ChangeView {
+pub fn changed(message: String) -> ChangeView {
     ChangeView { message, ..ChangeView::default() }
 }
 

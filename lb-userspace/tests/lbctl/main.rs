@@ -9,5 +9,6 @@ mod guarded;
 mod hostile;
 mod import;
 mod openapi;
+mod pair;
 mod save;
 mod server;
