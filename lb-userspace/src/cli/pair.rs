@@ -153,6 +153,9 @@ mod tests {
             adverts_sent: 7,
             adverts_received: 9,
             split_brains: 0,
+            address_claims: 0,
+            held_by: "interface".to_owned(),
+            lease: 3.0,
             transitions: [("backup".to_owned(), 2)].into(),
         };
         let expected = "\
