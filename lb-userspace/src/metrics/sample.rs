@@ -85,6 +85,9 @@ fn pair(name: &str, state: &str) -> PairView {
         adverts_sent: 11,
         adverts_received: 12,
         split_brains: 2,
+        address_claims: 0,
+        held_by: "interface".to_owned(),
+        lease: 3.0,
         transitions: [("backup".to_owned(), 1), ("master".to_owned(), 1)].into(),
     }
 }
