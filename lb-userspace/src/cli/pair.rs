@@ -199,7 +199,7 @@ mod tests {
             split_brains: 0,
             address_claims: 0,
             held_by: "interface".to_owned(),
-            lease: 0.0,
+            lease: 3.0,
             transitions: [("backup".to_owned(), 2)].into(),
         };
         let expected = "\

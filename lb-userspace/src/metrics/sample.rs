@@ -95,7 +95,7 @@ fn pair(name: &str, state: &str) -> PairView {
         split_brains: 2,
         address_claims: 0,
         held_by: "interface".to_owned(),
-        lease: 0.0,
+        lease: 3.0,
         transitions: [("backup".to_owned(), 1), ("master".to_owned(), 1)].into(),
     }
 }

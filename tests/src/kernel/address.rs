@@ -1,9 +1,28 @@
 //! The daemon's part in virtual addresses: entries, leases, and the claims that it is told of.
 
 use super::{Loaded, Program};
-use aya::maps::{Map, MapData, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, RingBuf};
 use lb_common::abi::{AddressEntry, AddressKey, ClaimEvent, Control, EventHeader, Lease};
 use std::collections::BTreeMap;
+
+/// The maps that addresses take.
+pub(super) struct Neighbourhood {
+    entries: HashMap<MapData, AddressKey, AddressEntry>,
+    leases: Array<MapData, u64>,
+    control: Array<MapData, Control>,
+    events: RingBuf<MapData>,
+}
+
+impl Neighbourhood {
+    pub(super) fn of(program: &Program) -> Self {
+        Self {
+            entries: program.hash("ADDRESSES"),
+            leases: program.array("LEASES"),
+            control: program.array("CONTROL"),
+            events: events(program),
+        }
+    }
+}
 
 impl Loaded {
     /// The virtual addresses that it may answer for, in place of those before, and their leases.
@@ -12,7 +31,7 @@ impl Loaded {
         addresses: &BTreeMap<AddressKey, AddressEntry>,
         leases: &BTreeMap<u32, Lease>,
     ) {
-        let mut entries = self.program.hash::<AddressKey, AddressEntry>("ADDRESSES");
+        let Neighbourhood { entries, leases: words, control, .. } = &mut self.neighbourhood;
         let before: Vec<AddressKey> = entries.keys().collect::<Result<_, _>>().expect("ADDRESSES");
         for key in before {
             entries.remove(&key).expect("an address that is there");
@@ -21,9 +40,8 @@ impl Loaded {
             entries.insert(key, entry, 0).expect("ADDRESSES");
         }
         for (index, lease) in leases {
-            self.program.array::<u64>("LEASES").set(*index, lease.0, 0).expect("LEASES");
+            words.set(*index, lease.0, 0).expect("LEASES");
         }
-        let mut control = self.program.array::<Control>("CONTROL");
         let mut switches = control.get(&0, 0).expect("CONTROL");
         switches.flags = match addresses.is_empty() {
             true => switches.flags & !Control::ADDRESSES,
@@ -35,14 +53,13 @@ impl Loaded {
     /// A lease as it is by now.
     #[must_use]
     pub fn lease(&self, index: u32) -> Lease {
-        Lease(self.program.array::<u64>("LEASES").get(&index, 0).expect("LEASES"))
+        Lease(self.neighbourhood.leases.get(&index, 0).expect("LEASES"))
     }
 
     /// What others claimed since the last call.
     pub fn claims(&mut self) -> Vec<ClaimEvent> {
-        let mut ring = events(&self.program);
         let mut claims = Vec::new();
-        while let Some(record) = ring.next() {
+        while let Some(record) = self.neighbourhood.events.next() {
             if record.len() == size_of::<ClaimEvent>() && record[..4] == EventHeader::CLAIM.to_ne_bytes() {
                 // SAFETY: as many bytes as the type has, which is integers and byte arrays.
                 claims.push(unsafe { record.as_ptr().cast::<ClaimEvent>().read_unaligned() });

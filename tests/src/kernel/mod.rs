@@ -197,6 +197,7 @@ pub struct Loaded {
     half_open6: HashMap<MapData, FlowKey6, HalfOpen>,
     fragments: HashMap<MapData, FragmentKey, FragmentTrace>,
     held: held::Held,
+    neighbourhood: address::Neighbourhood,
     schedules: Array<MapData, Schedule>,
 }
 
@@ -229,6 +230,7 @@ impl Loaded {
             schedules: program.array("SCHEDULES"),
             fragments: program.hash("FRAGMENTS"),
             held: held::Held::of(&program),
+            neighbourhood: address::Neighbourhood::of(&program),
             maps: Maps::take(program.ebpf()).expect("all maps"),
             image: Image::empty(room.ring, room.backends),
             program,

@@ -97,6 +97,11 @@ fn every_reason_has_a_packet_and_a_neighbour() {
         DropReason::FragmentHeld,
         DropReason::NoHeadroom,
         DropReason::Internal,
+        // `neighbour.rs`.
+        DropReason::NeighbourAnswered,
+        DropReason::NeighbourUnanswered,
+        DropReason::LeaseOver,
+        DropReason::NotAccepted,
     ] {
         assert!(met.insert(elsewhere as u32));
     }

@@ -2,13 +2,13 @@
 
 use crate::{icmp::stay_on_one_cpu, rig::Rig};
 use lb_common::{
-    abi::{AddressEntry, AddressKey, Lease},
+    abi::{AddressEntry, AddressKey, Lease, VipEntry},
     core::DropReason,
     csum, hash,
 };
 use lb_tests::{
     kernel::{Counters, Host, INGRESS, Verdict, vip},
-    packets::describe,
+    packets::{Transport, describe},
 };
 use std::{
     collections::BTreeMap,
@@ -426,6 +426,38 @@ fn answers_take_tokens() {
         rig.passes("a claim", &advertisement(SIX, THEIRS, 255));
     }
     assert_eq!(rig.balancer.claims().len(), 3);
+}
+
+/// `accept = false`: what no service takes is dropped, but for what finds the address.
+#[test]
+fn what_is_not_accepted() {
+    let mut rig = Rig::new();
+    let mut image = rig.world.image.clone();
+    for v6 in [false, true] {
+        image.vips.get_mut(&vip(10, v6)).unwrap().flags |= VipEntry::DECLINED;
+    }
+    rig.balancer.set_image(&image);
+    for v6 in [false, true] {
+        let packet = rig.world.packet("dsr4-tcp", v6, 1);
+        rig.forwards("of its service", "dsr4-tcp", &packet);
+        let other = packet.with(|p| p.tcp_mut().dst = 81);
+        rig.drops("of no service", &other.build(), DropReason::NotAccepted);
+        let strange = packet.with(|p| p.transport = Transport::Other(89, vec![0; 20]));
+        rig.drops("of another protocol", &strange.build(), DropReason::NotAccepted);
+        let echo = packet.with(|p| p.transport = Transport::Echo(vec![1; 8]));
+        let (outcome, moved) = rig.run(&echo.build());
+        assert_eq!(outcome.verdict, Verdict::Tx);
+        assert_eq!(moved, Counters::one(DropReason::EchoAnswered.into(), 0));
+        image.vips.get_mut(&vip(10, v6)).unwrap().flags &= !VipEntry::ECHO;
+        rig.balancer.set_image(&image);
+        rig.drops("an echo request for the kernel", &echo.build(), DropReason::NotAccepted);
+    }
+    let IpAddr::V6(served) = vip(10, true) else { unreachable!() };
+    let probe = Solicitation { unicast: true, ..Solicitation::of(served) };
+    rig.passes("a solicitation", &probe.frame(&[]));
+    let mut advertised = probe.frame(&[]);
+    advertised[54] = 136;
+    rig.passes("an advertisement", &advertised);
 }
 
 /// Damaged questions and claims: the program in the kernel does what the core does on the host.
