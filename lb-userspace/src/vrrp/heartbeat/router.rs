@@ -1,5 +1,6 @@
 //! A virtual router at work.
 
+use super::agree::Handed;
 use super::{
     super::{
         fsm::{Cause, Machine, Params, Phase},
