@@ -6,6 +6,7 @@
 //! two binaries know `daemon` and `cli`.
 
 pub mod affinity;
+pub mod bfd;
 pub mod cli;
 pub mod command;
 pub mod config;
@@ -28,4 +29,5 @@ pub mod ramp;
 pub mod resequence;
 pub mod state;
 pub mod telemetry;
+pub mod track;
 pub mod vrrp;

@@ -11,7 +11,7 @@ use crate::{
     control::{
         api::ChangeView,
         client::{Client, ClientError},
-        pair::PairView,
+        pair::{BfdView, PairView},
     },
     model::VrrpName,
 };
@@ -23,10 +23,11 @@ Examples:
   lbctl pair                       who has the addresses, and why?
   lbctl pair failover public       this node gives them to the peer, now
   lbctl pair hold                  maintenance: this node gives all away and takes none
-  lbctl pair hold off
+  lbctl pair hold --off            and back
 
-After a failover this node leaves the new master alone, whatever its priority, until that one leaves or fails.
-Neither outlives a restart of lbd.";
+After a failover this node leaves the new master alone, whatever its priority, until that one leaves or fails, or until
+lbd is restarted. A hold lasts until it is ended, over restarts of lbd and of the host; `lbctl reset` does not end it.
+What is said of one instance of a group is said of all.";
 
 #[derive(Debug, Subcommand)]
 pub enum PairCommand {
@@ -43,6 +44,9 @@ pub enum PairCommand {
         /// `off` ends it
         #[arg(value_enum, default_value_t)]
         switch: Switch,
+        /// Ends it, as `off`
+        #[arg(long = "off", conflicts_with = "switch")]
+        end: bool,
         /// Only this instance
         #[arg(long, value_name = "NAME", value_parser = parse::vrrp)]
         instance: Option<VrrpName>,
@@ -60,8 +64,8 @@ pub enum Switch {
 pub async fn change(client: &Client, command: &PairCommand) -> Result<ChangeView, ClientError> {
     match command {
         PairCommand::Failover { name } => client.pair_failover(name).await,
-        PairCommand::Hold { switch, instance } => {
-            client.pair_hold(*switch == Switch::On, instance.as_ref()).await
+        PairCommand::Hold { switch, end, instance } => {
+            client.pair_hold(*switch == Switch::On && !end, instance.as_ref()).await
         }
     }
 }
@@ -111,11 +115,27 @@ fn render_at(views: &[PairView], now: f64) -> String {
     );
     for view in views {
         let name = printable(&view.name);
-        for fault in &view.faults {
-            let _ = writeln!(text, "{name}: {}", printable(fault));
+        for missing in &view.missing {
+            let cause = printable(&missing.cause);
+            let _ = match missing.weight {
+                0 => writeln!(text, "{name}: fault: {cause}"),
+                weight => writeln!(text, "{name}: {weight:+}: {cause}"),
+            };
         }
         if view.held {
-            let _ = writeln!(text, "{name}: held; `lbctl pair hold off` ends it");
+            let by = view.held_by.as_deref().map_or(String::new(), |by| format!(" by {}", printable(by)));
+            let since =
+                view.held_since.map_or(String::new(), |since| format!(" for {}", duration(now - since)));
+            let _ = writeln!(text, "{name}: held{by}{since}; `lbctl pair hold --off` ends it");
+        }
+        for session in &view.bfd {
+            let BfdView { name: of, peer, state, since, trouble } = session;
+            let trouble = trouble.as_deref().map_or(String::new(), |why| format!(": {}", printable(why)));
+            let (of, state, since) = (printable(of), printable(state), duration(now - since));
+            let _ = writeln!(text, "{name}: BFD session {of} with {peer}: {state} for {since}{trouble}");
+        }
+        if let Some(group) = &view.group {
+            let _ = writeln!(text, "{name}: goes with the group {}", printable(group));
         }
         if view.handed_over {
             let _ = writeln!(text, "{name}: handed over; it leaves the new master alone");
@@ -136,6 +156,7 @@ fn render_at(views: &[PairView], now: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::pair::MissingView;
 
     #[test]
     fn what_an_operator_sees() {
@@ -153,8 +174,24 @@ mod tests {
             master_priority: Some(100),
             since: 1000.0,
             reason: "10.0.0.3 is a better master".to_owned(),
-            faults: vec!["tracked interface eth1 is down".to_owned()],
+            faults: ["tracked interface eth1 is down", "script check: ended with status 1"]
+                .map(str::to_owned)
+                .into(),
+            missing: vec![
+                MissingView { cause: "tracked interface eth1 is down".to_owned(), weight: -60 },
+                MissingView { cause: "script check: ended with status 1".to_owned(), weight: 0 },
+            ],
+            group: Some("site".to_owned()),
+            bfd: vec![BfdView {
+                name: "fast".to_owned(),
+                peer: [10, 0, 0, 3].into(),
+                state: "up".to_owned(),
+                since: 1051.0,
+                trouble: None,
+            }],
             held: true,
+            held_by: Some("uid 0 (root)".to_owned()),
+            held_since: Some(941.0),
             handed_over: false,
             waits_for_state: false,
             adverts_sent: 7,
@@ -165,8 +202,11 @@ mod tests {
         let expected = "\
 NAME    ID  STATE   PRIORITY  ADDRESSES                       MASTER          SINCE  WHY
 public  51  backup  90 of 150 192.0.2.10/24, 2001:db8::10/64  10.0.0.3 (100)  1m 1s  10.0.0.3 is a better master
-public: tracked interface eth1 is down
-public: held; `lbctl pair hold off` ends it
+public: -60: tracked interface eth1 is down
+public: fault: script check: ended with status 1
+public: held by uid 0 (root) for 2m 0s; `lbctl pair hold --off` ends it
+public: BFD session fast with 10.0.0.3: up for 10s
+public: goes with the group site
 ";
         let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         assert_eq!(squeezed(&render_at(&[view], 1061.0)), squeezed(expected));

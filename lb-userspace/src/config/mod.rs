@@ -29,6 +29,7 @@ mod suggest;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod track;
 mod vrrp;
 
 pub use control::{ControlConfig, ControlTls};
@@ -43,7 +44,7 @@ pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};
 pub use settings::{Origin, Origins, Setting, services_hash};
 pub use sync::read_sync_keys;
 
-use crate::model::{HookSpec, NamedSpec, ServiceName, ServiceSpec, SyncSpec, VrrpSpec};
+use crate::model::{HookSpec, NamedSpec, PairSpec, ServiceName, ServiceSpec, SyncSpec, VrrpSpec};
 use error::printable;
 use reader::{Notes, Refusal, Section};
 use service::ServiceSettings;
@@ -74,6 +75,8 @@ pub struct Config {
     pub vrrp: Vec<VrrpSpec>,
     /// The link to the other node, if there is one.
     pub sync: Option<SyncSpec>,
+    /// What belongs to them: groups, scripts, files, sessions.
+    pub pair: PairSpec,
     /// Commands told of every change of state, in the order of the file.
     pub notify: Vec<HookSpec>,
     /// Which of the settings the file set.
@@ -173,9 +176,16 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
     snat::check(&drafts);
     let routers: Vec<_> =
         each("vrrp").map(|((table, at), number)| vrrp::read(&notes, table, at, number)).collect();
-    vrrp::check(&routers);
+    let numbered = |key| each(key).collect::<track::Tables<'_>>();
+    let pair = PairSpec {
+        scripts: track::read_scripts(&notes, numbered("vrrp_script")),
+        files: track::read_files(&notes, numbered("vrrp_file")),
+        bfd: track::read_bfd(&notes, numbered("bfd")),
+        groups: track::read_groups(&notes, numbered("vrrp_group"), &vrrp::names(&routers)),
+    };
+    vrrp::check(&routers, &pair, &drafts.iter().filter_map(service::ServiceDraft::name).collect());
     let notify = pool::read_notify(&notes, each("notify").map(|(table, _)| table), None);
-    let vrrp = routers.into_iter().filter_map(vrrp::VrrpDraft::build).collect();
+    let vrrp = routers.into_iter().filter_map(|router| router.build(&pair)).collect();
     let names = drafts.iter().filter_map(service::ServiceDraft::names).collect();
     let services = drafts.into_iter().filter_map(|draft| draft.build(&defaults)).collect();
     Ok(Config {
@@ -192,6 +202,7 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
         services,
         vrrp,
         sync,
+        pair,
         notify,
         origins: Origins::new(notes.finish()?),
     })

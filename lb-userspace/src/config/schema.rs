@@ -41,8 +41,23 @@ const NO_DEFAULT: &str = "it has no default: set it in each [[service]]";
 pub(super) static ROOT: Schema = Schema {
     header: "the file",
     keys: &[
-        "include", "node", "metrics", "tunnel", "flows", "firewall", "control", "resolver", "defaults",
-        "service", "vrrp", "sync", "notify",
+        "include",
+        "node",
+        "metrics",
+        "tunnel",
+        "flows",
+        "firewall",
+        "control",
+        "resolver",
+        "defaults",
+        "service",
+        "vrrp",
+        "vrrp_group",
+        "vrrp_script",
+        "vrrp_file",
+        "bfd",
+        "sync",
+        "notify",
     ],
     refused: &[("bgp", LATER)],
 };
@@ -50,8 +65,22 @@ pub(super) static ROOT: Schema = Schema {
 pub(super) static INCLUDED: Schema = Schema {
     header: "an included file",
     keys: &[
-        "node", "metrics", "tunnel", "flows", "firewall", "control", "resolver", "defaults", "service",
-        "vrrp", "sync", "notify",
+        "node",
+        "metrics",
+        "tunnel",
+        "flows",
+        "firewall",
+        "control",
+        "resolver",
+        "defaults",
+        "service",
+        "vrrp",
+        "vrrp_group",
+        "vrrp_script",
+        "vrrp_file",
+        "bfd",
+        "sync",
+        "notify",
     ],
     refused: &[("include", "only the main file includes others: name this one's there"), ("bgp", LATER)],
 };
@@ -264,6 +293,12 @@ pub(super) static VRRP: Schema = Schema {
         "announce_refresh",
         "track_interfaces",
         "track_weight",
+        "track_scripts",
+        "track_files",
+        "track_services",
+        "track_xdp",
+        "track_peer_config",
+        "track_bfd",
     ],
     refused: &[("state", "a node starts as backup; priority and preempt decide who becomes master")],
 };
@@ -273,3 +308,18 @@ pub(super) static SYNC: Schema = Schema {
     keys: &["listen", "peers", "key_file", "heartbeat", "max_bandwidth", "takeover_wait"],
     refused: &[],
 };
+
+pub(super) static VRRP_GROUP: Schema =
+    Schema { header: "[[vrrp_group]]", keys: &["name", "members"], refused: &[] };
+
+pub(super) static VRRP_SCRIPT: Schema = Schema {
+    header: "[[vrrp_script]]",
+    keys: &["name", "command", "interval", "timeout", "rise", "fall", "user", "initial", "weight"],
+    refused: &[("script", "write it as command = [\"/path/of/the/program\", \"argument\"]")],
+};
+
+pub(super) static VRRP_FILE: Schema =
+    Schema { header: "[[vrrp_file]]", keys: &["name", "file", "weight"], refused: &[] };
+
+pub(super) static BFD: Schema =
+    Schema { header: "[[bfd]]", keys: &["name", "peer", "local", "interval", "multiplier"], refused: &[] };

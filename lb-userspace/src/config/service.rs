@@ -344,6 +344,10 @@ fn read_backend<'a>(
 }
 
 impl ServiceDraft<'_> {
+    pub(super) fn name(&self) -> Option<&ServiceName> {
+        self.name.value()
+    }
+
     /// The backends that are known by a name, if there are any.
     pub(super) fn names(&self) -> Option<(ServiceName, Vec<NamedSpec>)> {
         let quic = self.protocol.value() == Some(&Protocol::Quic);

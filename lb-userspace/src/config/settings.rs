@@ -1,6 +1,8 @@
 //! The settings in force, one by one: for `config show`, for hashes, and as TOML.
 
-use super::{Config, duration::format_duration, gradual, pool, reader::Place, resolver, sync, vrrp};
+use super::{
+    Config, duration::format_duration, gradual, pool, reader::Place, resolver, sync, track, vrrp,
+};
 use crate::model::{
     Health, HealthCheck, HealthSpec, LimitSpec, MysqlCheck, PortSpec, RedisCheck, Role, ServiceName,
     ServiceSpec, StatusRange, TlsSpec, Via,
@@ -361,10 +363,12 @@ impl Config {
     }
 
     fn vrrp_entries(&self) -> impl Iterator<Item = Entry> {
-        self.vrrp.iter().flat_map(|spec| {
+        let routers = self.vrrp.iter().flat_map(|spec| {
             let path = |key: &str| vec!["vrrp".to_owned(), spec.name.to_string(), key.to_owned()];
             vrrp::entries(spec).into_iter().map(move |(key, value)| (path(key), value))
-        })
+        });
+        let parts = track::part_entries(&self.pair).into_iter();
+        routers.chain(parts.map(|([section, name], key, value)| (vec![section, name, key.to_owned()], value)))
     }
 
     fn notify_entries(&self) -> impl Iterator<Item = Entry> {
@@ -395,6 +399,7 @@ impl Config {
             services: Vec::new(),
             vrrp: self.vrrp.clone(),
             sync: self.sync.clone(),
+            pair: self.pair.clone(),
             origins: Origins::default(),
         }
     }
@@ -451,7 +456,7 @@ impl Config {
         });
         let routers = self
             .vrrp_entries()
-            .map(|(path, value)| ("[[vrrp]]".to_owned(), path.clone(), path[2].clone(), value));
+            .map(|(path, value)| (format!("[[{}]]", path[0]), path.clone(), path[2].clone(), value));
         let hooks = self
             .notify_entries()
             .map(|(path, value)| ("[[notify]]".to_owned(), path.clone(), path[2].clone(), value));

@@ -6,14 +6,19 @@ use super::{
     health::duration,
     reader::{Notes, Refusal, Section, Setting, text},
     schema,
+    track::{self, TrackDraft},
 };
 use crate::model::{
     DEFAULT_PRIORITY, Family, MAX_ADVERT_INTERVAL, MAX_VRRP_ADDRESSES, MIN_ADVERT_INTERVAL, OWNER_PRIORITY,
-    TrackInterface, VrrpName, VrrpSpec, VrrpVersion, not_unicast,
+    PairSpec, ServiceName, Tracked, VrrpName, VrrpSpec, VrrpVersion, not_unicast,
 };
 use ipnet::IpNet;
 use serde_json::{Value, json};
-use std::{collections::HashMap, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    time::Duration,
+};
 use toml::de::DeTable;
 
 const NAME: &str = "1 to 63 letters, digits, '-', '_' or '.', the first a letter or digit";
@@ -46,8 +51,9 @@ pub(super) struct VrrpDraft<'a> {
     checksum: Setting<bool>,
     announce_repeat: Setting<u8>,
     announce_refresh: Setting<Duration>,
-    track_interfaces: Setting<Vec<(String, usize)>>,
+    track_interfaces: Setting<Vec<((String, Option<i16>), usize)>>,
     track_weight: Setting<u8>,
+    track: TrackDraft,
 }
 
 /// An address with a prefix length, all of it where there is none.
@@ -110,9 +116,10 @@ pub(super) fn read<'a>(
         announce_repeat: section.integer("announce_repeat", 1, 100),
         announce_refresh: duration(&section, "announce_refresh", Duration::ZERO, LONGEST),
         track_interfaces: section.list("track_interfaces", address::INTERFACES, |v| {
-            address::interface(text(v, address::INTERFACES)?)
+            track::weighed(text(v, address::INTERFACES)?, address::interface, (-253, 0))
         }),
         track_weight: section.integer("track_weight", 0, 253),
+        track: TrackDraft::read(&section),
         section,
     };
     for (key, expected) in [("name", NAME), ("interface", INTERFACE), ("addresses", ADDRESSES)] {
@@ -126,8 +133,13 @@ pub(super) fn read<'a>(
     draft
 }
 
+/// The names that there are.
+pub(super) fn names(drafts: &[VrrpDraft<'_>]) -> BTreeSet<VrrpName> {
+    drafts.iter().filter_map(|draft| draft.name.value().cloned()).collect()
+}
+
 /// Notes what no setting shows by itself.
-pub(super) fn check(drafts: &[VrrpDraft<'_>]) {
+pub(super) fn check(drafts: &[VrrpDraft<'_>], parts: &PairSpec, services: &BTreeSet<&ServiceName>) {
     let mut names = HashMap::new();
     let mut routers = HashMap::new();
     let mut addresses = HashMap::new();
@@ -144,6 +156,7 @@ pub(super) fn check(drafts: &[VrrpDraft<'_>]) {
             }
             names.insert(name.clone(), at);
         }
+        draft.track.check(section, parts, services);
         draft.check_version();
         draft.check_peers();
         for (net, at) in draft.addresses.value().into_iter().flatten() {
@@ -242,7 +255,7 @@ impl VrrpDraft<'_> {
     }
 
     /// The virtual router, if nothing that it needs was refused.
-    pub(super) fn build(self) -> Option<VrrpSpec> {
+    pub(super) fn build(self, parts: &PairSpec) -> Option<VrrpSpec> {
         let s = &self.section;
         let plain = |list: &Setting<Vec<(IpNet, usize)>>| match list {
             Setting::Is(list, at) => Setting::Is(list.iter().map(|(net, _)| *net).collect(), *at),
@@ -257,7 +270,12 @@ impl VrrpDraft<'_> {
         let weight = s.pick("track_weight", &self.track_weight, 0);
         let tracked = match &self.track_interfaces {
             Setting::Is(list, at) => {
-                let each = list.iter().map(|(name, _)| TrackInterface { name: name.clone(), weight });
+                let own =
+                    |own: Option<i16>| own.map(i16::unsigned_abs).and_then(|own| u8::try_from(own).ok());
+                let each = list.iter().map(|((name, weight_of), _)| Tracked {
+                    name: name.clone(),
+                    weight: own(*weight_of).unwrap_or(weight),
+                });
                 Setting::Is(each.collect(), *at)
             }
             Setting::Absent => Setting::Absent,
@@ -283,6 +301,12 @@ impl VrrpDraft<'_> {
             announce_repeat: s.pick("announce_repeat", &self.announce_repeat, ANNOUNCE_REPEAT),
             announce_refresh: s.pick("announce_refresh", &self.announce_refresh, Duration::ZERO),
             track_interfaces: s.pick("track_interfaces", &tracked, Vec::new()),
+            track: self.track.build(s, parts),
+            group: parts
+                .groups
+                .iter()
+                .find(|group| self.name.value().is_some_and(|name| group.members.contains(name)))
+                .map(|group| group.name.clone()),
         })
     }
 }
@@ -309,10 +333,18 @@ pub(super) fn entries(spec: &VrrpSpec) -> Vec<(&'static str, Value)> {
         ("announce_refresh", time(spec.announce_refresh)),
     ];
     entries.extend(spec.min_ttl.map(|ttl| ("min_ttl", json!(ttl))));
-    if let [first, ..] = spec.track_interfaces.as_slice() {
-        let names: Vec<&String> = spec.track_interfaces.iter().map(|tracked| &tracked.name).collect();
+    if let [first, rest @ ..] = spec.track_interfaces.as_slice() {
+        let alike = rest.iter().all(|tracked| tracked.weight == first.weight);
+        let shown = |tracked: &Tracked| match alike {
+            true => tracked.name.clone(),
+            false => track::shown(&tracked.name, -i16::from(tracked.weight)),
+        };
+        let names: Vec<String> = spec.track_interfaces.iter().map(shown).collect();
         entries.push(("track_interfaces", json!(names)));
-        entries.push(("track_weight", json!(first.weight)));
+        if alike {
+            entries.push(("track_weight", json!(first.weight)));
+        }
     }
+    entries.extend(track::entries(&spec.track));
     entries
 }

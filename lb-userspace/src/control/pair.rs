@@ -50,8 +50,22 @@ pub struct PairView {
     pub reason: String,
     /// What is missing on this node, in words.
     pub faults: Vec<String>,
+    /// The same with what each does.
+    #[serde(default)]
+    pub missing: Vec<MissingView>,
+    /// The group whose members change together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// The BFD sessions that tell when its master is gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bfd: Vec<BfdView>,
     /// By `pair hold`.
     pub held: bool,
+    /// Who holds it, e.g. "uid 0 (root)", and since when, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_since: Option<f64>,
     /// It handed over by `pair failover`, and leaves the new master alone.
     pub handed_over: bool,
     /// It has not the peer's state yet, and so leaves a living master alone.
@@ -63,6 +77,28 @@ pub struct PairView {
     pub split_brains: u64,
     /// How often each state was entered since the daemon started.
     pub transitions: BTreeMap<String, u64>,
+}
+
+/// Something that a master should have, and this node has not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MissingView {
+    pub cause: String,
+    /// Added to the priority, so mostly negative; 0 is a fault: this node is not master while it lasts.
+    pub weight: i16,
+}
+
+/// A BFD session.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct BfdView {
+    pub name: String,
+    pub peer: IpAddr,
+    /// `admin-down`, `down`, `init` or `up`.
+    pub state: String,
+    /// When it came into this state, in seconds since 1970.
+    pub since: f64,
+    /// Why there is no socket for it, if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// VRRP packets of no effect, by reason.

@@ -126,6 +126,10 @@ impl Engine {
     pub fn adopt(parts: Parts) -> Result<Self, EngineError> {
         let image = parts.kernel.observe()?;
         let events = Bus::default();
+        let holds = parts.state_dir.load_holds().unwrap_or_else(|error| {
+            tracing::error!(error, "what was held by the operator cannot be read: nothing is held");
+            state::Holds::default()
+        });
         let mut engine = Self {
             pools: super::pool::Pools::adopt(&image, &parts.instruments, events.clone()),
             watchers: Watchers::new(events.clone()),
@@ -146,7 +150,7 @@ impl Engine {
             tracking: Tracking::new(Instant::now()),
             rounds: Rounds::default(),
             tracers: Tracers::default(),
-            pair: super::pair::Pair::default(),
+            pair: super::pair::Pair::new(holds),
             nat: NatState::default(),
             asked: ChangeOptions::default(),
             watch: ramp::Watch::default(),
@@ -361,6 +365,7 @@ impl Engine {
         if !matters.is_empty() {
             let result = self.converge_part(&matters);
             self.log_failure(result, "a change of health");
+            self.track_pair();
         }
         self.tell_news();
     }

@@ -31,6 +31,8 @@ mod held;
 mod listing;
 mod names;
 mod pair;
+mod pair_bfd;
+mod pair_track;
 mod passive;
 mod pool;
 mod pulse;

@@ -2,20 +2,28 @@
 
 use super::{engine::Engine, error::EngineError};
 use crate::{
+    bfd::Bfd,
     control::{
-        api::ChangeView,
+        api::{ChangeView, SettingView},
         command::{Answer, CommandError, Reply},
-        pair::{PairCommand, PairView, RefusedView},
+        pair::{MissingView, PairCommand, PairView, RefusedView},
     },
     events::Bus,
-    model::VrrpSpec,
-    vrrp::{Missing, Notice, NoticeReader, RequestError, RouterView, Vrrp},
+    model::{VrrpName, VrrpSpec},
+    notify::Notifier,
+    state::{Hold, Holds},
+    track::Trackers,
+    vrrp::{Missing, Notice, NoticeReader, RequestError, RouterView, Vrrp, fsm::Phase},
 };
 use std::{
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
+
+/// How long the last events may take to reach the hooks when the daemon ends.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// The threads; none as long as no configuration wants any.
 #[derive(Default)]
@@ -23,63 +31,88 @@ pub(super) struct Pair {
     pub(super) vrrp: Option<Vrrp>,
     configured: Vec<VrrpSpec>,
     pub(super) handover: super::handover::Handover,
+    /// Reads what the threads have to say, until they end.
+    listener: Option<JoinHandle<()>>,
+    pub trackers: Trackers,
+    /// What the threads know to be missing.
+    pub told: Option<BTreeMap<VrrpName, Vec<Missing>>>,
+    /// How the peer's configuration differs, if it does.
+    pub peer_differs: Option<String>,
+    holds: Holds,
+    pub bfd: Option<Bfd>,
+}
+
+impl Pair {
+    /// With what the operator held before this daemon began.
+    pub(super) fn new(holds: Holds) -> Self {
+        Self { holds, ..Self::default() }
+    }
+
+    pub(super) fn vrrp(&self) -> Option<&Vrrp> {
+        self.vrrp.as_ref()
+    }
 }
 
 impl Engine {
     /// Makes the virtual routers those of the configuration. They start with the first one that has any.
     pub(super) fn configure_pair(&mut self) -> Result<(), EngineError> {
         self.configure_link()?;
-        let wanted = &self.config.vrrp;
+        let wanted = self.config.vrrp.clone();
         if self.pair.vrrp.is_none() {
             if wanted.is_empty() {
                 return Ok(());
             }
             let (vrrp, notices) = Vrrp::spawn().map_err(EngineError::Vrrp)?;
-            tokio::spawn(log(notices, self.events.clone()));
+            let listener = log(notices, self.events.clone(), self.pools.notifier.clone());
+            self.pair.listener = Some(tokio::spawn(listener));
             self.pair.vrrp = Some(vrrp);
         }
+        self.pair.trackers.set(&self.config.pair.scripts, &self.config.pair.files);
         // First what is missing, so that no router starts without knowing it.
         self.track_pair();
         self.introduce_link();
-        let wanted = &self.config.vrrp;
-        if self.pair.configured != *wanted
+        if self.pair.configured != wanted
             && let Some(vrrp) = &self.pair.vrrp
         {
-            vrrp.configure(wanted.iter().cloned().map(Arc::new).collect()).map_err(EngineError::Pair)?;
-            self.pair.configured.clone_from(wanted);
+            let names = wanted.iter().map(|spec| spec.name.clone());
+            let held = names.filter(|name| self.pair.holds.of(name).is_some()).collect();
+            let wanted_now = wanted.iter().cloned().map(Arc::new).collect();
+            vrrp.configure(wanted_now, held).map_err(EngineError::Pair)?;
+            self.pair.configured = wanted;
         }
-        Ok(())
-    }
-
-    /// Tells the routers what this node lacks to be master: without the program on every interface, packets would
-    /// come to a node that does not balance them.
-    pub(super) fn track_pair(&self) {
-        let Some(vrrp) = &self.pair.vrrp else { return };
-        let attached = |name: &String| self.attached.iter().any(|attached| attached.interface == *name);
-        let missing = self.config.node.interfaces.iter().filter(|name| !attached(name));
-        let missing = missing
-            .map(|name| Missing { cause: format!("the program is not attached to {name}"), weight: 0 });
-        if let Err(error) = vrrp.track(missing.collect()) {
-            tracing::error!(%error, "vrrp does not know whether the program is attached");
-        }
+        self.configure_bfd()
     }
 
     /// Says good-bye to the peer and takes the addresses off, if this node has any.
-    pub(super) fn stop_pair(&mut self) {
+    /// The hooks are told, and waited for a while.
+    pub(super) async fn stop_pair(&mut self) {
         self.flush_masters(|_| true);
-        if let Some(vrrp) = self.pair.vrrp.take() {
+        let vrrp = self.pair.vrrp.take();
+        let with_routers = vrrp.is_some();
+        if let Some(vrrp) = vrrp {
             vrrp.stop();
         }
         if let Some(link) = self.pair.handover.link.take() {
             link.stop();
         }
+        if !with_routers {
+            return;
+        }
+        if let Some(bfd) = self.pair.bfd.take() {
+            bfd.stop();
+        }
+        if let Some(listener) = self.pair.listener.take() {
+            // It ends with the threads, which have ended.
+            let _ = timeout(LAST_WORDS, listener).await;
+        }
+        self.pools.notifier.finish(LAST_WORDS).await;
     }
 
     pub(super) fn answer_pair(&mut self, command: PairCommand) {
         match command {
             PairCommand::List(reply) => {
                 let views = self.pair.vrrp.as_ref().map(Vrrp::views).unwrap_or_default();
-                let _ = reply.send(Ok(views.iter().map(view).collect()));
+                let _ = reply.send(Ok(views.iter().map(|router| view(router, &self.pair)).collect()));
             }
             PairCommand::Refused(reply) => {
                 let _ = reply.send(Ok(self.pair.vrrp.as_ref().map(refused).unwrap_or_default()));
@@ -94,6 +127,10 @@ impl Engine {
                 self.ask_pair(message, by, reply, |vrrp| vrrp.failover(name));
             }
             PairCommand::Hold { name, on, by, reply } => {
+                if let Err(error) = self.keep_hold(name.as_ref(), on, &by) {
+                    let _ = reply.send(Err(error));
+                    return;
+                }
                 if on {
                     self.flush_masters(|master| name.as_ref().is_none_or(|name| name == master));
                 }
@@ -103,6 +140,50 @@ impl Engine {
                 self.ask_pair(format!("{what} {how}"), by, reply, |vrrp| vrrp.hold(name, on));
             }
         }
+    }
+
+    /// A hold outlives the daemon: it is on disk before it is in force.
+    fn keep_hold(&mut self, name: Option<&VrrpName>, on: bool, by: &str) -> Result<(), CommandError> {
+        let known: BTreeSet<VrrpName> = self.config.vrrp.iter().map(|spec| spec.name.clone()).collect();
+        let names = match name {
+            None => None,
+            Some(name) => {
+                let spec = self.config.vrrp.iter().find(|spec| spec.name == *name);
+                let spec = spec.ok_or_else(|| RequestError::NoInstance(name.clone()))?;
+                // One of a group is the group.
+                let with = |other: &&VrrpSpec| {
+                    other.name == *name || (spec.group.is_some() && other.group == spec.group)
+                };
+                Some(self.config.vrrp.iter().filter(with).map(|spec| spec.name.clone()).collect::<Vec<_>>())
+            }
+        };
+        let mut holds = self.pair.holds.clone();
+        if on {
+            let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            let since = since.map_or(0.0, |since| since.as_secs_f64());
+            holds.hold(names.as_deref(), &Hold { by: by.to_owned(), since });
+        } else {
+            holds.release(names.as_deref(), &known);
+        }
+        if holds != self.pair.holds {
+            self.state_dir.store_holds(&holds).map_err(EngineError::from)?;
+            self.pair.holds = holds;
+        }
+        Ok(())
+    }
+
+    /// What is held, as settings of `config show`.
+    pub(super) fn hold_settings(&self) -> impl Iterator<Item = SettingView> {
+        self.config.vrrp.iter().filter_map(|spec| {
+            let hold = self.pair.holds.of(&spec.name)?;
+            Some(SettingView {
+                key: format!("vrrp.{}.held", spec.name),
+                value: serde_json::json!(true),
+                origin: "runtime".to_owned(),
+                by: Some(hold.by.clone()),
+                at: Some(hold.since as u64),
+            })
+        })
     }
 
     /// Asks the thread, and answers when it has; the loop does not wait for it.
@@ -147,15 +228,24 @@ impl From<RequestError> for CommandError {
 }
 
 /// Writes what the threads have to say to the log, until they end.
-async fn log(mut notices: NoticeReader, events: Bus) {
+async fn log(mut notices: NoticeReader, events: Bus, hooks: Notifier) {
     while let Some((notice, lost)) = notices.recv().await {
         if lost > 0 {
             tracing::warn!(lost, "vrrp had more to say than was read");
         }
         notice.log();
         if let Notice::Changed { name, from, to, cause, priority: _ } = &notice {
-            super::tell::pair(&events, name, from.name(), to.name(), cause.describe());
+            let event = super::tell::pair(&events, name, told(*from), told(*to), cause.describe());
+            hooks.tell(&event);
         }
+    }
+}
+
+/// As hooks and watchers are told.
+const fn told(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Init => "stop",
+        Phase::Backup | Phase::Master | Phase::Fault => phase.name(),
     }
 }
 
@@ -164,7 +254,7 @@ fn refused(vrrp: &Vrrp) -> Vec<RefusedView> {
     counts.map(|(reason, packets)| RefusedView { reason: reason.to_owned(), packets }).collect()
 }
 
-fn view(router: &RouterView) -> PairView {
+fn view(router: &RouterView, pair: &Pair) -> PairView {
     let RouterView {
         spec,
         phase,
@@ -172,13 +262,14 @@ fn view(router: &RouterView) -> PairView {
         master,
         since,
         cause,
-        faults,
+        missing,
         held,
         yielded,
         gated,
         counters,
         own: _,
     } = router;
+    let hold = pair.holds.of(&spec.name).filter(|_| *held);
     PairView {
         name: spec.name.to_string(),
         interface: spec.interface.clone(),
@@ -193,8 +284,16 @@ fn view(router: &RouterView) -> PairView {
         master_priority: master.map(|(_, priority)| priority),
         since: since.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
         reason: cause.describe(),
-        faults: faults.clone(),
+        faults: missing.iter().map(|missing| missing.cause.clone()).collect(),
+        missing: missing
+            .iter()
+            .map(|missing| MissingView { cause: missing.cause.clone(), weight: -missing.weight })
+            .collect(),
+        group: spec.group.as_ref().map(ToString::to_string),
+        bfd: pair.sessions(spec),
         held: *held,
+        held_by: hold.map(|hold| hold.by.clone()),
+        held_since: hold.map(|hold| hold.since),
         handed_over: *yielded,
         waits_for_state: *gated,
         adverts_sent: counters.sent.load(Relaxed) + counters.sent_zero.load(Relaxed),

@@ -25,7 +25,7 @@ pub(super) struct Pools {
     /// Services that an earlier daemon left without a quorum, until they are judged.
     without_quorum: BTreeSet<String>,
     bus: Bus,
-    notifier: Notifier,
+    pub(super) notifier: Notifier,
     /// Not told yet: the daemon has not started, or the change is not carried out.
     pending: Vec<News>,
     started: bool,

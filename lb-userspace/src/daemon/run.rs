@@ -176,12 +176,14 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let mut events = engine.kernel.events().and_then(Events::new).map_err(EngineError::from)?;
     engine.check_forwarding();
     let mut resequencer = Resequencer::new(&engine.kernel).map_err(EngineError::from)?;
+    // Before the pair: its first events are told too.
+    engine.configure_hooks();
     if let Err(error) = engine.configure_pair() {
         // Forwarding goes on; who has the addresses is not this node's to say.
         tracing::error!(%error, "no VRRP on this node");
     }
     let mut link_events = engine.pair.handover.reader.take().unwrap_or_else(|| mpsc::channel(1).1);
-    engine.configure_hooks();
+    let tracked = engine.pair.trackers.changed();
     engine.log_ready();
     engine.calm.disturb();
     let mut tend = tokio::time::interval(TEND_INTERVAL);
@@ -196,7 +198,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                     engine.end_traces();
                     tracing::warn!(by, "detaching: nothing is forwarded any more");
                     // First the peer takes over.
-                    engine.stop_pair();
+                    engine.stop_pair().await;
                     drop(engine);
                     let result = Kernel::detach(&pin_dir).map_err(|e| CommandError::Failed(e.to_string()));
                     let _ = reply.send(result.map(|()| ChangeView {
@@ -235,6 +237,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                 }
                 engine.timed("events", |engine| engine.take_events(&records));
             }
+            () = tracked.notified() => engine.track_pair(),
             _ = prune.tick(), if engine.tracers.any() => engine.prune_tracers(),
             Ok(()) = ways.changed() => engine.kernel.maps().nat().routes_changed(),
             () = std::future::ready(()), if engine.is_walking() => engine.timed("services", Engine::walk),
@@ -246,6 +249,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                 engine.tend_link();
                 engine.timed("flows", |engine| engine.tend_flows(std::time::Instant::now()));
                 engine.timed("gradual", Engine::tend_gradual);
+                engine.timed("pair", Engine::tend_pair);
                 engine.timed("passive", |engine| engine.tend_passive(std::time::Instant::now()));
                 engine.calm.tick();
             }
@@ -256,13 +260,13 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             }
             _ = terminate.recv() => {
                 engine.end_traces();
-                engine.stop_pair();
+                engine.stop_pair().await;
                 tracing::info!("SIGTERM: the daemon ends, forwarding goes on (lbd --detach removes it)");
                 break;
             }
             _ = interrupt.recv() => {
                 engine.end_traces();
-                engine.stop_pair();
+                engine.stop_pair().await;
                 tracing::info!("SIGINT: the daemon ends, forwarding goes on (lbd --detach removes it)");
                 break;
             }

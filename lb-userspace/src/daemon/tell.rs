@@ -1,13 +1,14 @@
 //! What is told on the bus, and in which words.
 
 use crate::{
-    events::{Bus, Kind, News},
+    events::{Bus, Event, Kind, News},
     model::{ServiceSpec, VrrpName},
     state::{Difference, DifferenceKind, EffectiveService, RuntimeChanges, differences, differences_of},
 };
+use std::sync::Arc;
 
 /// A virtual router has another state.
-pub(super) fn pair(bus: &Bus, name: &VrrpName, from: &str, to: &str, reason: String) {
+pub(super) fn pair(bus: &Bus, name: &VrrpName, from: &str, to: &str, reason: String) -> Arc<Event> {
     bus.publish(News {
         kind: Kind::Pair,
         service: name.to_string(),
@@ -15,7 +16,7 @@ pub(super) fn pair(bus: &Bus, name: &VrrpName, from: &str, to: &str, reason: Str
         from: from.to_owned(),
         to: to.to_owned(),
         reason,
-    });
+    })
 }
 
 /// A runtime change was carried out: what it made otherwise, and then the change itself.

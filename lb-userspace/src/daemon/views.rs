@@ -281,6 +281,7 @@ impl Engine {
             }
         }
         self.sign(&mut settings);
+        settings.extend(self.hold_settings());
         for setting in settings.iter().filter(|setting| setting.origin != "file") {
             places.remove(&setting.key);
         }

@@ -95,6 +95,11 @@ impl Links {
             .collect()
     }
 
+    /// Whether some link holds nothing any more: its interface is there, but somebody detached it.
+    pub(super) fn lost(&self) -> bool {
+        self.pins().any(|(ifindex, _, path)| attached_to(&path) != Some(ifindex))
+    }
+
     fn pins(&self) -> impl Iterator<Item = (u32, Mode, PathBuf)> + '_ {
         self.pinned.iter().map(|(ifindex, (mode, _))| (*ifindex, *mode, self.path(*ifindex, *mode)))
     }

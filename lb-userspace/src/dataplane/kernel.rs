@@ -237,6 +237,16 @@ impl Kernel {
         attached
     }
 
+    /// Whether somebody took the program off an interface. Then what is left of its link is forgotten, so that
+    /// [`Kernel::attach`] can put it on again.
+    pub fn forget_detached(&mut self) -> Result<bool, DataplaneError> {
+        let lost = self.links.lost();
+        if lost {
+            self.links = attach::Links::open(&self.pin_dir)?;
+        }
+        Ok(lost)
+    }
+
     /// What would be done with a frame, by the program itself on the live maps; nothing is changed.
     pub fn ask(&mut self, frame: &[u8]) -> Result<Ran, DataplaneError> {
         let asked = match self.asked.take() {

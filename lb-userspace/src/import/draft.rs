@@ -21,6 +21,7 @@ pub(super) struct Draft {
     pub(super) guessed: bool,
     pub(super) node_name: Option<String>,
     pub(super) vrrp: Vec<Vrrp>,
+    pub(super) parts: Vec<Part>,
     pub(super) services: Vec<Service>,
 }
 
@@ -97,6 +98,17 @@ pub(super) struct Vrrp {
     pub(super) keys: Vec<(&'static str, Value)>,
 }
 
+/// What virtual routers refer to: `[[vrrp_group]]`, `[[vrrp_script]]`, `[[vrrp_file]]` or `[[bfd]]`.
+#[derive(Debug, Clone)]
+pub(super) struct Part {
+    pub(super) kind: &'static str,
+    pub(super) name: String,
+    pub(super) lines: Lines,
+    pub(super) keys: Vec<(&'static str, Value)>,
+    /// For those that track it without one of their own; written there.
+    pub(super) weight: i16,
+}
+
 /// A name that lbd takes, as near to the one given as can be.
 pub(super) fn name(given: &str) -> String {
     const LONGEST: usize = 63;
@@ -165,6 +177,9 @@ impl Draft {
                 for service in self.services.drain(..) {
                     ledger.left(service.lines, &service.directive, why.clone());
                 }
+                for part in self.parts.drain(..) {
+                    ledger.left(part.lines, &format!("{} {}", part.kind, part.name), why.clone());
+                }
                 for vrrp in self.vrrp.drain(..) {
                     ledger.left(vrrp.lines, &vrrp.name, why.clone());
                 }
@@ -181,7 +196,9 @@ impl Draft {
     }
 
     fn size(&self) -> usize {
-        self.vrrp.len() + self.services.iter().map(|service| 1 + service.backends.len()).sum::<usize>()
+        self.vrrp.len()
+            + self.parts.len()
+            + self.services.iter().map(|service| 1 + service.backends.len()).sum::<usize>()
     }
 
     /// Takes the section out that a setting belongs to.
@@ -193,6 +210,12 @@ impl Draft {
                 let vrrp = self.vrrp.remove(index);
                 ledger.left(vrrp.lines, &format!("vrrp {}", vrrp.name), why);
             }
+            return;
+        }
+        let is = |part: &Part| key.starts_with(&format!("{}.{}.", part.kind, part.name));
+        if let Some(index) = self.parts.iter().position(is) {
+            let part = self.parts.remove(index);
+            ledger.left(part.lines, &format!("{} {}", part.kind, part.name), why);
             return;
         }
         let Some(rest) = key.strip_prefix("service.") else { return };

@@ -142,6 +142,13 @@ pub(super) fn toml(kind: Kind, name: &str, draft: &Draft, remarks: &[Remark]) ->
         }
         line(&mut text, "addresses", &texts(&vrrp.addresses));
     }
+    for part in &draft.parts {
+        let _ = writeln!(text, "\n# Line {}\n[[{}]]", part.lines.from, part.kind);
+        line(&mut text, "name", &part.name.as_str().into());
+        for (key, value) in &part.keys {
+            line(&mut text, key, value);
+        }
+    }
     for each in &draft.services {
         service(&mut text, each);
     }

@@ -67,6 +67,11 @@ fn pool(name: &str) -> PoolView {
 
 fn pair(name: &str, state: &str) -> PairView {
     PairView {
+        missing: Vec::new(),
+        group: None,
+        bfd: Vec::new(),
+        held_by: None,
+        held_since: None,
         name: name.to_owned(),
         interface: "eth0".to_owned(),
         router_id: 51,

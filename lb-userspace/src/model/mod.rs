@@ -16,6 +16,7 @@ mod quic;
 mod ring;
 mod service;
 mod sync;
+mod track;
 mod vrrp;
 
 pub use address::{not_for_backend, not_unicast};
@@ -43,7 +44,8 @@ pub use service::{Forward, Protocol, Scheduler, ServiceSpec};
 pub use sync::{
     DEFAULT_SYNC_HEARTBEAT, DEFAULT_TAKEOVER_WAIT, MAX_SYNC_KEYS, MAX_SYNC_PEERS, SyncKey, SyncSpec,
 };
+pub use track::{BfdSpec, FileSpec, GroupSpec, PairSpec, ScriptSpec, TrackSpec, Tracked, TrackedFile};
 pub use vrrp::{
     DEFAULT_PRIORITY, Family, MAX_ADVERT_INTERVAL, MAX_VRRP_ADDRESSES, MIN_ADVERT_INTERVAL, OWNER_PRIORITY,
-    TrackInterface, VrrpSpec, VrrpVersion,
+    VrrpSpec, VrrpVersion,
 };

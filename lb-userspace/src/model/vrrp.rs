@@ -1,6 +1,6 @@
 //! One virtual router: what `[[vrrp]]` says.
 
-use super::VrrpName;
+use super::{TrackSpec, Tracked, VrrpName};
 use ipnet::IpNet;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -68,15 +68,11 @@ pub struct VrrpSpec {
     /// How often a master announces them in quiet times; zero for never.
     pub announce_refresh: Duration,
     /// Other interfaces whose loss counts.
-    pub track_interfaces: Vec<TrackInterface>,
-}
-
-/// An interface that is watched.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct TrackInterface {
-    pub name: String,
-    /// Taken off the priority while it is down; 0 is a fault.
-    pub weight: u8,
+    pub track_interfaces: Vec<Tracked>,
+    /// What else of this node counts.
+    pub track: TrackSpec,
+    /// Those of one group are master together or not at all.
+    pub group: Option<VrrpName>,
 }
 
 impl VrrpSpec {

@@ -5,15 +5,16 @@
 
 use crate::{
     command,
-    events::Event,
+    events::{Event, Kind},
     metrics::{NotifyMetrics, NotifyResult},
     model::{HookSpec, ServiceName},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinHandle};
 
 /// Events that wait for one hook at most.
 pub const QUEUE: usize = 256;
@@ -21,39 +22,66 @@ pub const QUEUE: usize = 256;
 /// Who a hook is: a service whose events alone it hears of, or none and it hears of all; and what it runs.
 pub type Key = (Option<ServiceName>, HookSpec);
 
-/// The hooks in force.
-#[derive(Debug, Default)]
+/// The hooks in force; clones are the same.
+#[derive(Debug, Default, Clone)]
 pub struct Notifier {
-    hooks: BTreeMap<Key, mpsc::Sender<Arc<Event>>>,
+    hooks: Arc<Mutex<BTreeMap<Key, Hook>>>,
     metrics: Arc<NotifyMetrics>,
+}
+
+#[derive(Debug)]
+struct Hook {
+    queue: mpsc::Sender<Arc<Event>>,
+    task: JoinHandle<()>,
 }
 
 impl Notifier {
     /// No hooks yet.
     #[must_use]
     pub fn new(metrics: Arc<NotifyMetrics>) -> Self {
-        Self { hooks: BTreeMap::new(), metrics }
+        Self { hooks: Arc::default(), metrics }
     }
 
     /// Replaces the hooks. Those that stay go on with what waits for them; those that go still finish it. To be called
     /// inside a tokio runtime.
-    pub fn set_hooks(&mut self, wanted: impl IntoIterator<Item = Key>) {
+    pub fn set_hooks(&self, wanted: impl IntoIterator<Item = Key>) {
         let wanted: BTreeSet<Key> = wanted.into_iter().collect();
-        self.hooks.retain(|key, _| wanted.contains(key));
+        let mut hooks = self.hooks();
+        hooks.retain(|key, _| wanted.contains(key));
         for key in wanted {
             let metrics = &self.metrics;
-            self.hooks.entry(key).or_insert_with_key(|(_, spec)| {
+            hooks.entry(key).or_insert_with_key(|(_, spec)| {
                 let (sender, queue) = mpsc::channel(QUEUE);
-                tokio::spawn(work(spec.clone(), queue, metrics.clone()));
-                sender
+                Hook { queue: sender, task: tokio::spawn(work(spec.clone(), queue, metrics.clone())) }
             });
+        }
+    }
+
+    fn hooks(&self) -> MutexGuard<'_, BTreeMap<Key, Hook>> {
+        self.hooks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes all hooks away, and waits until they have run for what they were told, at most so long.
+    pub async fn finish(&self, patience: Duration) {
+        let hooks = std::mem::take(&mut *self.hooks());
+        let all = async {
+            for (_, Hook { queue, task }) in hooks {
+                drop(queue);
+                // A panic was reported by the hook of panics.
+                let _ = task.await;
+            }
+        };
+        if tokio::time::timeout(patience, all).await.is_err() {
+            tracing::error!(?patience, "notify commands still run at the end: they are left behind");
         }
     }
 
     /// Tells every hook that wants to know; never waits.
     pub fn tell(&self, event: &Arc<Event>) {
-        for ((service, spec), queue) in &self.hooks {
-            if service.as_ref().is_some_and(|service| service.as_str() != event.service) {
+        for ((service, spec), Hook { queue, .. }) in &*self.hooks() {
+            // An instance may have the name of a service.
+            let other = |service: &ServiceName| event.kind == Kind::Pair || service.as_str() != event.service;
+            if service.as_ref().is_some_and(other) {
                 continue;
             }
             if queue.try_send(event.clone()).is_err() {

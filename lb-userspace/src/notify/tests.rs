@@ -52,7 +52,7 @@ async fn one_after_the_other_in_order_each_hook_its_own() {
     let directory = open_directory();
     let (slow, quick) = (directory.path().join("slow"), directory.path().join("quick"));
     let metrics = Arc::new(NotifyMetrics::default());
-    let mut notifier = Notifier::new(metrics.clone());
+    let notifier = Notifier::new(metrics.clone());
     let write = |file: &Path, first: &str| {
         let script = format!("{first} echo \"$1 $2 $3 $4 $5 [$6] $LBD_TO $LBD_SEQ\" >> {}", file.display());
         hook(&script, Duration::from_secs(30))
@@ -80,6 +80,31 @@ async fn one_after_the_other_in_order_each_hook_its_own() {
 }
 
 #[tokio::test]
+async fn events_of_the_pair_go_to_the_hooks_of_the_file_and_the_last_are_waited_for() {
+    let directory = open_directory();
+    let (all, own) = (directory.path().join("all"), directory.path().join("own"));
+    let notifier = Notifier::new(Arc::new(NotifyMetrics::default()));
+    let write = |file: &Path| {
+        let script = format!("sleep 0.1; echo \"$1 $2 $4 $5\" >> {}", file.display());
+        hook(&script, Duration::from_secs(30))
+    };
+    // A service of the instance's name.
+    notifier.set_hooks([(None, write(&all)), (Some("public".parse().unwrap()), write(&own))]);
+    let bus = Bus::default();
+    let states = ["init", "backup", "master", "fault", "stop"];
+    for pair in states.windows(2) {
+        let mut news = news("public", pair[1]);
+        (news.kind, news.from) = (Kind::Pair, pair[0].to_owned());
+        notifier.tell(&bus.publish(news));
+    }
+    notifier.finish(Duration::from_secs(60)).await;
+    let expected: Vec<_> =
+        states.windows(2).map(|pair| format!("PAIR public {} {}", pair[0], pair[1])).collect();
+    assert_eq!(lines(&all, 4).await, expected);
+    assert!(!own.exists());
+}
+
+#[tokio::test]
 async fn what_fails_or_takes_too_long_is_counted_and_ended() {
     let directory = open_directory();
     let file = directory.path().join("late");
@@ -98,7 +123,7 @@ async fn what_fails_or_takes_too_long_is_counted_and_ended() {
 #[tokio::test]
 async fn a_full_queue_drops_and_never_waits() {
     let metrics = Arc::new(NotifyMetrics::default());
-    let mut notifier = Notifier::new(metrics.clone());
+    let notifier = Notifier::new(metrics.clone());
     notifier.set_hooks([(None, hook("sleep 600", Duration::from_secs(600)))]);
     let bus = Bus::default();
     // The task does not run meanwhile: this runtime has one thread.

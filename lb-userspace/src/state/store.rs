@@ -1,6 +1,9 @@
 //! The changes on disk: one JSON file, replaced as a whole.
 
-use super::changes::RuntimeChanges;
+use super::{
+    changes::RuntimeChanges,
+    hold::{HOLD_FILE, Holds},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
@@ -180,14 +183,32 @@ impl StateDir {
         &self,
         write: impl FnOnce(&mut File) -> io::Result<()>,
     ) -> Result<(), StateError> {
+        self.replace(self.file(), write)
+    }
+
+    /// Keeps what is held.
+    pub fn store_holds(&self, holds: &Holds) -> Result<(), StateError> {
+        self.replace(self.beside(HOLD_FILE), |file| file.write_all(&holds.encode()?))
+    }
+
+    /// Another file of the directory.
+    pub(super) fn beside(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    fn replace(
+        &self,
+        path: PathBuf,
+        write: impl FnOnce(&mut File) -> io::Result<()>,
+    ) -> Result<(), StateError> {
         let temporary = self.path.join(TEMPORARY);
-        let written = write_new(&temporary, write).and_then(|()| fs::rename(&temporary, self.file()));
-        written.map_err(|source| {
+        let written = write_new(&temporary, write).and_then(|()| fs::rename(&temporary, &path));
+        if let Err(source) = written {
             // What is left of it would only take space; the next write removes it if this cannot.
             let _ = fs::remove_file(&temporary);
-            StateError::Write { path: self.file(), source }
-        })?;
-        sync_directory(&self.path).map_err(|source| StateError::Sync { path: self.file(), source })
+            return Err(StateError::Write { path, source });
+        }
+        sync_directory(&self.path).map_err(|source| StateError::Sync { path, source })
     }
 }
 

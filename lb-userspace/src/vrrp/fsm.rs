@@ -17,6 +17,9 @@
 //!   before it was killed. They stay until a master is heard, so that a node that is alone loses nothing by a restart.
 //! - An advertisement of equal priority in another family than the first one decides no tie: else two nodes whose
 //!   addresses are ordered differently in the two families would throw each other out for ever.
+//! - *Together*: a member of a group (`[[vrrp_group]]`) does not become master by itself when its timer runs out: it is
+//!   *ready*, until it hears a master again. The group (`super::group`) says when all are.
+//! - *Master lost*: a faster detector (BFD) says that the master is gone; no timer is waited for.
 
 use super::timing::{Moment, master_down, skew};
 use crate::model::{OWNER_PRIORITY, VrrpSpec, VrrpVersion};
@@ -39,6 +42,8 @@ pub struct Params {
     pub preempt_delay: Duration,
     pub startup_delay: Duration,
     pub down_adverts: u8,
+    /// A member of a group, which decides for all of them.
+    pub grouped: bool,
 }
 
 impl From<&VrrpSpec> for Params {
@@ -51,6 +56,7 @@ impl From<&VrrpSpec> for Params {
             preempt_delay: spec.preempt_delay,
             startup_delay: spec.startup_delay,
             down_adverts: spec.down_adverts,
+            grouped: spec.group.is_some(),
         }
     }
 }
@@ -78,6 +84,8 @@ pub struct Backup {
     pub unsure: bool,
     /// The master, of lower priority, was asked to hand over.
     pub asked: bool,
+    /// The timer ran out, and the rest of the group is waited for.
+    pub ready: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,6 +168,14 @@ pub enum Event {
     Acquired,
     /// The master's heartbeats over the link, which come at this interval, have ended.
     PeerSilent(Duration),
+    /// The group is master from now on.
+    GroupMaster,
+    /// The group is not master any more. `handed_over`: by the operator.
+    GroupBackup {
+        handed_over: bool,
+    },
+    /// A faster detector says that the master is gone.
+    MasterLost,
 }
 
 /// What is to be done, in this order.
@@ -201,6 +217,10 @@ pub enum Cause {
     Held,
     HandedOver,
     TakenOver,
+    /// What became of another member of its group.
+    Group,
+    /// The BFD session with the master went down.
+    MasterUnreachable,
 }
 
 impl Cause {
@@ -220,6 +240,8 @@ impl Cause {
             Self::Held => "held by the operator".to_owned(),
             Self::HandedOver => "handed over by the operator".to_owned(),
             Self::TakenOver => "the master handed over".to_owned(),
+            Self::Group => "with its group".to_owned(),
+            Self::MasterUnreachable => "the BFD session with the master went down".to_owned(),
         }
     }
 }
@@ -282,6 +304,15 @@ impl Machine {
         u8::try_from(sum.clamp(1, 254)).unwrap_or(1)
     }
 
+    /// As far as this one goes, its group may be master.
+    pub const fn ready(&self) -> bool {
+        match self.state {
+            State::Backup(backup) => backup.ready && !self.held,
+            State::Master(_) => true,
+            State::Init | State::Fault => false,
+        }
+    }
+
     /// When [`Event::Timer`] is due.
     pub fn deadline(&self) -> Option<Moment> {
         match self.state {
@@ -327,6 +358,7 @@ impl Machine {
                 self.held = false;
                 // The master may have been silent for long: it gets its full time.
                 self.restart_timer(now);
+                self.set_backup(|backup| backup.ready = false);
             }
             (State::Backup(_), Event::HandoverRequested) if !self.held && !self.gated => {
                 self.take_over(now, out);
@@ -336,6 +368,15 @@ impl Machine {
                 let wait = skew(VrrpVersion::V3, self.priority(), interval);
                 self.pending = Cause::MasterSilentOnLink;
                 self.set_backup(|backup| backup.expires = backup.expires.min(now + wait));
+            }
+            (State::Backup(backup), Event::GroupMaster) if !self.held => {
+                let cause = if backup.ready { self.pending } else { Cause::Group };
+                self.become_master(cause, now, out);
+            }
+            (State::Backup(backup), Event::MasterLost) => {
+                self.pending = Cause::MasterUnreachable;
+                self.yielded = false;
+                self.expired(backup, now, out);
             }
 
             (State::Master(master), Event::Advert(heard)) => self.master_hears(master, heard, now, out),
@@ -379,6 +420,11 @@ impl Machine {
                 self.yielded = master.yields;
                 self.become_backup(self.params.interval, now, Cause::HandedOver, out);
             }
+            // One that waits for its successor has its own end.
+            (State::Master(master), Event::GroupBackup { handed_over }) if master.handing_over.is_none() => {
+                self.yielded |= handed_over;
+                self.leave(now, if handed_over { Cause::HandedOver } else { Cause::Group }, out);
+            }
 
             (State::Fault, Event::Recover) => {
                 self.failed = false;
@@ -394,7 +440,7 @@ impl Machine {
             (State::Init | State::Master(_) | State::Fault, Event::Release) => self.held = false,
 
             // A timer that was overtaken; the refusal of a held or gated node; what is of no interest to it.
-            (State::Backup(_), Event::Timer | Event::HandoverRequested | Event::PeerSilent(_))
+            (State::Backup(_), Event::Timer | Event::HandoverRequested | Event::PeerSilent(_) | Event::GroupMaster)
             // What is under way already, or over.
             | (State::Master(_), Event::MakeWay | Event::Acquired | Event::HandoverRequested | Event::PeerSilent(_))
             // Nothing new.
@@ -405,7 +451,11 @@ impl Machine {
             // Only a master can hand over.
             | (State::Init | State::Backup(_) | State::Fault, Event::HandOver { .. } | Event::HandoverGranted
                 | Event::MakeWay | Event::Acquired)
+            // The group is where it is already; a master listens to itself.
+            | (State::Init | State::Backup(_) | State::Master(_) | State::Fault, Event::GroupBackup { .. })
+            | (State::Master(_), Event::GroupMaster | Event::MasterLost)
             // Deaf.
+            | (State::Init | State::Fault, Event::GroupMaster | Event::MasterLost)
             | (State::Init | State::Fault, Event::Advert(_) | Event::Timer | Event::HandoverRequested
                 | Event::PeerSilent(_)) => {}
         }
@@ -436,6 +486,7 @@ impl Machine {
             next.expires = now + skew(self.params.version, self.priority(), backup.interval);
             next.preempt_at = None;
             next.asked = false;
+            next.ready = false;
             self.pending = Cause::MasterLeft;
             self.yielded = false;
         } else if heard.priority >= self.priority() || self.leaves_alone(&mut next, now) {
@@ -446,6 +497,7 @@ impl Machine {
             // version 2 are equal, else the packet would not have come here.
             next.interval = heard.interval;
             next.asked = false;
+            next.ready = false;
             next.expires = now + self.down(heard.interval);
             self.pending = Cause::MasterSilent;
         } else {
@@ -468,6 +520,9 @@ impl Machine {
         if self.held {
             let wait = self.down(backup.interval);
             self.set_backup(|backup| backup.expires = now + wait);
+        } else if self.params.grouped {
+            let wait = self.down(backup.interval);
+            self.set_backup(|backup| (backup.expires, backup.ready) = (now + wait, true));
         } else if self.pending == Cause::Preempted && self.linked && !backup.asked {
             self.set_backup(|backup| (backup.asked, backup.expires) = (true, now + AGREEMENT));
             out.push(Action::AskMaster);
@@ -562,7 +617,8 @@ impl Machine {
         cause: Cause,
         out: &mut Vec<Action>,
     ) {
-        self.state = State::Backup(Backup { expires, interval, preempt_at: None, unsure, asked: false });
+        self.state =
+            State::Backup(Backup { expires, interval, preempt_at: None, unsure, asked: false, ready: false });
         self.pending = Cause::MasterSilent;
         out.push(Action::Entered(Phase::Backup, cause));
     }

@@ -11,7 +11,9 @@ use super::{
 };
 use crate::model::{VrrpName, VrrpSpec};
 use std::{
+    collections::{BTreeMap, BTreeSet},
     io,
+    net::IpAddr,
     sync::{Arc, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
@@ -65,13 +67,22 @@ impl Vrrp {
     }
 
     /// The virtual routers, in place of those before. Those that are gone say good-bye.
-    pub fn configure(&self, specs: Vec<Arc<VrrpSpec>>) -> Result<(), RequestError> {
-        self.inbox.send(Request::Configure(specs))
+    /// `held`: those that the operator keeps from being master; it counts for those that begin.
+    pub fn configure(&self, specs: Vec<Arc<VrrpSpec>>, held: BTreeSet<VrrpName>) -> Result<(), RequestError> {
+        self.inbox.send(Request::Configure(specs, held))
     }
 
-    /// What is missing on this node for a master of any address, beyond what the threads see themselves.
-    pub fn track(&self, missing: Vec<Missing>) -> Result<(), RequestError> {
+    /// What is missing on this node for a master of each, beyond what the threads see themselves.
+    pub fn track(&self, missing: BTreeMap<VrrpName, Vec<Missing>>) -> Result<(), RequestError> {
         self.inbox.send(Request::Track(missing))
+    }
+
+    /// For the thread of a faster detector (BFD): tells that the session of that name with the node of that address is
+    /// up or down. Never waits.
+    pub fn session_reporter(&self) -> impl Fn(VrrpName, IpAddr, bool) + Send + 'static {
+        let inbox = self.inbox.clone();
+        // Ended, or so far behind that its own timers are the faster ones.
+        move |name, peer, up| drop(inbox.send(Request::Session { name, peer, up }))
     }
 
     /// Gives the addresses of a router to the peer; the answer comes when it has.

@@ -32,7 +32,7 @@ use nix::{
 };
 use router::Router;
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, mpsc},
     time::Duration,
 };
@@ -60,7 +60,7 @@ pub(super) struct Heartbeat {
     /// Routers that lack the peer's state, and until when that counts.
     gate: (Vec<VrrpName>, Moment),
     leaving: Option<mpsc::SyncSender<()>>,
-    missing: Vec<Missing>,
+    missing: BTreeMap<VrrpName, Vec<Missing>>,
     refusals_told: HashMap<&'static str, (Moment, u64)>,
     changed: bool,
     stopping: bool,
@@ -89,7 +89,7 @@ impl Heartbeat {
             peer: None,
             gate: (Vec::new(), Moment(0)),
             leaving: None,
-            missing: Vec::new(),
+            missing: BTreeMap::new(),
             refusals_told: HashMap::new(),
             changed: false,
             stopping: false,

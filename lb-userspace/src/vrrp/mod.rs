@@ -1,6 +1,6 @@
 //! VRRP: which of two nodes has the virtual addresses.
 //!
-//! Pure: [`packet`] (the codec), [`timing`], [`fsm`] (the state machine), and the frames and the schedule of
+//! Pure: [`packet`] (the codec), [`timing`], [`fsm`] (the state machine), `group` (several that go together), and the frames and the schedule of
 //! announcements (`announce`).
 //!
 //! Two threads, apart from the daemon's runtime, so that a busy daemon never misses an advertisement:
@@ -15,6 +15,7 @@
 
 mod announce;
 pub mod fsm;
+mod group;
 mod handle;
 mod heartbeat;
 mod keeper;
@@ -25,7 +26,7 @@ mod peer;
 mod socket;
 pub mod timing;
 mod view;
-mod wake;
+pub(crate) mod wake;
 
 pub use fsm::Phase;
 pub use handle::Vrrp;

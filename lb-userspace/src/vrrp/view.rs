@@ -1,6 +1,7 @@
 //! What can be seen of the virtual routers from outside their thread.
 
 use super::{
+    Missing,
     fsm::{Cause, Phase},
     packet::Refusal,
 };
@@ -26,8 +27,8 @@ pub struct RouterView {
     pub since: SystemTime,
     /// Why it is in this state.
     pub cause: Cause,
-    /// What is missing, in words.
-    pub faults: Vec<String>,
+    /// What is missing.
+    pub missing: Vec<Missing>,
     pub held: bool,
     /// It handed over, and leaves the new master alone.
     pub yielded: bool,

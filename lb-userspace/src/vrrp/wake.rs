@@ -25,13 +25,13 @@ pub(crate) fn clock() -> Moment {
 
 /// Wakes.
 #[derive(Debug, Clone)]
-pub(super) struct Waker(Arc<UnixStream>);
+pub(crate) struct Waker(Arc<UnixStream>);
 
 /// Is woken.
 #[derive(Debug)]
-pub(super) struct Alarm(UnixStream);
+pub(crate) struct Alarm(UnixStream);
 
-pub(super) fn pair() -> io::Result<(Waker, Alarm)> {
+pub(crate) fn pair() -> io::Result<(Waker, Alarm)> {
     let (near, far) = UnixStream::pair()?;
     near.set_nonblocking(true)?;
     far.set_nonblocking(true)?;
@@ -39,18 +39,18 @@ pub(super) fn pair() -> io::Result<(Waker, Alarm)> {
 }
 
 impl Waker {
-    pub(super) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         // Full: it is awake already. Closed: it has ended.
         let _ = (&*self.0).write(&[1]);
     }
 }
 
 impl Alarm {
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 
-    pub(super) fn drain(&self) {
+    pub(crate) fn drain(&self) {
         let mut buffer = [0; 64];
         while matches!((&self.0).read(&mut buffer), Ok(n) if n == buffer.len()) {}
     }
@@ -67,7 +67,7 @@ pub(crate) fn real_time(priority: i32) -> io::Result<()> {
 }
 
 /// No page of the process leaves memory from now on, once it was touched.
-pub(super) fn lock_memory() -> io::Result<()> {
+pub(crate) fn lock_memory() -> io::Result<()> {
     // MCL_ONFAULT: without it, every thread's whole stack would be made and locked.
     let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
     // SAFETY: takes flags only, and changes nothing that Rust relies on.

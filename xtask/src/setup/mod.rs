@@ -37,6 +37,7 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "/usr/lib/python3/dist-packages/grpc/__init__.py", package: "python3-grpcio" },
     Tool { program: "iperf3", package: "iperf3" },
     Tool { program: "keepalived", package: "keepalived" },
+    Tool { program: "bird", package: "bird2" },
     Tool { program: "tmux", package: "tmux" },
     Tool { program: "prometheus", package: "prometheus" },
     Tool { program: "chromium-headless-shell", package: "chromium-headless-shell" },

@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::model::{
-    BackendSpec, DnsCheck, ExecCheck, GradualSpec, GrpcCheck, GuardSpec, Health, HookSpec, LimitSpec,
-    MAX_BURST_MS, MAX_RATE, MysqlCheck, OnAllDown, PassiveSpec, PoolSpec, QuicSpec, RedisCheck, Role,
-    ServerId, SnatSpec, StatusRange, TlsSpec, TrackInterface, UdpCheck, Via, VrrpVersion,
+    BackendSpec, BfdSpec, DnsCheck, ExecCheck, FileSpec, GradualSpec, GroupSpec, GrpcCheck, GuardSpec,
+    Health, HookSpec, LimitSpec, MAX_BURST_MS, MAX_RATE, MysqlCheck, OnAllDown, PairSpec, PassiveSpec,
+    PoolSpec, QuicSpec, RedisCheck, Role, ScriptSpec, ServerId, SnatSpec, StatusRange, TlsSpec, TrackSpec,
+    Tracked, TrackedFile, UdpCheck, Via, VrrpName, VrrpVersion,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -423,10 +424,19 @@ fn router(index: u8) -> impl Strategy<Value = VrrpSpec> {
             announce_repeat: count,
             announce_refresh: delay,
             track_interfaces: if tracked {
-                ["eth8", "eth9"].map(|name| TrackInterface { name: name.to_owned(), weight }).into()
+                ["eth8", "eth9"].map(|name| Tracked { name: name.to_owned(), weight }).into()
             } else {
                 Vec::new()
             },
+            track: TrackSpec {
+                scripts: vec![Tracked { name: "check".parse().unwrap(), weight }],
+                files: vec![TrackedFile { name: "load".parse().unwrap(), weight: i16::from(weight) - 100 }],
+                services: Vec::new(),
+                xdp: if tracked { None } else { Some(weight) },
+                peer_config: (unicast && weight > 0).then_some(weight),
+                bfd: if six { vec!["fast".parse().unwrap()] } else { Vec::new() },
+            },
+            group: None,
         }
     })
 }
@@ -443,6 +453,37 @@ fn link() -> SyncSpec {
         max_bandwidth: Some(1_500_000),
         takeover_wait: Duration::from_secs(7),
     }
+}
+
+/// What the virtual routers refer to. Two of them are a group.
+fn parts(routers: &mut [VrrpSpec]) -> PairSpec {
+    let mut parts = PairSpec::default();
+    if let [one, two] = routers {
+        let name: VrrpName = "site".parse().unwrap();
+        (one.group, two.group) = (Some(name.clone()), Some(name.clone()));
+        parts.groups = vec![GroupSpec { name, members: vec![two.name.clone(), one.name.clone()] }];
+    }
+    let ms = Duration::from_millis;
+    parts.scripts = vec![ScriptSpec {
+        name: "check".parse().unwrap(),
+        command: ["/bin/check", "\"it\"", "\\"].map(str::to_owned).to_vec(),
+        interval: ms(2000),
+        timeout: ms(1500),
+        rise: 3,
+        fall: 1,
+        user: "nobody".to_owned(),
+        initial_up: routers.is_empty(),
+        weight: 20,
+    }];
+    parts.files = vec![FileSpec { name: "load".parse().unwrap(), path: "/run/a load".into(), weight: -3 }];
+    parts.bfd = vec![BfdSpec {
+        name: "fast".parse().unwrap(),
+        peer: [10, 0, 0, 3].into(),
+        local: [10, 0, 0, 2].into(),
+        interval: ms(10),
+        multiplier: 5,
+    }];
+    parts
 }
 
 fn config() -> impl Strategy<Value = Config> {
@@ -498,7 +539,8 @@ fn config() -> impl Strategy<Value = Config> {
         }),
     });
     (node, listen, tunnel, firewall, flows, services, vrrp, control).prop_map(
-        |(node, metrics, tunnel, firewall, flows, services, vrrp, control)| Config {
+        |(node, metrics, tunnel, firewall, flows, services, mut vrrp, control)| Config {
+            pair: parts(&mut vrrp),
             notify: pool(vrrp.len() as u16 + 1).notify,
             file: "lbd.toml".to_owned(),
             node,

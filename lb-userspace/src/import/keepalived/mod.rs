@@ -2,6 +2,7 @@
 
 mod checker;
 mod syntax;
+mod track;
 mod virtual_server;
 mod vrrp;
 
@@ -24,6 +25,8 @@ pub(super) fn read(text: &str, options: &Options, ledger: &mut Ledger) -> Draft 
             "virtual_server_group" => {
                 globals.groups.insert(directive.word(1).to_owned(), directive.clone());
             }
+            "vrrp_sync_group" | "vrrp_script" | "vrrp_track_process" | "vrrp_track_file" | "track_file"
+            | "bfd_instance" => track::define(directive, &mut draft, ledger),
             _ => {}
         }
     }
@@ -41,16 +44,8 @@ pub(super) fn read(text: &str, options: &Options, ledger: &mut Ledger) -> Draft 
                 }
                 virtual_server::read(directive, &globals, &mut draft, ledger);
             }
-            "vrrp_sync_group" => ledger.left(
-                lines,
-                &directive.head(),
-                "each [[vrrp]] of lbd decides by itself: let them track the same interfaces with track_interfaces",
-            ),
-            "vrrp_script" | "vrrp_track_process" | "vrrp_track_file" | "track_file" => ledger.left(
-                lines,
-                &directive.head(),
-                "lbd gives addresses away when an interface it tracks goes down or lbd ends, not for what a script says",
-            ),
+            "vrrp_sync_group" | "vrrp_script" | "vrrp_track_process" | "vrrp_track_file" | "track_file"
+            | "bfd_instance" => {}
             "include" | "includer" | "includem" | "includew" | "includeb" | "includea" => ledger.left(
                 lines,
                 &directive.head(),
@@ -65,7 +60,6 @@ pub(super) fn read(text: &str, options: &Options, ledger: &mut Ledger) -> Draft 
                 ledger.left(lines, &directive.head(), "lbd runs in the namespace it is started in");
             }
             "SSL" => ledger.left(lines, "SSL", "lbd's checks show no certificate of their own"),
-            "bfd_instance" => ledger.left(lines, &directive.head(), "lbd does not speak BFD"),
             "garp_group" | "linkbeat_interfaces" | "interface_up_down_delays" | "track_group" => {
                 ledger.left(lines, &directive.head(), "lbd has no equal");
             }

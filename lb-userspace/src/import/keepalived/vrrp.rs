@@ -2,13 +2,15 @@
 
 use super::{
     super::{
-        draft::{Draft, Vrrp},
-        ledger::{Ledger, Lines},
+        draft::{Draft, Part, Vrrp},
+        ledger::Ledger,
         write::{texts, time},
     },
     Globals, NO_SYNC_DAEMON, seconds,
     syntax::Directive,
+    track::Tracked,
 };
+use crate::model::DEFAULT_PRIORITY;
 use ipnet::IpNet;
 use std::{net::IpAddr, time::Duration};
 use toml_edit::Value;
@@ -21,7 +23,7 @@ struct Instance {
     keys: Vec<(&'static str, Value)>,
     version: Option<u8>,
     addresses: Vec<IpNet>,
-    tracked: Vec<(String, u8)>,
+    tracked: Tracked,
 }
 
 pub(super) fn read(section: &Directive, globals: &Globals, draft: &mut Draft, ledger: &mut Ledger) {
@@ -30,7 +32,7 @@ pub(super) fn read(section: &Directive, globals: &Globals, draft: &mut Draft, le
     // An address on another interface is told by the instance's own.
     of.interface = section.child("interface").map(|directive| directive.word(1).to_owned());
     for directive in &section.children {
-        setting(directive, &mut of, ledger);
+        setting(directive, &mut of, &draft.parts, ledger);
     }
     let (Some(interface), Some(router_id)) = (of.interface.filter(|name| !name.is_empty()), of.router_id)
     else {
@@ -56,10 +58,18 @@ pub(super) fn read(section: &Directive, globals: &Globals, draft: &mut Draft, le
         "announce_repeat",
         globals.garp_repeat.filter(|n| (1..=100).contains(n)).map(|n| i64::from(n).into()),
     );
-    if let Some((_, weight)) = of.tracked.first().cloned() {
-        has("track_interfaces", Some(texts(of.tracked.iter().map(|(name, _)| name))));
-        has("track_weight", Some(i64::from(weight).into()));
+    if of.tracked.bonus > 0 {
+        let base = keys.iter().position(|(key, _)| *key == "priority");
+        let own = base.and_then(|at| keys[at].1.as_integer()).unwrap_or(i64::from(DEFAULT_PRIORITY));
+        let raised = own + i64::from(of.tracked.bonus);
+        keys.retain(|(key, _)| *key != "priority");
+        keys.push(("priority", raised.clamp(1, 254).into()));
+        let why = format!(
+            "priority {raised} in place of {own}: what positive weights add while all is well; they are taken off otherwise"
+        );
+        ledger.differs(section.lines(), &section.head(), why);
     }
+    keys.extend(of.tracked.keys());
     draft.vrrp.push(Vrrp {
         name: section.word(1).to_owned(),
         lines: section.lines(),
@@ -69,7 +79,7 @@ pub(super) fn read(section: &Directive, globals: &Globals, draft: &mut Draft, le
     });
 }
 
-fn setting(directive: &Directive, of: &mut Instance, ledger: &mut Ledger) {
+fn setting(directive: &Directive, of: &mut Instance, parts: &[Part], ledger: &mut Ledger) {
     let (lines, value, head) = (directive.lines(), directive.word(1), directive.head());
     let mut key = |key, value: Value, ledger: &mut Ledger| {
         of.keys.retain(|(other, _)| *other != key);
@@ -142,11 +152,8 @@ fn setting(directive: &Directive, of: &mut Instance, ledger: &mut Ledger) {
                 virtual_address(address, of, ledger);
             }
         }
-        "track_interface" => {
-            ledger.mapped(directive.line);
-            for interface in &directive.children {
-                track(interface, of, ledger);
-            }
+        "track_interface" | "track_script" | "track_process" | "track_file" | "track_bfd" => {
+            of.tracked.read(directive, parts, ledger);
         }
         _ => ledger.left(lines, &head, reason(directive.name())),
     }
@@ -163,9 +170,6 @@ fn reason(name: &str) -> &'static str {
             "lbd announces every address that it has: add them to addresses, up to 20 of a kind"
         }
         "virtual_routes" | "virtual_rules" => "lbd sets addresses only, no routes and rules",
-        "track_script" | "track_process" | "track_file" | "track_bfd" => {
-            "lbd gives addresses away when an interface it tracks goes down or lbd ends, not for what a script says"
-        }
         "notify"
         | "notify_master"
         | "notify_backup"
@@ -173,7 +177,7 @@ fn reason(name: &str) -> &'static str {
         | "notify_stop"
         | "notify_deleted"
         | "notify_master_rx_lower_pri" => {
-            "no command of a virtual router's is run: `lbctl pair` and the metrics tell its state"
+            "write the command as a [[notify]], which is told of every change of every instance"
         }
         "smtp_alert" => "lbd sends no mail: have an alert made from its metrics",
         "lvs_sync_daemon_interface" | "lvs_sync_daemon_inteface" => NO_SYNC_DAEMON,
@@ -227,30 +231,5 @@ fn virtual_address(directive: &Directive, of: &mut Instance, ledger: &mut Ledger
         ledger.left(lines, &head, "the address stands there twice");
     } else {
         of.addresses.push(net);
-    }
-}
-
-fn track(directive: &Directive, of: &mut Instance, ledger: &mut Ledger) {
-    let (lines, head): (Lines, String) = (directive.lines(), directive.head());
-    let weight = match (directive.word(1), directive.word(2).parse::<i16>()) {
-        ("", _) => 0,
-        ("weight", Ok(weight @ -253..=0)) => weight.unsigned_abs() as u8,
-        ("weight", Ok(_)) => {
-            let why = "track_weight lowers the priority when the interface is down, and never raises it";
-            return ledger.left(lines, &head, why);
-        }
-        _ => return ledger.left(lines, &head, "lbd has no equal"),
-    };
-    match of.tracked.first() {
-        Some((_, first)) if *first != weight => {
-            ledger.left(lines, &head, format!("one track_weight is for all: the first has {first}"));
-        }
-        _ if of.tracked.iter().any(|(name, _)| name == directive.name()) => {
-            ledger.left(lines, &head, "the interface stands there twice");
-        }
-        _ => {
-            of.tracked.push((directive.name().to_owned(), weight));
-            ledger.mapped(directive.line);
-        }
     }
 }

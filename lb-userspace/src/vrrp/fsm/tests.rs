@@ -17,6 +17,7 @@ fn params() -> Params {
         preempt_delay: Duration::ZERO,
         startup_delay: Duration::ZERO,
         down_adverts: 3,
+        grouped: false,
     }
 }
 
@@ -49,6 +50,7 @@ fn configured(words: &[&str]) -> Params {
             "preempt" => params.preempt = *value == "yes",
             "preempt_delay" => params.preempt_delay = duration(value),
             "startup_delay" => params.startup_delay = duration(value),
+            "grouped" => params.grouped = *value == "yes",
             "down_adverts" => params.down_adverts = value.parse().unwrap(),
             other => panic!("{other} is no parameter"),
         }
@@ -73,6 +75,10 @@ fn event(words: &[&str]) -> Event {
         ["make-way"] => Event::MakeWay,
         ["acquired"] => Event::Acquired,
         ["peer-silent", interval] => Event::PeerSilent(parse_duration(interval).unwrap()),
+        ["group-master"] => Event::GroupMaster,
+        ["group-backup"] => Event::GroupBackup { handed_over: false },
+        ["group-backup", "handed-over"] => Event::GroupBackup { handed_over: true },
+        ["master-lost"] => Event::MasterLost,
         ["advert", priority, rest @ ..] => {
             let mut heard = heard(priority.parse().unwrap(), Ordering::Less);
             for word in rest {
@@ -198,6 +204,12 @@ fn states() -> Vec<(&'static str, Machine)> {
         ("backup, better than the master, linked", linked()),
         ("backup, yielded", after(&[&master[..], &[Event::HandOver { agreed: false }]].concat())),
         ("master, taking over", after(&master[..2])),
+        ("backup, grouped and ready", {
+            let mut machine = after(&backup);
+            machine.params.grouped = true;
+            step(&mut machine, Event::Timer, at(5_000));
+            machine
+        }),
         ("master", after(&master)),
         ("master, making way", after(&[&master[..], &[Event::MakeWay]].concat())),
         ("master, handing over", after(&[&master[..], &[Event::HandOver { agreed: true }]].concat())),
@@ -229,6 +241,10 @@ fn events() -> Vec<(&'static str, Event)> {
         ("make way", Event::MakeWay),
         ("acquired", Event::Acquired),
         ("peer silent", Event::PeerSilent(Duration::from_millis(10))),
+        ("group master", Event::GroupMaster),
+        ("group backup", Event::GroupBackup { handed_over: false }),
+        ("group backup, handed over", Event::GroupBackup { handed_over: true }),
+        ("master lost", Event::MasterLost),
     ]
 }
 
@@ -279,6 +295,9 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::MakeWay),
         1 => Just(Event::Acquired),
         1 => Just(Event::PeerSilent(Duration::from_millis(10))),
+        1 => Just(Event::GroupMaster),
+        1 => any::<bool>().prop_map(|handed_over| Event::GroupBackup { handed_over }),
+        1 => Just(Event::MasterLost),
     ]
 }
 
@@ -289,13 +308,14 @@ proptest! {
     fn what_always_holds(
         priority in 1u8..=255,
         preempt: bool,
+        grouped: bool,
         delay in 0u64..5000,
         linked: bool,
         gated: bool,
         events in proptest::collection::vec((any_event(), 0u64..2000), 1..60),
     ) {
         let delay = Duration::from_millis(delay);
-        let mut machine = Machine::new(Params { priority, preempt, preempt_delay: delay, ..params() });
+        let mut machine = Machine::new(Params { priority, preempt, grouped, preempt_delay: delay, ..params() });
         (machine.linked, machine.gated) = (linked, gated);
         let (mut now, mut has, mut master_told) = (at(0), false, false);
         for (event, pause) in events {

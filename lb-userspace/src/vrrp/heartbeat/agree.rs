@@ -83,8 +83,10 @@ impl Heartbeat {
         match self.routers[at].machine.phase() {
             Phase::Master => {
                 self.routers[at].handed.push(reply);
-                let agreed = self.reaches(Role::TakeOver, at);
-                self.step(at, Event::HandOver { agreed }, now);
+                for at in self.members(at) {
+                    let agreed = self.reaches(Role::TakeOver, at);
+                    self.step(at, Event::HandOver { agreed }, now);
+                }
             }
             phase @ (Phase::Init | Phase::Backup | Phase::Fault) => {
                 let _ = reply.send(Err(RequestError::NotMaster { name: name.clone(), phase }));

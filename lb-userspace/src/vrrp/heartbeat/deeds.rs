@@ -2,7 +2,8 @@
 
 use super::{
     super::{
-        fsm::{Action, Event, Phase},
+        fsm::{Action, Event, Machine, Phase},
+        group,
         keeper::Wish,
         notice::Notice,
         timing::Moment,
@@ -18,7 +19,23 @@ impl Heartbeat {
         let mut actions = Vec::new();
         self.routers[at].machine.step(event, now, &mut actions);
         let heard = if let Event::Advert(heard) = event { Some(heard.source) } else { None };
-        self.act(at, actions, now, heard);
+        self.act(at, actions.clone(), now, heard);
+        if self.routers[at].spec.group.is_some() {
+            let members = self.members(at);
+            let machines: Vec<&Machine> = members.iter().map(|at| &self.routers[*at].machine).collect();
+            let who = members.iter().position(|member| *member == at).unwrap_or(0);
+            for (member, event) in group::follow(&machines, who, &actions) {
+                self.step(members[member], event, now);
+            }
+        }
+    }
+
+    /// Itself, and those that go with it.
+    pub(super) fn members(&self, at: usize) -> Vec<usize> {
+        let group = &self.routers[at].spec.group;
+        let member =
+            |other: &usize| *other == at || (group.is_some() && self.routers[*other].spec.group == *group);
+        (0..self.routers.len()).filter(member).collect()
     }
 
     pub(super) fn act(&mut self, at: usize, actions: Vec<Action>, now: Moment, heard: Option<IpAddr>) {

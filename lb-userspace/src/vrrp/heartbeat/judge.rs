@@ -8,12 +8,12 @@ use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     pub cause: String,
-    /// Taken off the priority; 0 is a fault.
-    pub weight: u8,
+    /// Taken off the priority, or added to it where negative; 0 is a fault.
+    pub weight: i16,
 }
 
-/// What a master would lack, and what that takes off the priority.
-pub(super) fn missing(spec: &VrrpSpec, interfaces: &Interfaces, others: &[Missing]) -> (Vec<Missing>, i16) {
+/// What a master would lack. `others`: what the daemon found.
+pub(super) fn missing(spec: &VrrpSpec, interfaces: &Interfaces, others: &[Missing]) -> Vec<Missing> {
     let name = &spec.interface;
     let mut found = Vec::new();
     let mut fault = |cause: String| found.push(Missing { cause, weight: 0 });
@@ -43,12 +43,28 @@ pub(super) fn missing(spec: &VrrpSpec, interfaces: &Interfaces, others: &[Missin
     for tracked in &spec.track_interfaces {
         if !interfaces.get(&tracked.name).is_some_and(|interface| interface.running) {
             let cause = format!("tracked interface {} is down", tracked.name);
-            found.push(Missing { cause, weight: tracked.weight });
+            found.push(Missing { cause, weight: tracked.weight.into() });
         }
     }
     found.extend(others.iter().cloned());
-    let weight = found.iter().map(|missing| i16::from(missing.weight)).sum::<i16>();
-    (found, -weight)
+    found
+}
+
+/// What is missing for the members of a group, each of them by itself: the same for all.
+pub(super) fn together<'a>(members: impl IntoIterator<Item = &'a [Missing]>) -> Vec<Missing> {
+    let mut all: Vec<Missing> = Vec::new();
+    for missing in members.into_iter().flatten() {
+        if !all.contains(missing) {
+            all.push(missing.clone());
+        }
+    }
+    all
+}
+
+/// Whether it is a fault, and what it adds to the priority.
+pub(super) fn effect(missing: &[Missing]) -> (bool, i16) {
+    let weight = missing.iter().fold(0i16, |sum, missing| sum.saturating_sub(missing.weight));
+    (missing.iter().any(|missing| missing.weight == 0), weight)
 }
 
 /// How the sender's configuration differs from this node's, in words. Neither changes who is master.

@@ -78,6 +78,7 @@ impl Heartbeat {
     fn heard(&mut self, at: usize, interface: &str, advert: &Advert, source: IpAddr) {
         let family = Family::of(source);
         let router = &mut self.routers[at];
+        router.sources[usize::from(family == Family::V6)] = Some(source);
         router.counters.received.fetch_add(1, Relaxed);
         let towards = if router.spec.unicast_peers.is_empty() { family.vrrp_group() } else { source };
         let own = self.interfaces.get(interface).and_then(|interface| interface.source(towards));

@@ -1,11 +1,14 @@
 //! A virtual router at work.
 
-use super::super::{
-    fsm::{Cause, Machine, Params, Phase},
-    keeper::{Interface, Interfaces, Order},
-    packet::{Advert, ChecksumForm},
-    timing::Moment,
-    view::{Counters, RouterView},
+use super::{
+    super::{
+        fsm::{Cause, Machine, Params, Phase},
+        keeper::{Interface, Interfaces, Order},
+        packet::{Advert, ChecksumForm},
+        timing::Moment,
+        view::{Counters, RouterView},
+    },
+    Missing,
 };
 use super::agree::Handed;
 use crate::model::{Family, VrrpSpec};
@@ -28,8 +31,10 @@ pub(super) struct Router {
     pub(super) order: Arc<Order>,
     /// The charge whose interfaces it waits for before it starts.
     pub(super) starts_with: Option<u64>,
-    pub(super) faults: Vec<String>,
+    pub(super) missing: Vec<Missing>,
     pub(super) master: Option<(IpAddr, u8)>,
+    /// Where the last advertisement of each family came from.
+    pub(super) sources: [Option<IpAddr>; 2],
     pub(super) since: SystemTime,
     pub(super) cause: Cause,
     pub(super) counters: Arc<Counters>,
@@ -48,8 +53,9 @@ impl Router {
             spec,
             order: Arc::default(),
             starts_with: Some(charge),
-            faults: Vec::new(),
+            missing: Vec::new(),
             master: None,
+            sources: [None; 2],
             since: SystemTime::now(),
             cause: Cause::Stopped,
             counters: Arc::default(),
@@ -64,6 +70,14 @@ impl Router {
     pub(super) fn continues(&self, spec: &VrrpSpec) -> bool {
         let key = |s: &VrrpSpec| (s.interface.clone(), s.router_id, s.version, s.unicast_peers.is_empty());
         key(&self.spec) == key(spec)
+    }
+
+    /// Whether the master that it hears may be the node of that address: it is, or nothing was heard from a node's
+    /// address of that family (over IPv6 advertisements come from link-local ones).
+    pub(super) fn hears(&self, peer: IpAddr) -> bool {
+        let family = Family::of(peer);
+        self.sources.iter().flatten().all(|source| Family::of(*source) != family || *source == peer)
+            && self.sources.iter().any(Option::is_some)
     }
 
     pub(super) fn destinations(&self, family: Family) -> Vec<IpAddr> {
@@ -83,7 +97,7 @@ impl Router {
             master: self.master.filter(|_| phase == Phase::Backup),
             since: self.since,
             cause: self.cause,
-            faults: self.faults.clone(),
+            missing: self.missing.clone(),
             held: self.machine.held,
             yielded: self.machine.yielded,
             gated: self.machine.gated,

@@ -3,9 +3,9 @@ use super::{
         keeper::{Interface, Interfaces},
         packet::Advert,
     },
-    judge::{Missing, mismatch, missing},
+    judge::{Missing, effect, mismatch, missing, together},
 };
-use crate::model::{Family, TrackInterface, VrrpSpec, VrrpVersion};
+use crate::model::{Family, TrackSpec, Tracked, VrrpSpec, VrrpVersion};
 use std::time::Duration;
 
 fn spec() -> VrrpSpec {
@@ -26,7 +26,9 @@ fn spec() -> VrrpSpec {
         pseudo_header: true,
         announce_repeat: 5,
         announce_refresh: Duration::ZERO,
-        track_interfaces: vec![TrackInterface { name: "eth1".to_owned(), weight: 60 }],
+        track_interfaces: vec![Tracked { name: "eth1".to_owned(), weight: 60 }],
+        track: TrackSpec::default(),
+        group: None,
     }
 }
 
@@ -39,8 +41,8 @@ fn interface(running: bool, nets: &[&str]) -> Interface {
 fn what_is_missing_is_told_and_weighed() {
     let good = || interface(true, &["10.0.0.1/24", "fe80::1/64"]);
     let causes = |interfaces: &Interfaces, others: &[Missing]| {
-        let (found, weight) = missing(&spec(), interfaces, others);
-        let fault = found.iter().any(|missing| missing.weight == 0);
+        let found = missing(&spec(), interfaces, others);
+        let (fault, weight) = effect(&found);
         (found.into_iter().map(|missing| missing.cause).collect::<Vec<_>>().join("; "), fault, weight)
     };
     let with = |eth0: Option<Interface>, eth1: Option<Interface>| -> Interfaces {
@@ -48,6 +50,8 @@ fn what_is_missing_is_told_and_weighed() {
     };
     let both = with(Some(good()), Some(interface(true, &[])));
     assert_eq!(causes(&both, &[]), (String::new(), false, 0));
+    let bonus = [Missing { cause: "file load says 5".to_owned(), weight: -5 }];
+    assert_eq!(causes(&both, &bonus), ("file load says 5".to_owned(), false, 5));
     let no_track = with(Some(good()), Some(interface(false, &[])));
     assert_eq!(causes(&no_track, &[]), ("tracked interface eth1 is down".to_owned(), false, -60));
     let down = with(Some(interface(false, &["10.0.0.1/24"])), Some(good()));
@@ -62,6 +66,17 @@ fn what_is_missing_is_told_and_weighed() {
         Missing { cause: "detached".to_owned(), weight: 0 },
     ];
     assert_eq!(causes(&both, &others), ("no backend of www is up; detached".to_owned(), true, -30));
+}
+
+#[test]
+fn a_group_shares_what_is_missing_once() {
+    let missing = |cause: &str, weight| Missing { cause: cause.to_owned(), weight };
+    let (one, two) = ([missing("a", 10), missing("b", 20)], [missing("b", 20), missing("c", 0)]);
+    let all = together([&one[..], &two[..], &[]]);
+    assert_eq!(all, [missing("a", 10), missing("b", 20), missing("c", 0)]);
+    assert_eq!(effect(&all), (true, -30));
+    // Nothing overflows, however much is tracked.
+    assert_eq!(effect(&vec![missing("x", i16::MAX); 3]), (false, i16::MIN));
 }
 
 #[test]

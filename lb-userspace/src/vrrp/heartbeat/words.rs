@@ -11,7 +11,7 @@ use super::{
     },
     Heartbeat, Missing,
     agree::Handed,
-    judge::missing,
+    judge::{effect, missing, together},
     router::Router,
 };
 use crate::{
@@ -19,7 +19,8 @@ use crate::{
     model::{VrrpName, VrrpSpec},
 };
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::{Arc, mpsc},
 };
 use tokio::sync::oneshot;
@@ -37,9 +38,16 @@ pub(in super::super) enum Input {
 /// What the daemon wants.
 #[derive(Debug)]
 pub(in super::super) enum Request {
-    Configure(Vec<Arc<VrrpSpec>>),
-    /// What else is missing on this node: a cause, and what it takes off the priority; 0 is a fault.
-    Track(Vec<Missing>),
+    /// And which of them the operator holds.
+    Configure(Vec<Arc<VrrpSpec>>, BTreeSet<VrrpName>),
+    /// What else is missing on this node, for each of them.
+    Track(BTreeMap<VrrpName, Vec<Missing>>),
+    /// A session of a faster detector came up or went down.
+    Session {
+        name: VrrpName,
+        peer: IpAddr,
+        up: bool,
+    },
     Failover(VrrpName, Handed),
     /// Of one instance or of all.
     Hold {
@@ -110,7 +118,7 @@ impl Heartbeat {
     fn request(&mut self, request: Request) {
         let now = clock();
         match request {
-            Request::Configure(specs) => self.configure(&specs, now),
+            Request::Configure(specs, held) => self.configure(&specs, &held, now),
             Request::Track(missing) => {
                 self.missing = missing;
                 self.examine(0);
@@ -118,6 +126,9 @@ impl Heartbeat {
             Request::Failover(name, reply) => self.failover(&name, reply, now),
             Request::Word(word) => self.word(word, now),
             Request::LeaveAll(done) => self.leave_all(done, now),
+            Request::Session { name, peer, up: false } => self.unreachable(&name, peer, now),
+            // A peer that is there is heard by its advertisements.
+            Request::Session { up: true, .. } => {}
             Request::Hold { name, on, reply } => {
                 let _ = reply.send(self.hold(name, on, now));
             }
@@ -132,8 +143,11 @@ impl Heartbeat {
     }
 
     fn hold(&mut self, name: Option<VrrpName>, on: bool, now: Moment) -> Result<(), RequestError> {
-        let chosen = |router: &Router| name.as_ref().is_none_or(|name| router.spec.name == *name);
-        let chosen: Vec<usize> = (0..self.routers.len()).filter(|at| chosen(&self.routers[*at])).collect();
+        let chosen = |at: &usize| {
+            let mut members = self.members(*at).into_iter();
+            name.as_ref().is_none_or(|name| members.any(|at| self.routers[at].spec.name == *name))
+        };
+        let chosen: Vec<usize> = (0..self.routers.len()).filter(chosen).collect();
         if let (Some(name), []) = (name, chosen.as_slice()) {
             return Err(RequestError::NoInstance(name));
         }
@@ -153,7 +167,17 @@ impl Heartbeat {
         Ok(())
     }
 
-    fn configure(&mut self, specs: &[Arc<VrrpSpec>], now: Moment) {
+    /// The node of that address is gone, says the session.
+    fn unreachable(&mut self, session: &VrrpName, peer: IpAddr, now: Moment) {
+        for at in 0..self.routers.len() {
+            let router = &self.routers[at];
+            if router.spec.track.bfd.contains(session) && router.hears(peer) {
+                self.step(at, Event::MasterLost, now);
+            }
+        }
+    }
+
+    fn configure(&mut self, specs: &[Arc<VrrpSpec>], held: &BTreeSet<VrrpName>, now: Moment) {
         self.charge += 1;
         let kept: BTreeSet<&VrrpName> = specs.iter().map(|spec| &spec.name).collect();
         for at in 0..self.routers.len() {
@@ -183,7 +207,11 @@ impl Heartbeat {
                     self.routers[at] = Router { counters, ..Router::new(Arc::clone(spec), self.charge) };
                     self.routers[at].machine.held = held;
                 }
-                None => self.routers.push(Router::new(Arc::clone(spec), self.charge)),
+                None => {
+                    let mut router = Router::new(Arc::clone(spec), self.charge);
+                    router.machine.held = held.contains(&spec.name);
+                    self.routers.push(router);
+                }
             }
         }
         self.set_gates(now);
@@ -196,19 +224,27 @@ impl Heartbeat {
     /// What is missing, and what that does to each router. `charge`: of the interfaces that have just come.
     fn examine(&mut self, charge: u64) {
         let now = clock();
+        let waits = |router: &Router| router.starts_with.is_some_and(|number| number > charge);
+        let look = |router: &Router| {
+            let others = self.missing.get(&router.spec.name).map_or(&[][..], Vec::as_slice);
+            // What it waits for is not known yet, and no fault.
+            if waits(router) { Vec::new() } else { missing(&router.spec, &self.interfaces, others) }
+        };
+        let each: Vec<Vec<Missing>> = self.routers.iter().map(look).collect();
         for at in 0..self.routers.len() {
+            let members = self.members(at);
             let router = &mut self.routers[at];
             let starts = router.starts_with.is_some_and(|number| number <= charge);
             if router.starts_with.is_some() && !starts {
                 continue;
             }
-            let (faults, weight) = missing(&router.spec, &self.interfaces, &self.missing);
-            let failed = faults.iter().any(|missing| missing.weight == 0);
-            let texts: Vec<String> = faults.into_iter().map(|missing| missing.cause).collect();
-            if texts != router.faults {
+            let found = together(members.into_iter().map(|at| each[at].as_slice()));
+            let (failed, weight) = effect(&found);
+            if found != router.missing {
                 let name = router.spec.name.clone();
-                self.notices.send(Notice::Faults { name, faults: texts.clone() });
-                router.faults = texts;
+                let faults = found.iter().map(|missing| missing.cause.clone()).collect();
+                self.notices.send(Notice::Faults { name, faults });
+                router.missing = found;
                 self.changed = true;
             }
             let (before, was_failed) = (router.machine.weight, router.machine.failed);
