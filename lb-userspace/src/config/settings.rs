@@ -1,8 +1,6 @@
 //! The settings in force, one by one: for `config show`, for hashes, and as TOML.
 
-use super::{
-    Config, duration::format_duration, gradual, pool, reader::Place, resolver, sync, track, vrrp,
-};
+use super::{Config, duration::format_duration, gradual, pool, reader::Place, resolver, sync, track, vrrp};
 use crate::model::{
     Health, HealthCheck, HealthSpec, LimitSpec, MysqlCheck, PortSpec, RedisCheck, Role, ServiceName,
     ServiceSpec, StatusRange, TlsSpec, Via,

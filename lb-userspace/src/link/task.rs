@@ -14,7 +14,6 @@ use super::{
 };
 use crate::{model::VrrpName, vrrp::RouterView};
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
-use socket2::SockRef;
 use std::{
     collections::BTreeMap,
     io,
@@ -33,8 +32,6 @@ use tokio::{
 const HANDSHAKE: Duration = Duration::from_secs(3);
 /// Handshakes of callers at once: from addresses of the configuration, and from all others.
 const CALLERS: usize = 16;
-/// Unacknowledged data ends a connection after this time (TCP_USER_TIMEOUT).
-const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
 /// Between two calls of an address that fails, the first time and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// Younger connections than this may be the two of nodes that called each other at once.
@@ -94,10 +91,10 @@ fn greeting(shared: &Shared, settings: &Settings) -> io::Result<Hello> {
     })
 }
 
+/// No TCP_USER_TIMEOUT: it would end connections to a peer whose engine is busy and reads nothing for a while. Pings
+/// that do not come tell of a dead one.
 fn tune(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))
+    stream.set_nodelay(true)
 }
 
 // ---- being called -----------------------------------------------------------------------------------------

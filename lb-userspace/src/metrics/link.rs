@@ -1,7 +1,7 @@
 //! The families of the sync link.
 
 use super::{
-    encode::{counters, gauges},
+    encode::{counters, gauge, gauges},
     families,
     source::Snapshot,
 };
@@ -14,7 +14,7 @@ pub(super) fn encode(snapshot: &Snapshot, encoder: &mut DescriptorEncoder<'_>) -
     let rows =
         |value: fn(&PeerView) -> u64| link.peers.iter().map(move |peer| ([peer.name.as_str()], value(peer)));
     gauges(encoder, &families::SYNC_CONNECTED, rows(|_| 1))?;
-    gauges(encoder, &families::SYNC_WAITING, [([], link.waiting.len() as u64)])?;
+    gauge(encoder, &families::SYNC_WAITING, &(link.waiting.len() as u64))?;
     let both = link.peers.iter().flat_map(|peer| {
         let name = peer.name.as_str();
         [([name, "sent"], peer.sent_bytes), ([name, "received"], peer.received_bytes)]

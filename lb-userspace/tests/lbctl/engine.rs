@@ -334,16 +334,14 @@ fn obey_pair(command: PairCommand, note: impl Fn(String)) {
         PairCommand::Link(reply) => drop(reply.send(Ok(None))),
         PairCommand::Failover { name, by, reply } => {
             note(by);
-            let known = name.as_str() == "public";
             let error = || CommandError::NotFound(format!("no VRRP instance '{name}'"));
             let done = || changed(format!("{name} is handed over to the peer"));
-            drop(reply.send(known.then(done).ok_or_else(error)));
+            drop(reply.send((name.as_str() == "public").then(done).ok_or_else(error)));
         }
         PairCommand::Hold { name, on, by, reply } => {
             note(by);
             let what = name.map_or("every instance".to_owned(), |name| name.to_string());
-            let how = if on { "held" } else { "released" };
-            drop(reply.send(Ok(changed(format!("{what} is {how}")))));
+            drop(reply.send(Ok(changed(format!("{what} is {}", if on { "held" } else { "released" })))));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A virtual router at work.
 
+use super::agree::Handed;
 use super::{
     super::{
         fsm::{Cause, Machine, Params, Phase},
@@ -10,7 +11,6 @@ use super::{
     },
     Missing,
 };
-use super::agree::Handed;
 use crate::model::{Family, VrrpSpec};
 use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
