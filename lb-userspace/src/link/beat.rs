@@ -296,7 +296,7 @@ pub(super) fn run(shared: &Shared) {
         read(shared, socket);
         let now = clock();
         for (peer, interval, routers) in shared.beats.judge(now) {
-            tell(shared, &peer, interval, routers);
+            tell(shared, &peer, interval, &routers);
         }
         if now >= next {
             // Zero is said once.
@@ -329,9 +329,9 @@ fn read(shared: &Shared, socket: &UdpSocket) {
     }
 }
 
-fn tell(shared: &Shared, peer: &PeerId, interval: Duration, routers: Vec<VrrpName>) {
+fn tell(shared: &Shared, peer: &PeerId, interval: Duration, routers: &[VrrpName]) {
     if let Some(words) = lock(&shared.words).clone().filter(|_| !routers.is_empty()) {
-        words.peer_silent(routers.clone(), interval);
+        words.peer_silent(routers.to_vec(), interval);
     }
     tracing::warn!(%peer, routers = routers.len(), "sync: the peer's heartbeats have ended");
 }

@@ -113,7 +113,7 @@ impl Cause {
             Self::Failed => "a fault".to_owned(),
             Self::Recovered => "the fault is gone".to_owned(),
             Self::Held => "held by the operator".to_owned(),
-            Self::HandedOver => "handed over by the operator".to_owned(),
+            Self::HandedOver => "handed over to the peer".to_owned(),
             Self::TakenOver => "the master handed over".to_owned(),
             Self::Group => "with its group".to_owned(),
             Self::MasterUnreachable => "the BFD session with the master went down".to_owned(),
