@@ -10,6 +10,7 @@
 //! - [`balancer`]: the daemon in a topology, and `lbctl`;
 //! - [`crowd`]: thousands of connections that live long, every byte of them checked;
 //! - [`echo`]: servers for datagrams and checked uploads;
+//! - [`outage`]: how long an address does not answer;
 //! - [`skip`]: a test that cannot run says so loudly.
 
 pub mod balancer;
@@ -20,6 +21,7 @@ pub mod echo;
 pub mod http;
 pub mod kernel;
 pub mod lab;
+pub mod outage;
 pub mod packets;
 pub mod playground;
 pub mod skip;

@@ -265,6 +265,23 @@ impl Link {
         lock(&self.shared.peers).keys().cloned().collect()
     }
 
+    #[cfg(test)]
+    pub(super) fn listen(&self) -> SocketAddr {
+        self.shared.settings.borrow().spec.listen
+    }
+
+    /// As if VRRP told it: name, state, priority.
+    #[cfg(test)]
+    pub(super) fn tell_instances<const N: usize>(&self, instances: [(&str, &str, u8); N]) {
+        use super::wire::InstanceStatus;
+        let each = instances.map(|(name, state, priority)| {
+            let name = name.parse().expect("a name");
+            (name, InstanceStatus { state: state.to_owned(), priority, own: Vec::new() })
+        });
+        self.shared.status.send_modify(|status| status.instances = each.into());
+    }
+
+    /// What had no effect, by reason.
     pub fn rejected(&self) -> Vec<(&'static str, u64)> {
         self.shared.rejected.counts().collect()
     }

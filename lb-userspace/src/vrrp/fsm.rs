@@ -191,6 +191,8 @@ pub enum Cause {
     Owner,
     MasterSilent,
     MasterLeft,
+    /// Its heartbeats over the link have ended.
+    MasterSilentOnLink,
     /// The master had a lower priority.
     Preempted,
     Superior(IpAddr),
@@ -209,6 +211,7 @@ impl Cause {
             Self::Stopped => "stopped".to_owned(),
             Self::Owner => "started as owner of the addresses".to_owned(),
             Self::MasterSilent => "no master was heard".to_owned(),
+            Self::MasterSilentOnLink => "the master's heartbeats have ended".to_owned(),
             Self::MasterLeft => "the master left".to_owned(),
             Self::Preempted => "the master has a lower priority".to_owned(),
             Self::Superior(source) => format!("{source} is a better master"),
@@ -331,7 +334,7 @@ impl Machine {
             (State::Backup(backup), Event::PeerSilent(interval)) if !backup.unsure && !self.held => {
                 // The order of several backups is that of the RFC, in the heartbeats' time.
                 let wait = skew(VrrpVersion::V3, self.priority(), interval);
-                self.pending = Cause::MasterSilent;
+                self.pending = Cause::MasterSilentOnLink;
                 self.set_backup(|backup| backup.expires = backup.expires.min(now + wait));
             }
 
@@ -496,15 +499,16 @@ impl Machine {
     }
 
     fn master_timer(&mut self, master: Master, now: Moment, out: &mut Vec<Action>) {
-        if master.handing_over.is_some_and(|at| now >= at) {
-            if master.yields || self.held {
-                self.yielded = master.yields;
-                self.leave(now, Cause::HandedOver, out);
-            } else {
-                // The better node will do without.
-                self.state = State::Master(Master { handing_over: None, ..master });
-            }
-        } else if now >= master.next {
+        let unanswered = master.handing_over.is_some_and(|at| now >= at);
+        if unanswered && (master.yields || self.held) {
+            self.yielded = master.yields;
+            self.leave(now, Cause::HandedOver, out);
+            return;
+        }
+        // Without the operator's will the better node will do by itself.
+        let master = Master { handing_over: master.handing_over.filter(|_| !unanswered), ..master };
+        self.state = State::Master(master);
+        if now >= master.next {
             out.push(Action::Send(self.priority()));
             // Counted from when it was due, so that delays do not add up; but what was missed stays missed.
             let due = master.next + self.params.interval;

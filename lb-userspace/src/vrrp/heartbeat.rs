@@ -25,7 +25,7 @@ use super::{
     view::{Refused, RouterView},
     wake::{Alarm, Waker, clock},
 };
-use crate::link::wire::Role;
+use crate::{link::wire::Role, model::VrrpName};
 use nix::{
     poll::{PollFd, PollFlags, ppoll},
     sys::time::TimeSpec,
@@ -57,8 +57,8 @@ pub(super) struct Heartbeat {
     interfaces: Interfaces,
     charge: u64,
     peer: Option<Post>,
-    /// Until when routers may lack the peer's state.
-    gate: Moment,
+    /// Routers that lack the peer's state, and until when that counts.
+    gate: (Vec<VrrpName>, Moment),
     leaving: Option<mpsc::SyncSender<()>>,
     missing: Vec<Missing>,
     refusals_told: HashMap<&'static str, (Moment, u64)>,
@@ -87,7 +87,7 @@ impl Heartbeat {
             interfaces: Interfaces::new(),
             charge: 0,
             peer: None,
-            gate: Moment(0),
+            gate: (Vec::new(), Moment(0)),
             leaving: None,
             missing: Vec::new(),
             refusals_told: HashMap::new(),

@@ -70,6 +70,9 @@ fn event(words: &[&str]) -> Event {
         ["hand-over", "agreed"] => Event::HandOver { agreed: true },
         ["handover-requested"] => Event::HandoverRequested,
         ["handover-granted"] => Event::HandoverGranted,
+        ["make-way"] => Event::MakeWay,
+        ["acquired"] => Event::Acquired,
+        ["peer-silent", interval] => Event::PeerSilent(parse_duration(interval).unwrap()),
         ["advert", priority, rest @ ..] => {
             let mut heard = heard(priority.parse().unwrap(), Ordering::Less);
             for word in rest {
@@ -93,6 +96,8 @@ fn told(action: &Action) -> String {
         Action::Release => "release".to_owned(),
         Action::Announce => "announce".to_owned(),
         Action::AskPeer => "ask the peer".to_owned(),
+        Action::AskMaster => "ask the master".to_owned(),
+        Action::Grant => "tell the old master".to_owned(),
         Action::Entered(phase, cause) => format!("now {}: {}", phase.name(), cause.describe()),
     }
 }
@@ -124,6 +129,8 @@ fn replay(text: &str) -> String {
         match words.as_slice() {
             [] | ["#", ..] => {}
             ["with", words @ ..] => machine = Machine::new(configured(words)),
+            ["linked"] => machine.linked = true,
+            ["gated", switch] => machine.gated = *switch == "on",
             ["at", when, "reload", words @ ..] => {
                 let mut actions = Vec::new();
                 machine.configure(configured(words), moment(when), &mut actions);
@@ -173,15 +180,26 @@ fn states() -> Vec<(&'static str, Machine)> {
         machine
     };
     let backup = [Event::Start, Event::Advert(heard(150, Ordering::Less))];
-    let master = [Event::Start, Event::HandoverRequested];
+    let master = [Event::Start, Event::HandoverRequested, Event::Acquired];
+    let linked = || {
+        let mut machine = fresh();
+        machine.linked = true;
+        step(&mut machine, Event::Start, at(0));
+        step(&mut machine, Event::Advert(heard(50, Ordering::Less)), at(0));
+        machine
+    };
     vec![
         ("init", fresh()),
         ("init, failed", after(&[Event::Fail])),
         ("backup, unsure", after(&[Event::Start])),
         ("backup", after(&backup)),
         ("backup, held", after(&[&backup[..], &[Event::Hold]].concat())),
+        ("backup, gated", Machine { gated: true, ..after(&backup) }),
+        ("backup, better than the master, linked", linked()),
         ("backup, yielded", after(&[&master[..], &[Event::HandOver { agreed: false }]].concat())),
+        ("master, taking over", after(&master[..2])),
         ("master", after(&master)),
+        ("master, making way", after(&[&master[..], &[Event::MakeWay]].concat())),
         ("master, handing over", after(&[&master[..], &[Event::HandOver { agreed: true }]].concat())),
         ("fault", after(&[Event::Start, Event::Fail])),
     ]
@@ -208,6 +226,9 @@ fn events() -> Vec<(&'static str, Event)> {
         ("hand over, agreed", Event::HandOver { agreed: true }),
         ("handover requested", Event::HandoverRequested),
         ("handover granted", Event::HandoverGranted),
+        ("make way", Event::MakeWay),
+        ("acquired", Event::Acquired),
+        ("peer silent", Event::PeerSilent(Duration::from_millis(10))),
     ]
 }
 
@@ -255,6 +276,9 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => any::<bool>().prop_map(|agreed| Event::HandOver { agreed }),
         1 => Just(Event::HandoverRequested),
         1 => Just(Event::HandoverGranted),
+        1 => Just(Event::MakeWay),
+        1 => Just(Event::Acquired),
+        1 => Just(Event::PeerSilent(Duration::from_millis(10))),
     ]
 }
 
@@ -266,10 +290,13 @@ proptest! {
         priority in 1u8..=255,
         preempt: bool,
         delay in 0u64..5000,
+        linked: bool,
+        gated: bool,
         events in proptest::collection::vec((any_event(), 0u64..2000), 1..60),
     ) {
         let delay = Duration::from_millis(delay);
         let mut machine = Machine::new(Params { priority, preempt, preempt_delay: delay, ..params() });
+        (machine.linked, machine.gated) = (linked, gated);
         let (mut now, mut has, mut master_told) = (at(0), false, false);
         for (event, pause) in events {
             now = now + Duration::from_millis(pause);
@@ -289,7 +316,8 @@ proptest! {
                         master_told = *phase == Phase::Master;
                     }
                     Action::Announce => prop_assert!(has),
-                    Action::AskPeer => prop_assert_eq!(machine.phase(), Phase::Master),
+                    Action::AskPeer | Action::Grant => prop_assert_eq!(machine.phase(), Phase::Master),
+                    Action::AskMaster => prop_assert!(linked && machine.phase() == Phase::Backup),
                 }
             }
             let master = machine.phase() == Phase::Master;

@@ -44,13 +44,19 @@ impl Heartbeat {
                 }
             }
             Word::Gate(names, until) => {
-                self.gate = until;
-                for router in &mut self.routers {
-                    let gated = now < until && names.contains(&router.spec.name);
-                    self.changed |= gated != router.machine.gated;
-                    router.machine.gated = gated;
-                }
+                self.gate = (names, until);
+                self.set_gates(now);
             }
+        }
+    }
+
+    /// Routers that were just made are meant as well.
+    pub(super) fn set_gates(&mut self, now: Moment) {
+        let (names, until) = &self.gate;
+        for router in &mut self.routers {
+            let gated = now < *until && names.contains(&router.spec.name);
+            self.changed |= gated != router.machine.gated;
+            router.machine.gated = gated;
         }
     }
 
@@ -62,11 +68,9 @@ impl Heartbeat {
 
     /// Nobody need say that the time is over.
     pub(super) fn open_gate(&mut self, now: Moment) {
-        if now >= self.gate {
-            for router in self.routers.iter_mut().filter(|router| router.machine.gated) {
-                router.machine.gated = false;
-                self.changed = true;
-            }
+        if now >= self.gate.1 && !self.gate.0.is_empty() {
+            self.gate.0.clear();
+            self.set_gates(now);
         }
     }
 

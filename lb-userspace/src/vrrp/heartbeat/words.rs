@@ -186,6 +186,7 @@ impl Heartbeat {
                 None => self.routers.push(Router::new(Arc::clone(spec), self.charge)),
             }
         }
+        self.set_gates(now);
         let routers = self.routers.iter().map(|r| (Arc::clone(&r.spec), Arc::clone(&r.order))).collect();
         self.desk.charge(Charge { number: self.charge, routers });
         self.keeper.wake();
