@@ -135,26 +135,26 @@ fn change(balancers: [&Balancer<'_>; 2], newcomer: &Node) {
     }
 }
 
-/// The node is dead and its cable is out.
-fn bury(balancer: &mut Balancer<'_>) -> Result<()> {
-    let ns = balancer.node.ns.clone();
+/// The node is dead and its cables are out.
+fn bury(topology: &Topology, balancer: &mut Balancer<'_>) -> Result<()> {
     balancer.kill();
-    for interface in ["eth0", "sync0"] {
-        ns.exec("ip", &["link", "set", interface, "down"])?;
-    }
-    Ok(())
+    plug(topology, balancer, "down")
+}
+
+/// At the switch, so that the node keeps its routes.
+fn plug(topology: &Topology, balancer: &Balancer<'_>, state: &str) -> Result<()> {
+    topology.switch.exec("ip", &["link", "set", &balancer.node.name, state])?;
+    balancer.node.ns.exec("ip", &["link", "set", "sync0", state]).map(|_| ())
 }
 
 /// The node comes back as after a crash of the machine.
-fn raise(balancer: &mut Balancer<'_>) -> Result<()> {
+fn raise(topology: &Topology, balancer: &mut Balancer<'_>) -> Result<()> {
     let ns = &balancer.node.ns;
     for address in [format!("{LEFT}/24"), format!("{RIGHT}/24"), format!("{INSIDE}/16")] {
         // It had only those that it was master of.
         let _ = ns.exec("ip", &["addr", "del", &address, "dev", "eth0"]);
     }
-    for interface in ["eth0", "sync0"] {
-        ns.exec("ip", &["link", "set", interface, "up"])?;
-    }
+    plug(topology, balancer, "up")?;
     balancer.restart()
 }
 
@@ -183,12 +183,12 @@ fn survives(forward: &'static str, scheduler: &str) -> Result<()> {
         assert_eq!(one.service("www").slots, two.service("www").slots);
         assert!(two.service("www").slots.moving > 0);
     }
-    bury(&mut one)?;
+    bury(&world.topology, &mut one)?;
     wait_for_state(&two, "left", "master")?;
     goes_on(&crowd, 3, "after the master's death");
 
     // Back again it takes over what the other has; nobody notices, and nobody would if it left again.
-    raise(&mut one)?;
+    raise(&world.topology, &mut one)?;
     wait_for_state(&one, "left", "master")?;
     wait_for_state(&two, "left", "backup")?;
     goes_on(&crowd, 3, "after its return");
@@ -247,7 +247,7 @@ fn both_nodes_are_active_and_one_dies() -> Result<()> {
     change([&one, &two], &nodes[2]);
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(one.service("www").slots, two.service("www").slots);
-    bury(&mut one)?;
+    bury(&world.topology, &mut one)?;
     wait_for_state(&two, "left", "master")?;
     assert_eq!(state(&two, "right"), "master");
     goes_on(&crowd, 3, "after the death of one");

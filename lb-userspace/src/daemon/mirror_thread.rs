@@ -143,7 +143,7 @@ impl MirrorThread {
                 self.flushed = self.round();
             }
             // Who asked may have lost patience.
-            Order::Settle(done) => drop(done.send(())),
+            Order::Settle(done) => _ = done.send(()),
         }
     }
 
@@ -236,6 +236,8 @@ impl MirrorThread {
             // What was not read does not count as gone.
             Err(error) => {
                 all = false;
+                // Who waits for the whole of it is told by the silence.
+                self.flushes.clear();
                 tracing::error!(%error, "could not look at the flow tables for the peer");
             }
         }

@@ -71,6 +71,8 @@ struct Part {
     changed: bool,
     /// Its number on this node, if it follows here.
     local: Option<u32>,
+    /// This node is master of it, too: what is said of it is not kept.
+    is_own: bool,
 }
 
 /// A backend in this node's numbers.
@@ -152,18 +154,22 @@ impl Receiver {
 
     /// This node's own parts and backends are these now: what differs because of it is written again.
     pub fn rescope(&mut self, scope: &Scope) {
+        let mut missed = false;
         for part in self.parts.values_mut() {
-            let local = local_of(&part.def, scope);
+            let (local, is_own) = (local_of(&part.def, scope), is_own(&part.def, scope));
             part.changed |= local != part.local;
-            part.local = local;
+            missed |= part.is_own && !is_own;
+            (part.local, part.is_own) = (local, is_own);
+        }
+        if missed {
+            // The other one was master before this node knew that it is not any more.
+            self.stop();
+            self.effects.push(Effect::AskAgain);
+            return;
         }
         // What this node has become the authority for is its own.
-        let parts = &self.parts;
-        let own = |def: &ServiceDef| {
-            scope.find(&def.service, &def.instance).is_some_and(|(_, member)| member.is_authority)
-        };
-        let left: BTreeSet<u32> =
-            parts.values().filter(|part| own(&part.def)).map(|part| part.def.part).collect();
+        let own = self.parts.values().filter(|part| part.is_own);
+        let left: BTreeSet<u32> = own.map(|part| part.def.part).collect();
         let before = std::mem::take(&mut self.targets);
         let known: HashMap<_, _> = scope
             .backends
@@ -234,6 +240,7 @@ impl Receiver {
                     said: 0,
                     changed: true,
                     local: local_of(&def, scope),
+                    is_own: is_own(&def, scope),
                     def,
                 };
                 if let Some((_, member)) = scope.find(&part.def.service, &part.def.instance)
@@ -267,7 +274,7 @@ impl Receiver {
             Frame::Put(_, entries) => {
                 self.put += entries.len() as u64;
                 for (key, value) in entries {
-                    self.take(key, value, scope, clock_ns);
+                    self.take(key, value, clock_ns);
                 }
             }
             Frame::Gone(_, keys) => {
@@ -312,7 +319,7 @@ impl Receiver {
         self.targets.retain(|id, _| backends.contains_key(id));
     }
 
-    fn take(&mut self, key: Key, value: Value, scope: &Scope, clock_ns: u64) {
+    fn take(&mut self, key: Key, value: Value, clock_ns: u64) {
         let Some(def) = self.backends.get(&value.entry.backend()) else {
             self.dropped.backend += 1;
             return;
@@ -322,13 +329,11 @@ impl Receiver {
             return;
         };
         if part.local.is_none() {
-            match scope.find(&part.def.service, &part.def.instance) {
-                Some((_, member)) if member.is_authority => {
-                    self.dropped.authority += 1;
-                    return;
-                }
-                _ => self.dropped.service += 1,
+            if part.is_own {
+                self.dropped.authority += 1;
+                return;
             }
+            self.dropped.service += 1;
         }
         let held = self.held.entry(key.table).or_default();
         let is_new = !self.copy.contains_key(&key);
@@ -352,6 +357,11 @@ impl Receiver {
 fn put(key: Key, value: &Value, target: Target) -> Effect {
     let entry = with_backend(value.entry, target.backend, target.incarnation);
     Effect::Put(key, Value { entry, ..value.clone() }, target.part)
+}
+
+/// This node is master of a part of the peer's.
+fn is_own(def: &ServiceDef, scope: &Scope) -> bool {
+    scope.find(&def.service, &def.instance).is_some_and(|(_, member)| member.is_authority)
 }
 
 /// The part of this node that follows one of the peer's.

@@ -455,6 +455,30 @@ fn the_new_authority_keeps_what_it_has() {
     assert_eq!(world.receiver.followed(), BTreeSet::from([4]));
 }
 
+/// The successor may be told to begin before the old master knows that it has ended: what it refuses until then it gets later.
+#[test]
+fn the_old_master_gets_what_it_refused() {
+    let mut world = World::new();
+    world.standby = scope(3, [true, true]);
+    for n in 0..20 {
+        world.step(Step::Put {
+            key: n,
+            table: n,
+            part: u32::from(n) % 2,
+            backend: 1,
+            stale: false,
+            closing: false,
+        });
+    }
+    world.round(|_| false);
+    assert!(world.here.is_empty() && world.receiver.followed().is_empty());
+    world.standby = scope(3, [false, false]);
+    world.rescope();
+    assert_eq!(world.asked_again, 1);
+    world.round(|_| false);
+    world.check().unwrap();
+}
+
 /// Entries beyond what the tables hold are counted, not kept.
 #[test]
 fn the_copy_is_bounded() {

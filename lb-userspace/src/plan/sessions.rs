@@ -75,9 +75,9 @@ pub fn sweep(
             (false, false) => longest,
         });
         let alive = is_alive(image, front.1, session.service);
-        let lives = alive && limit.is_some_and(|limit| idle(front.1).min(idle(back.1)) <= limit);
+        let lives = limit.is_some_and(|limit| idle(front.1).min(idle(back.1)) <= limit);
         // Another node says which sessions of such a service there are.
-        if lives || image.followed.contains_key(&session.service) {
+        if alive && (lives || image.followed.contains_key(&session.service)) {
             let counts = sweep.living.entry(session.service).or_default();
             counts.living += 1;
             *sweep.on.entry(front.1.backend()).or_default() += 1;

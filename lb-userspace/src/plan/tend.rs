@@ -297,9 +297,9 @@ impl Walk {
             (false, false) => longest,
         };
         let asked = !slot.is_plain() || is_scheduled(service);
-        let over = Duration::from_nanos(entry.idle_ns(clock_ns)) > limit || !is_alive(image, entry) || !asked;
+        let over = Duration::from_nanos(entry.idle_ns(clock_ns)) > limit || !asked;
         // Another node says which flows of such a service there are.
-        if over && !image.followed.contains_key(&place.service) {
+        if over && !image.followed.contains_key(&place.service) || !is_alive(image, entry) {
             return false;
         }
         *self.on.entry(entry.backend()).or_default() += 1;
