@@ -220,7 +220,7 @@ pub struct Stats {
 pub struct Identity {
     /// UTF-8, zero-padded.
     pub name: [u8; NAME_LEN],
-    /// Backends: the configured port, 0 = the service's. Services: the primary address's index, 0.
+    /// Backends: the configured port, 0 = the service's. Services: which part of it this is, 0 = the only or the first one.
     pub port: u32,
     /// Weight of a backend as last applied; 0 for services.
     pub weight: u32,

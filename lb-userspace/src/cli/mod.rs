@@ -9,6 +9,7 @@ pub mod decap;
 pub mod firewall;
 pub mod gradual;
 pub mod import;
+mod link;
 mod observe;
 pub mod pair;
 pub mod parse;
@@ -175,7 +176,12 @@ fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
         Command::Limit { command } => {
             print(output, &wait(firewall::change_limits(&client, command))?, render::change)
         }
-        Command::Pair { command: None } => print(output, &wait(client.pair())?, |views| pair::render(views)),
+        Command::Pair { command: None } => {
+            let link = wait(client.link())?;
+            print(output, &wait(client.pair())?, |views| {
+                pair::render(views) + &link.as_ref().map_or_else(String::new, link::render)
+            })
+        }
         Command::Pair { command: Some(command) } => {
             print(output, &wait(pair::change(&client, command))?, render::change)
         }

@@ -120,6 +120,12 @@ fn render_at(views: &[PairView], now: f64) -> String {
         if view.handed_over {
             let _ = writeln!(text, "{name}: handed over; it leaves the new master alone");
         }
+        if view.waits_for_state {
+            let _ = writeln!(
+                text,
+                "{name}: waits for the peer's state; until then it leaves a living master alone"
+            );
+        }
         if view.split_brains > 0 {
             let _ = writeln!(text, "{name}: heard another master {} times", view.split_brains);
         }
@@ -150,6 +156,7 @@ mod tests {
             faults: vec!["tracked interface eth1 is down".to_owned()],
             held: true,
             handed_over: false,
+            waits_for_state: false,
             adverts_sent: 7,
             adverts_received: 9,
             split_brains: 0,

@@ -26,6 +26,7 @@ mod service;
 mod settings;
 mod snat;
 mod suggest;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod vrrp;
@@ -40,8 +41,9 @@ pub use node::{FlowsConfig, MetricsConfig, NodeConfig, TunnelConfig, XdpMode};
 pub use resolver::ResolverConfig;
 pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};
 pub use settings::{Origin, Origins, Setting, services_hash};
+pub use sync::read_sync_keys;
 
-use crate::model::{HookSpec, NamedSpec, ServiceName, ServiceSpec, VrrpSpec};
+use crate::model::{HookSpec, NamedSpec, ServiceName, ServiceSpec, SyncSpec, VrrpSpec};
 use error::printable;
 use reader::{Notes, Refusal, Section};
 use service::ServiceSettings;
@@ -70,6 +72,8 @@ pub struct Config {
     pub services: Vec<ServiceSpec>,
     /// In the order of the file; names are unique.
     pub vrrp: Vec<VrrpSpec>,
+    /// The link to the other node, if there is one.
+    pub sync: Option<SyncSpec>,
     /// Commands told of every change of state, in the order of the file.
     pub notify: Vec<HookSpec>,
     /// Which of the settings the file set.
@@ -92,6 +96,7 @@ pub fn load_from(files: &[SourceFile]) -> Result<Config, ConfigError> {
     firewall::read_files(Arc::make_mut(&mut config.firewall))?;
     files::check(&config)?;
     control::check(&config)?;
+    sync::check(&config)?;
     Ok(config)
 }
 
@@ -155,6 +160,7 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
     let flows = single("flows").map(|(table, at)| node::read_flows(&notes, table, at));
     let control = single("control").map(|(table, at)| control::read(&notes, table, at));
     let resolver = single("resolver").map(|(table, at)| resolver::read(&notes, table, at));
+    let sync = single("sync").and_then(|(table, at)| sync::read(&notes, table, at));
     let defaults = single("defaults").map(|(table, at)| ServiceSettings::read_defaults(&notes, table, at));
     let defaults = defaults.unwrap_or(ServiceSettings::ABSENT);
     let each = |key: &'static str| {
@@ -185,6 +191,7 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
         names,
         services,
         vrrp,
+        sync,
         notify,
         origins: Origins::new(notes.finish()?),
     })

@@ -42,22 +42,18 @@ pub(super) static ROOT: Schema = Schema {
     header: "the file",
     keys: &[
         "include", "node", "metrics", "tunnel", "flows", "firewall", "control", "resolver", "defaults",
-        "service", "vrrp", "notify",
+        "service", "vrrp", "sync", "notify",
     ],
-    refused: &[("sync", LATER), ("bgp", LATER)],
+    refused: &[("bgp", LATER)],
 };
 
 pub(super) static INCLUDED: Schema = Schema {
     header: "an included file",
     keys: &[
         "node", "metrics", "tunnel", "flows", "firewall", "control", "resolver", "defaults", "service",
-        "vrrp", "notify",
+        "vrrp", "sync", "notify",
     ],
-    refused: &[
-        ("include", "only the main file includes others: name this one's there"),
-        ("sync", LATER),
-        ("bgp", LATER),
-    ],
+    refused: &[("include", "only the main file includes others: name this one's there"), ("bgp", LATER)],
 };
 
 pub(super) static NODE: Schema = Schema {
@@ -272,4 +268,10 @@ pub(super) static VRRP: Schema = Schema {
         "track_weight",
     ],
     refused: &[("state", "a node starts as backup; priority and preempt decide who becomes master")],
+};
+
+pub(super) static SYNC: Schema = Schema {
+    header: "[sync]",
+    keys: &["listen", "peers", "key_file", "heartbeat", "max_bandwidth", "takeover_wait"],
+    refused: &[],
 };

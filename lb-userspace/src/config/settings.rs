@@ -1,6 +1,6 @@
 //! The settings in force, one by one: for `config show`, for hashes, and as TOML.
 
-use super::{Config, duration::format_duration, gradual, pool, reader::Place, resolver, vrrp};
+use super::{Config, duration::format_duration, gradual, pool, reader::Place, resolver, sync, vrrp};
 use crate::model::{
     Health, HealthCheck, HealthSpec, LimitSpec, MysqlCheck, PortSpec, RedisCheck, Role, ServiceName,
     ServiceSpec, StatusRange, TlsSpec, Via,
@@ -338,6 +338,7 @@ impl Config {
         push("flows", "max_half_open", json!(self.flows.max_half_open));
         push("flows", "max_sessions", json!(self.flows.max_sessions));
         entries.extend(self.control.entries());
+        entries.extend(self.sync.iter().flat_map(sync::entries));
         entries
     }
 
@@ -393,6 +394,7 @@ impl Config {
             notify: self.notify.clone(),
             services: Vec::new(),
             vrrp: self.vrrp.clone(),
+            sync: self.sync.clone(),
             origins: Origins::default(),
         }
     }

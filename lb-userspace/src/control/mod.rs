@@ -11,6 +11,7 @@ mod extract;
 pub mod firewall;
 pub mod gradual;
 pub mod guard;
+pub mod link;
 pub mod observe;
 pub mod openapi;
 pub mod pair;

@@ -5,6 +5,7 @@ use super::{
     client::{Client, ClientError},
     command::{Command, Reply},
     extract::{Body, Caller},
+    link::SyncView,
     openapi::about,
     request::Example,
     server::{Answered, State},
@@ -53,6 +54,9 @@ pub struct PairView {
     pub held: bool,
     /// It handed over by `pair failover`, and leaves the new master alone.
     pub handed_over: bool,
+    /// It has not the peer's state yet, and so leaves a living master alone.
+    #[serde(default)]
+    pub waits_for_state: bool,
     pub adverts_sent: u64,
     pub adverts_received: u64,
     /// Advertisements of other masters, of lower priority, while this node was master.
@@ -108,6 +112,8 @@ impl Example for Hold {
 pub enum PairCommand {
     List(Reply<Vec<PairView>>),
     Refused(Reply<Vec<RefusedView>>),
+    /// None without `[sync]`.
+    Link(Reply<Option<SyncView>>),
     Failover {
         name: VrrpName,
         /// Who asks, e.g. "uid 0 (root)".

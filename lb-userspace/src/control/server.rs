@@ -293,6 +293,7 @@ pub(super) fn routes() -> ApiRouter<State> {
         .merge(super::firewall::routes())
         .merge(super::gradual::routes())
         .merge(super::pair::routes())
+        .merge(super::link::routes())
         .merge(super::changes::routes())
         .merge(super::save::routes())
         .merge(super::watch::routes())

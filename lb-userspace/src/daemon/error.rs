@@ -43,6 +43,8 @@ pub enum EngineError {
     Save(#[from] super::save::SaveFailure),
     #[error("the VRRP threads could not be started: {0}")]
     Vrrp(std::io::Error),
+    #[error("the sync link: {0}")]
+    Link(std::io::Error),
     #[error("{0}")]
     Pair(crate::vrrp::RequestError),
     #[error(
@@ -69,6 +71,7 @@ impl From<EngineError> for CommandError {
             | EngineError::Build(_)
             | EngineError::Via(_)
             | EngineError::Vrrp(_)
+            | EngineError::Link(_)
             | EngineError::Pair(_) => Self::Failed(text),
         }
     }

@@ -30,6 +30,9 @@ const FLUSH_PATIENCE: Duration = Duration::from_millis(500);
 /// The thread may be in the middle of a look at the tables.
 const SETTLE_PATIENCE: Duration = Duration::from_millis(100);
 
+/// Events that wait for the engine at most, frames not among them.
+const EVENTS: usize = 64;
+
 /// Names a part: service and instance.
 type PartName = (String, String);
 
@@ -60,6 +63,7 @@ impl Shared {
 /// To the thread.
 #[derive(Debug)]
 enum Order {
+    Link(Option<Link>),
     Scope(Arc<Scope>),
     /// Answered when the link has everything.
     Flush(std::sync::mpsc::Sender<()>),
@@ -68,9 +72,12 @@ enum Order {
 }
 
 /// What the engine knows of it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Mirror {
-    orders: Option<mpsc::UnboundedSender<Order>>,
+    orders: mpsc::UnboundedSender<Order>,
+    /// Until the thread has it.
+    inbox: Option<mpsc::UnboundedReceiver<Order>>,
+    has_link: bool,
     shared: Arc<Shared>,
     masters: BTreeSet<String>,
     is_dirty: bool,
@@ -78,7 +85,22 @@ pub(super) struct Mirror {
 
 impl Mirror {
     pub(super) fn new(metrics: Arc<SyncMetrics>) -> Self {
-        Self { shared: Arc::new(Shared { metrics, ..Shared::default() }), ..Self::default() }
+        let (orders, inbox) = mpsc::unbounded_channel();
+        Self {
+            orders,
+            inbox: Some(inbox),
+            has_link: false,
+            shared: Arc::new(Shared { metrics, ..Shared::default() }),
+            masters: BTreeSet::new(),
+            is_dirty: false,
+        }
+    }
+
+    /// Frames go over this link from now on.
+    pub(super) fn set_link(&mut self, link: Option<Link>) {
+        self.has_link = link.is_some();
+        self.is_dirty = true;
+        let _ = self.orders.send(Order::Link(link));
     }
 
     /// The image, the configuration or a role is another one.
@@ -93,10 +115,12 @@ impl Mirror {
 
     /// Has the peer told everything there is, and waits until it is on its way.
     pub(super) fn flush(&self, instance: &str) {
-        let Some(orders) = &self.orders else { return };
+        if !self.has_link || self.inbox.is_some() {
+            return;
+        }
         let (done, wait) = std::sync::mpsc::channel();
         let begun = Instant::now();
-        if orders.send(Order::Flush(done)).is_err() || wait.recv_timeout(FLUSH_PATIENCE).is_err() {
+        if self.orders.send(Order::Flush(done)).is_err() || wait.recv_timeout(FLUSH_PATIENCE).is_err() {
             tracing::warn!(instance, "the peer may not have every flow: it takes over before all were told");
             return;
         }
@@ -105,46 +129,49 @@ impl Mirror {
 
     /// What has come from the peer until now is in the inbox.
     fn settle(&self) {
-        let Some(orders) = &self.orders else { return };
+        if !self.has_link || self.inbox.is_some() {
+            return;
+        }
         let (done, wait) = std::sync::mpsc::channel();
-        if orders.send(Order::Settle(done)).is_err() || wait.recv_timeout(SETTLE_PATIENCE).is_err() {
+        if self.orders.send(Order::Settle(done)).is_err() || wait.recv_timeout(SETTLE_PATIENCE).is_err() {
             tracing::warn!("the last flows of the former master may be missing");
         }
     }
 
     /// Everything that the peer had when it came is here, whether or not it still is there. Without a link nothing is waited for.
     pub(super) fn is_ready(&self) -> bool {
-        self.orders.is_none()
-            || self.shared.complete.load(Ordering::Acquire) && self.shared.inbox().words.is_empty()
+        !self.has_link || self.shared.complete.load(Ordering::Acquire) && self.shared.inbox().words.is_empty()
     }
 }
 
 impl Engine {
-    /// Begins to mirror over a link.
-    pub(super) fn start_mirror(&mut self, link: Link, events: mpsc::Receiver<LinkEvent>) {
-        let (orders, inbox) = mpsc::unbounded_channel();
-        let maps_dir: PathBuf = self.kernel.maps_dir();
+    /// Begins to mirror. What comes from the link is read by the mirror first; the rest is for the engine, in order.
+    pub(super) fn start_mirror(&mut self) -> mpsc::Receiver<LinkEvent> {
+        let (forward, rest) = mpsc::channel(EVENTS);
+        let (Some(events), Some(orders)) = (self.pair.handover.reader.take(), self.mirror.inbox.take())
+        else {
+            return rest;
+        };
         let shared = Arc::clone(&self.mirror.shared);
-        match thread::spawn(maps_dir, link, events, inbox, shared) {
+        let maps_dir: PathBuf = self.kernel.maps_dir();
+        match thread::spawn(&maps_dir, events, orders, forward, shared) {
             Ok(()) => {
-                self.mirror.orders = Some(orders);
                 self.mirror.changed();
-                self.tell_mirror();
+                self.mirror_news();
             }
             Err(error) => {
                 tracing::error!(%error, "flows are not mirrored: connections end when this node fails")
             }
         }
+        rest
     }
 
     /// Tells the thread what there is now, if that is something else.
     pub(super) fn tell_mirror(&mut self) {
-        if !std::mem::take(&mut self.mirror.is_dirty) {
-            return;
+        if self.mirror.has_link && std::mem::take(&mut self.mirror.is_dirty) {
+            // The thread ends with the daemon.
+            let _ = self.mirror.orders.send(Order::Scope(Arc::new(self.scope())));
         }
-        let Some(orders) = &self.mirror.orders else { return };
-        // The thread ends with the daemon.
-        let _ = orders.send(Order::Scope(Arc::new(self.scope())));
     }
 
     /// The thread or the virtual routers have something to say.
@@ -152,6 +179,8 @@ impl Engine {
         self.note_masters();
         self.follow_words();
         self.tell_mirror();
+        // Whoever waits for the peer's state may have it now.
+        self.tend_link();
     }
 
     /// The parts by service and instance, with their ids.

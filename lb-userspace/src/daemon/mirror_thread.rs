@@ -13,7 +13,7 @@ use crate::{
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
-    path::PathBuf,
+    path::Path,
     sync::{Arc, atomic::Ordering},
     thread,
     time::{Duration, Instant},
@@ -28,19 +28,20 @@ const REST: u32 = 9;
 const TURN: usize = 64;
 
 pub(super) fn spawn(
-    maps_dir: PathBuf,
-    link: Link,
+    maps_dir: &Path,
     events: mpsc::Receiver<LinkEvent>,
     orders: mpsc::UnboundedReceiver<Order>,
+    forward: mpsc::Sender<LinkEvent>,
     shared: Arc<Shared>,
 ) -> io::Result<()> {
-    let maps = FlowMaps::open(&maps_dir).map_err(io::Error::other)?;
+    let maps = FlowMaps::open(maps_dir).map_err(io::Error::other)?;
     let limits = maps.limits().map_err(io::Error::other)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let mirror = MirrorThread {
         maps,
         limits,
-        link,
+        link: None,
+        forward,
         shared,
         scope: Arc::default(),
         peers: BTreeMap::new(),
@@ -57,7 +58,9 @@ pub(super) fn spawn(
 struct MirrorThread {
     maps: FlowMaps,
     limits: BTreeMap<Table, usize>,
-    link: Link,
+    link: Option<Link>,
+    /// What is for the engine.
+    forward: mpsc::Sender<LinkEvent>,
     shared: Arc<Shared>,
     scope: Arc<Scope>,
     peers: BTreeMap<PeerId, PeerState>,
@@ -93,7 +96,7 @@ impl MirrorThread {
                     Some(order) => {
                         // What came before a change of roles counts as it did then.
                         while let Ok(event) = events.try_recv() {
-                            self.event(event);
+                            self.event(event).await;
                         }
                         self.carry_out();
                         self.order(order);
@@ -102,10 +105,10 @@ impl MirrorThread {
                 },
                 event = events.recv() => {
                     let Some(event) = event else { return };
-                    self.event(event);
+                    self.event(event).await;
                     for _ in 0..TURN {
                         let Ok(event) = events.try_recv() else { break };
-                        self.event(event);
+                        self.event(event).await;
                     }
                     self.carry_out();
                 }
@@ -126,6 +129,7 @@ impl MirrorThread {
 
     fn order(&mut self, order: Order) {
         match order {
+            Order::Link(link) => self.link = link,
             Order::Scope(scope) => {
                 self.scope = scope;
                 for peer in self.peers.values_mut() {
@@ -143,12 +147,12 @@ impl MirrorThread {
         }
     }
 
-    fn event(&mut self, event: LinkEvent) {
-        match event {
+    async fn event(&mut self, event: LinkEvent) {
+        match &event {
             LinkEvent::Up { peer, .. } => {
                 let now = Instant::now();
                 let limits = self.limits.clone();
-                let state = self.peers.entry(peer).or_insert_with(|| PeerState {
+                let state = self.peers.entry(Arc::clone(peer)).or_insert_with(|| PeerState {
                     sender: Sender::default(),
                     receiver: Receiver::new(limits),
                     told: now,
@@ -160,24 +164,32 @@ impl MirrorThread {
                 (state.told, state.heard, state.whole) = (now, now, None);
                 self.describe();
                 self.due = now;
+                // Before the engine asks.
+                self.measure();
             }
             LinkEvent::Frame(peer, bytes) => {
-                let Some(state) = self.peers.get_mut(&peer) else { return };
+                let Some(state) = self.peers.get_mut(peer) else { return };
                 state.heard = Instant::now();
-                if let Err(error) = state.receiver.frame(&bytes, &self.scope, monotonic_ns()) {
+                if let Err(error) = state.receiver.frame(bytes, &self.scope, monotonic_ns()) {
                     self.shared.metrics.refused.fetch_add(1, Ordering::Relaxed);
                     tracing::debug!(%peer, %error, "a frame of flow state is of no use");
                 }
+                return;
             }
-            LinkEvent::Room(_) => {}
+            LinkEvent::Room(_) => return,
+            LinkEvent::TakeOver { .. } | LinkEvent::Wanted { .. } => {}
             LinkEvent::Down { peer, .. } => {
-                if let Some(state) = self.peers.get_mut(&peer) {
+                if let Some(state) = self.peers.get_mut(peer) {
                     // The tables stay as they are: this node may be the next master.
                     state.receiver.stop();
                     state.sender.stop();
                 }
             }
         }
+        // What came before is done before.
+        self.carry_out();
+        // The engine never waits for this thread's reading of events but with a limit.
+        let _ = self.forward.send(event).await;
     }
 
     /// Says what of services, backends and words is new.
@@ -235,10 +247,11 @@ impl MirrorThread {
 
     /// Hands to the link what it has room for.
     fn push(&mut self) {
+        let Some(link) = self.link.clone() else { return };
         let mut empty = true;
         for (name, peer) in &mut self.peers {
             while let Some(frame) = peer.sender.next() {
-                match self.link.try_send(name, frame.clone()) {
+                match link.try_send(name, frame.clone()) {
                     Ok(()) => peer.sender.sent(),
                     Err(Full::Queue) => break,
                     Err(error @ (Full::Down | Full::TooLong(_))) => {

@@ -22,8 +22,9 @@ use tokio::sync::oneshot;
 /// The threads; none as long as no configuration wants any.
 #[derive(Default)]
 pub(super) struct Pair {
-    vrrp: Option<Vrrp>,
+    pub(super) vrrp: Option<Vrrp>,
     configured: Vec<VrrpSpec>,
+    pub(super) handover: super::handover::Handover,
 }
 
 impl Pair {
@@ -36,6 +37,7 @@ impl Pair {
 impl Engine {
     /// Makes the virtual routers those of the configuration. They start with the first one that has any.
     pub(super) fn configure_pair(&mut self) -> Result<(), EngineError> {
+        self.configure_link()?;
         let wanted = &self.config.vrrp;
         if self.pair.vrrp.is_none() {
             if wanted.is_empty() {
@@ -54,6 +56,8 @@ impl Engine {
         }
         // First what is missing, so that no router starts without knowing it.
         self.track_pair();
+        self.introduce_link();
+        let wanted = &self.config.vrrp;
         if self.pair.configured != *wanted
             && let Some(vrrp) = &self.pair.vrrp
         {
@@ -89,12 +93,16 @@ impl Engine {
 
     /// Says good-bye to the peer and takes the addresses off, if this node has any.
     pub(super) fn stop_pair(&mut self) {
+        self.flush_masters(|_| true);
         if let Some(vrrp) = self.pair.vrrp.take() {
             vrrp.stop();
         }
+        if let Some(link) = self.pair.handover.link.take() {
+            link.stop();
+        }
     }
 
-    pub(super) fn answer_pair(&self, command: PairCommand) {
+    pub(super) fn answer_pair(&mut self, command: PairCommand) {
         match command {
             PairCommand::List(reply) => {
                 let views = self.pair.vrrp.as_ref().map(Vrrp::views).unwrap_or_default();
@@ -103,11 +111,19 @@ impl Engine {
             PairCommand::Refused(reply) => {
                 let _ = reply.send(Ok(self.pair.vrrp.as_ref().map(refused).unwrap_or_default()));
             }
+            PairCommand::Link(reply) => {
+                let view = self.pair.handover.link.is_some().then(|| self.link_view());
+                let _ = reply.send(Ok(view));
+            }
             PairCommand::Failover { name, by, reply } => {
+                self.flush_masters(|master| *master == name);
                 let message = format!("{name} is handed over to the peer");
                 self.ask_pair(message, by, reply, |vrrp| vrrp.failover(name));
             }
             PairCommand::Hold { name, on, by, reply } => {
+                if on {
+                    self.flush_masters(|master| name.as_ref().is_none_or(|name| name == master));
+                }
                 let what = name.as_ref().map_or("every instance".to_owned(), ToString::to_string);
                 let how =
                     if on { "is held: this node is not master until it is released" } else { "is released" };
@@ -194,8 +210,21 @@ fn refused(vrrp: &Vrrp) -> Vec<RefusedView> {
 }
 
 fn view(router: &RouterView) -> PairView {
-    let RouterView { spec, phase, priority, master, since, cause, faults, held, yielded, counters, lease } =
-        router;
+    let RouterView {
+        spec,
+        phase,
+        priority,
+        master,
+        since,
+        cause,
+        faults,
+        held,
+        yielded,
+        gated,
+        counters,
+        own: _,
+        lease,
+    } = router;
     PairView {
         name: spec.name.to_string(),
         interface: spec.interface.clone(),
@@ -213,6 +242,7 @@ fn view(router: &RouterView) -> PairView {
         faults: faults.clone(),
         held: *held,
         handed_over: *yielded,
+        waits_for_state: *gated,
         adverts_sent: counters.sent.load(Relaxed) + counters.sent_zero.load(Relaxed),
         adverts_received: counters.received.load(Relaxed),
         split_brains: counters.split_brains.load(Relaxed),

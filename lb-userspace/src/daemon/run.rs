@@ -180,6 +180,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         // Forwarding goes on; who has the addresses is not this node's to say.
         tracing::error!(%error, "no VRRP on this node");
     }
+    let mut link_events = engine.start_mirror();
     engine.configure_hooks();
     engine.log_ready();
     engine.calm.disturb();
@@ -221,6 +222,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             news = hop_rx.recv() => if let Some(news) = news {
                 engine.timed("next_hops", |engine| engine.hops_changed(news));
             },
+            Some(event) = link_events.recv() => engine.timed("sync", |engine| engine.link_event(event)),
             news = name_rx.recv() => if let Some(news) = news {
                 engine.name_news(news);
             },
@@ -244,6 +246,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                 engine.instruments.pulse.late(due.elapsed());
                 resequencer.announce();
                 engine.tend_names();
+                engine.tend_link();
                 engine.timed("flows", |engine| engine.tend_flows(std::time::Instant::now()));
                 engine.timed("gradual", Engine::tend_gradual);
                 engine.timed("passive", |engine| engine.tend_passive(std::time::Instant::now()));

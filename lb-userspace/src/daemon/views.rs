@@ -46,6 +46,7 @@ impl Engine {
     pub(super) fn status(&mut self) -> Result<StatusView, CommandError> {
         let failed = |error: crate::dataplane::DataplaneError| CommandError::Failed(error.to_string());
         let Hashes { config: config_hash, services: services_hash } = self.hashes().clone();
+        let link = self.link_warnings();
         let interfaces = self
             .config
             .node
@@ -91,7 +92,10 @@ impl Engine {
             firewall: self.firewall.view(),
             half_open_flows: self.tracking.half_open(),
             refused_flows: self.kernel.maps().flow_stats().map_err(failed)?.refused,
-            warnings: self.nat.obstacles.iter().map(Obstacle::describe).collect(),
+            warnings: {
+                let obstacles = self.nat.obstacles.iter().map(Obstacle::describe);
+                obstacles.chain(link).collect()
+            },
             nat: self.kernel.maps().nat().stats().map_err(failed).map(|s| NatTotals {
                 made: s.made,
                 exhausted: s.exhausted,
@@ -101,7 +105,7 @@ impl Engine {
     }
 
     /// Hashes over what is in force, runtime changes included. Made once for each state: they look at every setting.
-    fn hashes(&self) -> &Hashes {
+    pub(super) fn hashes(&self) -> &Hashes {
         self.hashes.get_or_init(|| {
             let mut config = self.config.without_services();
             config.services = self.effective.services.iter().map(|s| s.spec.clone()).collect();

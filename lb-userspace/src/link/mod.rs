@@ -5,9 +5,17 @@
 //! priority. [`Link`] is the handle: it never waits. What comes in is told as [`LinkEvent`]s by a bounded channel: as
 //! long as nobody reads it, nothing is read from the peers either, and their queues fill instead of this node's memory.
 
+mod beat;
+mod conn;
 mod handle;
+mod noise;
 mod outbox;
+mod task;
+#[cfg(test)]
+mod tests;
+mod view;
 pub mod wire;
 
-pub use handle::{Full, Link, LinkEvent, PeerId};
-pub use wire::{Hello, MAX_FRAME};
+pub use handle::{Full, Link, LinkEvent, PeerId, Settings};
+pub use view::{LinkView, PeerState};
+pub use wire::{Hello, MAX_FRAME, Role};

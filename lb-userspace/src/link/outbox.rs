@@ -1,6 +1,6 @@
 //! What waits to be sent to one peer: in order, bounded.
 
-use super::wire::Message;
+use super::{noise::Session, wire::Message};
 use std::{
     collections::VecDeque,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -12,13 +12,14 @@ pub(super) const QUEUE_BYTES: usize = 4 << 20;
 /// What a frame costs beyond its bytes, so that many small ones are bounded as well.
 const OVERHEAD: usize = 64;
 
-#[derive(Debug)]
 pub(super) enum Item {
     Frame(Vec<u8>),
     Message(Message),
+    /// What is behind it is encrypted by new keys.
+    Switch(Message, Box<Session>),
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Queue {
     items: VecDeque<Item>,
     bytes: usize,
@@ -30,7 +31,7 @@ struct Queue {
 }
 
 /// Shared by who sends and the task that writes.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Outbox {
     queue: Mutex<Queue>,
     filled: Notify,
@@ -58,12 +59,20 @@ impl Outbox {
 
     /// Behind what waits already. The link's own words are few: they need no room.
     pub(super) fn push(&self, message: Message) {
+        self.push_item(Item::Message(message));
+    }
+
+    pub(super) fn push_switch(&self, message: Message, session: Session) {
+        self.push_item(Item::Switch(message, Box::new(session)));
+    }
+
+    fn push_item(&self, item: Item) {
         let mut queue = self.lock();
         if queue.closed {
             return;
         }
         queue.urgent += 1;
-        queue.items.push_back(Item::Message(message));
+        queue.items.push_back(item);
         drop(queue);
         self.filled.notify_one();
     }
@@ -72,25 +81,34 @@ impl Outbox {
     pub(super) async fn pop(&self) -> (Item, bool) {
         loop {
             let filled = self.filled.notified();
-            {
-                let mut queue = self.lock();
-                if let Some(item) = queue.items.pop_front() {
-                    match &item {
-                        Item::Frame(frame) => queue.bytes -= frame.len() + OVERHEAD,
-                        Item::Message(_) => queue.urgent -= 1,
-                    }
-                    let room = queue.refused && queue.bytes <= QUEUE_BYTES / 2;
-                    queue.refused &= !room;
-                    return (item, room);
-                }
+            if let Some(next) = self.try_pop() {
+                return next;
             }
             filled.await;
         }
     }
 
+    /// The same, if there is any.
+    pub(super) fn try_pop(&self) -> Option<(Item, bool)> {
+        let mut queue = self.lock();
+        let item = queue.items.pop_front()?;
+        match &item {
+            Item::Frame(frame) => queue.bytes -= frame.len() + OVERHEAD,
+            Item::Message(_) | Item::Switch(..) => queue.urgent -= 1,
+        }
+        let room = queue.refused && queue.bytes <= QUEUE_BYTES / 2;
+        queue.refused &= !room;
+        Some((item, room))
+    }
+
     /// Whether a word of the link waits, be it behind frames.
     pub(super) fn is_urgent(&self) -> bool {
-        self.lock().urgent > 0
+        self.words() > 0
+    }
+
+    /// Words of the link that wait.
+    pub(super) fn words(&self) -> usize {
+        self.lock().urgent
     }
 
     /// Bytes that wait.

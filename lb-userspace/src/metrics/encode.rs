@@ -92,6 +92,7 @@ impl Collector for Scrape {
         counters(&mut encoder, &families::DROPS, drops)?;
         super::pair::encode(&self.snapshot, &mut encoder)?;
         self.instruments.sync.encode(&mut encoder)?;
+        super::link::encode(&self.snapshot, &mut encoder)?;
         super::pulse_encode::encode(&self.snapshot, &self.instruments, &mut encoder)
     }
 }

@@ -316,3 +316,44 @@ pub(super) static VRRP_REFUSED: Family<1> = Family::new(
     ["reason"],
     "VRRP packets of no effect, by reason.",
 );
+
+pub(super) static SYNC_CONNECTED: Family<1> =
+    Family::new(Gauge, "lbd_sync_connected", ["peer"], "1 for each peer that the sync link connects to.");
+pub(super) static SYNC_WAITING: Family<0> = Family::new(
+    Gauge,
+    "lbd_sync_peers_missing",
+    [],
+    "Addresses of sync.peers that lead to no connected peer; lbctl pair tells why.",
+);
+pub(super) static SYNC_BYTES: Family<2> = Family::new(
+    Counter,
+    "lbd_sync_bytes_total",
+    ["peer", "direction"],
+    "Bytes that went over the sync link: sent, received.",
+);
+pub(super) static SYNC_QUEUED: Family<1> =
+    Family::new(Gauge, "lbd_sync_queued_bytes", ["peer"], "Bytes that wait to be sent to the peer.");
+pub(super) static SYNC_RTT: Family<1> = Family::new(
+    Gauge,
+    "lbd_sync_rtt_seconds",
+    ["peer"],
+    "Time from a ping to its answer over the sync link, behind what waited to be sent.",
+);
+pub(super) static SYNC_DIFFERS: Family<1> = Family::new(
+    Gauge,
+    "lbd_sync_services_differ",
+    ["peer"],
+    "1 if the services of the peer are configured otherwise than this node's.",
+);
+pub(super) static SYNC_BEATING: Family<1> = Family::new(
+    Gauge,
+    "lbd_sync_heartbeats",
+    ["peer"],
+    "1 if the peer's heartbeats come, 0 if they have ended.",
+);
+pub(super) static SYNC_REJECTED: Family<1> = Family::new(
+    Counter,
+    "lbd_sync_rejected_total",
+    ["reason"],
+    "Connections, records and heartbeats of the sync link that had no effect, by reason.",
+);

@@ -10,6 +10,7 @@ mod encode;
 mod families;
 mod http;
 mod instruments;
+mod link;
 mod listen;
 mod pair;
 mod passive;

@@ -3,6 +3,7 @@
 use crate::control::{
     api::{DropView, InterfaceView, ServiceView, StatusView},
     command::{Command, CommandError, Commands, Reply},
+    link::SyncView,
     pair::{PairCommand, PairView, RefusedView},
 };
 use serde::Serialize;
@@ -17,6 +18,8 @@ pub struct Snapshot {
     pub drops: Vec<DropView>,
     pub pair: Vec<PairView>,
     pub pair_refused: Vec<RefusedView>,
+    /// Absent without `[sync]`.
+    pub link: Option<SyncView>,
     /// Absent where /proc cannot be read.
     pub process: Option<super::ProcessView>,
 }
@@ -57,6 +60,7 @@ impl Source for Commands {
             drops: ask(self, Command::Drops).await?,
             pair: ask(self, |reply| Command::Pair(PairCommand::List(reply))).await?,
             pair_refused: ask(self, |reply| Command::Pair(PairCommand::Refused(reply))).await?,
+            link: ask(self, |reply| Command::Pair(PairCommand::Link(reply))).await?,
             process: super::process::read().ok(),
         })
     }
@@ -111,6 +115,7 @@ mod tests {
                     Command::Pair(PairCommand::Refused(reply)) => {
                         drop(reply.send(Ok(answers.pair_refused.clone())));
                     }
+                    Command::Pair(PairCommand::Link(reply)) => drop(reply.send(Ok(answers.link.clone()))),
                     other => panic!("a scrape must not send {other:?}"),
                 }
             }

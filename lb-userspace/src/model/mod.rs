@@ -40,7 +40,9 @@ pub use quic::{
 };
 pub use ring::{MAX_RING, MIN_RING, is_ring_size};
 pub use service::{Forward, Protocol, Scheduler, ServiceSpec};
-pub use sync::{DEFAULT_SYNC_HEARTBEAT, DEFAULT_TAKEOVER_WAIT, MAX_SYNC_KEYS, MAX_SYNC_PEERS, SyncSpec};
+pub use sync::{
+    DEFAULT_SYNC_HEARTBEAT, DEFAULT_TAKEOVER_WAIT, MAX_SYNC_KEYS, MAX_SYNC_PEERS, SyncKey, SyncSpec,
+};
 pub use vrrp::{
     HeldBy,
     DEFAULT_PRIORITY, Family, MAX_ADVERT_INTERVAL, MAX_VRRP_ADDRESSES, MIN_ADVERT_INTERVAL, OWNER_PRIORITY,

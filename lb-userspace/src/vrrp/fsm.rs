@@ -6,8 +6,13 @@
 //! - *hold* (maintenance): as backup, however long the master is silent, until released.
 //! - *hand over*: the operator takes the master's role from this node. It is then *yielded*: it leaves the next master
 //!   alone, whatever its priority, until that one fails or leaves. With the peer's agreement nothing is silent in
-//!   between: the successor is master (`HandoverRequested`) before the old one stops (`HandoverGranted`, or the
-//!   successor's first advertisement); without an answer the old one leaves as at a stop.
+//!   between: the successor is master (`HandoverRequested`), puts the addresses on and announces them (`Acquired`)
+//!   before it advertises and before the old one stops (`HandoverGranted`, or the successor's first advertisement);
+//!   without an answer the old one leaves as at a stop.
+//! - *preemption* over the link: the better node asks the master to hand over (`AskMaster`, `MakeWay`), and takes the
+//!   role by itself only if that leads to nothing.
+//! - *gated*: it lacks the peer's state and leaves a living master alone until it has it. It takes over from a dead
+//!   one all the same: what it lacks is lost then.
 //! - A backup that has just started is *unsure*: it may still have the addresses on its interface, from the time
 //!   before it was killed. They stay until a master is heard, so that a node that is alone loses nothing by a restart.
 //! - An advertisement of equal priority in another family than the first one decides no tie: else two nodes whose
@@ -19,6 +24,9 @@ use std::{cmp::Ordering, net::IpAddr, time::Duration};
 
 /// How long the peer may take to agree to a hand-over before this node leaves without it.
 pub const AGREEMENT: Duration = Duration::from_millis(500);
+/// How long putting the addresses on may take before a successor advertises without it. For so long it does not hear
+/// the old master, which advertises until it has the answer.
+pub const ACQUISITION: Duration = Duration::from_millis(100);
 
 /// What the machine is told by the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +76,8 @@ pub struct Backup {
     pub preempt_at: Option<Moment>,
     /// No master was heard yet, see the module.
     pub unsure: bool,
+    /// The master, of lower priority, was asked to hand over.
+    pub asked: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +86,18 @@ pub struct Master {
     pub next: Moment,
     /// The peer was asked to take over; when to leave without its agreement.
     pub handing_over: Option<Moment>,
+    /// That was the operator's will: the successor is left alone, whatever its priority.
+    pub yields: bool,
+    /// Until when it does not hear the master that it took over from by agreement.
+    pub deaf: Option<Moment>,
+    /// That one waits for the word that the addresses are announced.
+    pub owes: bool,
+}
+
+impl Master {
+    const fn new(next: Moment) -> Self {
+        Self { next, handing_over: None, yields: false, deaf: None, owes: false }
+    }
 }
 
 /// The state without its timers.
@@ -132,6 +154,12 @@ pub enum Event {
     HandoverRequested,
     /// The peer has taken over.
     HandoverGranted,
+    /// A better node asks for the master's role, or the operator held this one: the peer can be asked.
+    MakeWay,
+    /// The addresses are on the interface, and announced.
+    Acquired,
+    /// The master's heartbeats over the link, which come at this interval, have ended.
+    PeerSilent(Duration),
 }
 
 /// What is to be done, in this order.
@@ -147,6 +175,10 @@ pub enum Action {
     Announce,
     /// Ask the peer to take over.
     AskPeer,
+    /// Ask the master of lower priority to hand over.
+    AskMaster,
+    /// Tell the old master that this node has taken over.
+    Grant,
     Entered(Phase, Cause),
 }
 
@@ -201,6 +233,10 @@ pub struct Machine {
     pub held: bool,
     /// It handed over, and leaves the successor alone.
     pub yielded: bool,
+    /// The peer's state is not here yet.
+    pub gated: bool,
+    /// The master can be asked to hand over.
+    pub linked: bool,
     /// Why the timer runs that it runs: what being master will be put down to.
     pending: Cause,
 }
@@ -214,6 +250,8 @@ impl Machine {
             failed: false,
             held: false,
             yielded: false,
+            gated: false,
+            linked: false,
             pending: Cause::MasterSilent,
         }
     }
@@ -225,6 +263,11 @@ impl Machine {
             State::Master(_) => Phase::Master,
             State::Fault => Phase::Fault,
         }
+    }
+
+    /// Whether it waits for a peer to take over.
+    pub const fn is_handing_over(&self) -> bool {
+        matches!(self.state, State::Master(Master { handing_over: Some(_), .. }))
     }
 
     /// The priority in force. That of an owner is not touched, nor is another one made an owner's or a leaver's.
@@ -282,8 +325,14 @@ impl Machine {
                 // The master may have been silent for long: it gets its full time.
                 self.restart_timer(now);
             }
-            (State::Backup(_), Event::HandoverRequested) if !self.held => {
-                self.become_master(Cause::TakenOver, now, out);
+            (State::Backup(_), Event::HandoverRequested) if !self.held && !self.gated => {
+                self.take_over(now, out);
+            }
+            (State::Backup(backup), Event::PeerSilent(interval)) if !backup.unsure && !self.held => {
+                // The order of several backups is that of the RFC, in the heartbeats' time.
+                let wait = skew(VrrpVersion::V3, self.priority(), interval);
+                self.pending = Cause::MasterSilent;
+                self.set_backup(|backup| backup.expires = backup.expires.min(now + wait));
             }
 
             (State::Master(master), Event::Advert(heard)) => self.master_hears(master, heard, now, out),
@@ -305,13 +354,26 @@ impl Machine {
                 self.leave(now, Cause::HandedOver, out);
             }
             (State::Master(master), Event::HandOver { agreed: true }) => {
+                self.state =
+                    State::Master(Master { handing_over: Some(now + AGREEMENT), yields: true, ..master });
+                out.push(Action::AskPeer);
+            }
+            (State::Master(master), Event::MakeWay) if master.handing_over.is_none() => {
                 self.state = State::Master(Master { handing_over: Some(now + AGREEMENT), ..master });
                 out.push(Action::AskPeer);
             }
+            (State::Master(master), Event::Acquired) if master.owes => {
+                self.state = State::Master(Master { owes: false, ..master });
+                self.advertise(now, out);
+                out.push(Action::Grant);
+            }
             // Asked although it is master already: the peer shall hear so.
-            (State::Master(_), Event::HandoverRequested) => self.advertise(now, out),
-            (State::Master(_), Event::HandoverGranted) => {
-                self.yielded = true;
+            (State::Master(master), Event::HandoverRequested) if !master.owes => {
+                self.advertise(now, out);
+                out.push(Action::Grant);
+            }
+            (State::Master(master), Event::HandoverGranted) => {
+                self.yielded = master.yields;
                 self.become_backup(self.params.interval, now, Cause::HandedOver, out);
             }
 
@@ -328,17 +390,21 @@ impl Machine {
             (State::Init | State::Backup(_) | State::Fault, Event::Hold) => self.held = true,
             (State::Init | State::Master(_) | State::Fault, Event::Release) => self.held = false,
 
-            // A timer that was overtaken; a held node's refusal.
-            (State::Backup(_), Event::Timer | Event::HandoverRequested)
+            // A timer that was overtaken; the refusal of a held or gated node; what is of no interest to it.
+            (State::Backup(_), Event::Timer | Event::HandoverRequested | Event::PeerSilent(_))
+            // What is under way already, or over.
+            | (State::Master(_), Event::MakeWay | Event::Acquired | Event::HandoverRequested | Event::PeerSilent(_))
             // Nothing new.
             | (State::Backup(_) | State::Master(_) | State::Fault, Event::Start)
             | (State::Backup(_) | State::Master(_), Event::Recover)
             | (State::Fault, Event::Fail)
             | (State::Init, Event::Stop)
             // Only a master can hand over.
-            | (State::Init | State::Backup(_) | State::Fault, Event::HandOver { .. } | Event::HandoverGranted)
+            | (State::Init | State::Backup(_) | State::Fault, Event::HandOver { .. } | Event::HandoverGranted
+                | Event::MakeWay | Event::Acquired)
             // Deaf.
-            | (State::Init | State::Fault, Event::Advert(_) | Event::Timer | Event::HandoverRequested) => {}
+            | (State::Init | State::Fault, Event::Advert(_) | Event::Timer | Event::HandoverRequested
+                | Event::PeerSilent(_)) => {}
         }
     }
 
@@ -366,6 +432,7 @@ impl Machine {
             // "Set the Active_Down_Timer to Skew_Time": it is this node's turn, or that of a better one.
             next.expires = now + skew(self.params.version, self.priority(), backup.interval);
             next.preempt_at = None;
+            next.asked = false;
             self.pending = Cause::MasterLeft;
             self.yielded = false;
         } else if heard.priority >= self.priority() || self.leaves_alone(&mut next, now) {
@@ -375,6 +442,7 @@ impl Machine {
             // "Set Active_Adver_Interval to Max Advertise Interval contained in the ADVERTISEMENT". The intervals of
             // version 2 are equal, else the packet would not have come here.
             next.interval = heard.interval;
+            next.asked = false;
             next.expires = now + self.down(heard.interval);
             self.pending = Cause::MasterSilent;
         } else {
@@ -386,7 +454,7 @@ impl Machine {
 
     /// Whether a master of lower priority stays.
     fn leaves_alone(&self, backup: &mut Backup, now: Moment) -> bool {
-        if !self.params.preempt || self.yielded || self.held {
+        if !self.params.preempt || self.yielded || self.held || self.gated {
             return true;
         }
         let at = *backup.preempt_at.get_or_insert(now + self.params.preempt_delay);
@@ -397,6 +465,9 @@ impl Machine {
         if self.held {
             let wait = self.down(backup.interval);
             self.set_backup(|backup| backup.expires = now + wait);
+        } else if self.pending == Cause::Preempted && self.linked && !backup.asked {
+            self.set_backup(|backup| (backup.asked, backup.expires) = (true, now + AGREEMENT));
+            out.push(Action::AskMaster);
         } else {
             self.become_master(self.pending, now, out);
         }
@@ -405,7 +476,9 @@ impl Machine {
     /// RFC 9568 section 6.4.3, "If an ADVERTISEMENT is received".
     fn master_hears(&mut self, master: Master, heard: Heard, now: Moment, out: &mut Vec<Action>) {
         let own = self.priority();
-        if heard.priority == 0 {
+        if master.deaf.is_some_and(|until| now < until) {
+            // The old master, which does not know yet, or a third one, which will be heard later.
+        } else if heard.priority == 0 {
             // "Send an ADVERTISEMENT", so that no backup of a leaving master takes over.
             self.advertise(now, out);
         } else if heard.priority > own || (heard.priority == own && heard.order == Ordering::Greater) {
@@ -413,7 +486,7 @@ impl Machine {
         } else if heard.priority == own && heard.order == Ordering::Equal {
             // The first family decides.
         } else if master.handing_over.is_some() {
-            self.yielded = true;
+            self.yielded = master.yields;
             self.become_backup(heard.interval, now, Cause::HandedOver, out);
         } else {
             // "Send an ADVERTISEMENT immediately to assert the Active state"; and hosts may have believed the other.
@@ -424,8 +497,13 @@ impl Machine {
 
     fn master_timer(&mut self, master: Master, now: Moment, out: &mut Vec<Action>) {
         if master.handing_over.is_some_and(|at| now >= at) {
-            self.yielded = true;
-            self.leave(now, Cause::HandedOver, out);
+            if master.yields || self.held {
+                self.yielded = master.yields;
+                self.leave(now, Cause::HandedOver, out);
+            } else {
+                // The better node will do without.
+                self.state = State::Master(Master { handing_over: None, ..master });
+            }
         } else if now >= master.next {
             out.push(Action::Send(self.priority()));
             // Counted from when it was due, so that delays do not add up; but what was missed stays missed.
@@ -480,7 +558,7 @@ impl Machine {
         cause: Cause,
         out: &mut Vec<Action>,
     ) {
-        self.state = State::Backup(Backup { expires, interval, preempt_at: None, unsure });
+        self.state = State::Backup(Backup { expires, interval, preempt_at: None, unsure, asked: false });
         self.pending = Cause::MasterSilent;
         out.push(Action::Entered(Phase::Backup, cause));
     }
@@ -488,9 +566,17 @@ impl Machine {
     /// The advertisement goes first: it makes an old master let go.
     fn become_master(&mut self, cause: Cause, now: Moment, out: &mut Vec<Action>) {
         self.yielded = false;
-        self.state = State::Master(Master { next: now, handing_over: None });
+        self.state = State::Master(Master::new(now));
         self.advertise(now, out);
         out.extend([Action::Acquire, Action::Entered(Phase::Master, cause)]);
+    }
+
+    /// Master by agreement: the old one serves until this one does, and so the advertisement comes last.
+    fn take_over(&mut self, now: Moment, out: &mut Vec<Action>) {
+        self.yielded = false;
+        let until = now + ACQUISITION;
+        self.state = State::Master(Master { deaf: Some(until), owes: true, ..Master::new(until) });
+        out.extend([Action::Acquire, Action::Entered(Phase::Master, Cause::TakenOver)]);
     }
 
     /// Sends at once and starts the timer again.

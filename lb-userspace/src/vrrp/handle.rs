@@ -1,9 +1,11 @@
 //! The daemon's hold on the VRRP threads.
 
 use super::{
+    fsm::AGREEMENT,
     heartbeat::{Claim, Heartbeat, Inbox, Input, Missing, Request, RequestError},
     keeper::{Desk, Keeper},
     notice::{Notice, NoticeReader, Notices, channel},
+    peer::{Peer, Post, Word, Words},
     view::{Refused, RouterView},
     wake,
 };
@@ -16,6 +18,7 @@ use std::{
     net::IpAddr,
     sync::{Arc, mpsc},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -112,22 +115,43 @@ impl Vrrp {
         Ok(answer)
     }
 
+    /// Lets the routers talk with the peer.
+    pub fn connect(&self, peer: Arc<dyn Peer>) -> Result<(), RequestError> {
+        self.inbox.send(Request::Word(Word::Connect(Post(peer))))
+    }
+
+    /// What the peer's words to the routers go by.
+    pub fn words(&self) -> Words {
+        Words(self.inbox.clone())
+    }
+
+    /// These routers lack the peer's state, and leave a living master alone, at most for so long.
+    pub fn gate(&self, instances: Vec<VrrpName>, most: Duration) -> Result<(), RequestError> {
+        self.inbox.send(Request::Word(Word::Gate(instances, wake::clock() + most)))
+    }
+
+    /// Changes of [`Vrrp::views`].
+    pub fn watch(&self) -> watch::Receiver<Arc<Vec<RouterView>>> {
+        self.views.clone()
+    }
+
     /// The routers as they are, in the order of the configuration.
     pub fn views(&self) -> Arc<Vec<RouterView>> {
         Arc::clone(&self.views.borrow())
-    }
-
-    /// Tells of every change of the routers.
-    pub fn watch(&self) -> watch::Receiver<Arc<Vec<RouterView>>> {
-        self.views.clone()
     }
 
     pub fn refused(&self) -> &Arc<Refused> {
         &self.refused
     }
 
-    /// Says good-bye, takes the addresses off, and ends. Waits for both, which is a matter of milliseconds.
+    /// Hands over to the peer what can be, says good-bye, takes the addresses off, and ends. Waits for that, which is
+    /// a matter of milliseconds, and at most [`AGREEMENT`] longer where a peer does not answer.
     pub fn stop(mut self) {
+        let (done, left) = mpsc::sync_channel(1);
+        if self.inbox.send(Request::LeaveAll(done)).is_ok() {
+            // Its own timer ends it; the rest is for a thread that is late.
+            let _ = left.recv_timeout(AGREEMENT * 2);
+        }
         if self.inbox.send(Request::Stop).is_err() {
             // It has ended, or never reads again: nobody will answer.
             return;

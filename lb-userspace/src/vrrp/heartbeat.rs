@@ -5,9 +5,11 @@
 //! sockets, and must not call it dead before it has read them. Nothing in here waits for anybody else: it neither
 //! logs, nor asks netlink, nor takes a lock that is held for long.
 //!
-//! [`words`]: what it is told. `packets`: what it hears. `deeds`: what it does. `router`: a virtual router at work.
-//! `lease`: how long the dataplane may answer. `judge`: what the state of this node means for one (pure).
+//! [`words`]: what it is told. `agree`: what is agreed with the peer. `packets`: what it hears. `deeds`: what it does.
+//! `router`: a virtual router at work. `lease`: how long the dataplane may answer. `judge`: what the state of this node
+//! means for one (pure).
 
+mod agree;
 mod deeds;
 mod judge;
 mod lease;
@@ -19,11 +21,13 @@ use super::{
     fsm::Event,
     keeper::{Desk, Interfaces},
     notice::Notices,
+    peer::Post,
     socket::Port,
     timing::Moment,
     view::{Refused, RouterView},
     wake::{Alarm, Waker, clock},
 };
+use crate::link::wire::Role;
 use nix::{
     poll::{PollFd, PollFlags, ppoll},
     sys::time::TimeSpec,
@@ -55,6 +59,10 @@ pub(super) struct Heartbeat {
     routers: Vec<Router>,
     interfaces: Interfaces,
     charge: u64,
+    peer: Option<Post>,
+    /// Until when routers may lack the peer's state.
+    gate: Moment,
+    leaving: Option<mpsc::SyncSender<()>>,
     missing: Vec<Missing>,
     refusals_told: HashMap<&'static str, (Moment, u64)>,
     /// Somebody is there to take the addresses, as far as is known.
@@ -83,6 +91,9 @@ impl Heartbeat {
             routers: Vec::new(),
             interfaces: Interfaces::new(),
             charge: 0,
+            peer: None,
+            gate: Moment(0),
+            leaving: None,
             missing: Vec::new(),
             refusals_told: HashMap::new(),
             peer_alive: false,
@@ -99,11 +110,14 @@ impl Heartbeat {
             self.read_packets();
             self.read_inbox();
             let now = clock();
+            self.open_gate(now);
             for at in 0..self.routers.len() {
                 if self.routers[at].machine.deadline().is_some_and(|deadline| deadline <= now) {
+                    self.routers[at].machine.linked = self.reaches(Role::Want, at);
                     self.step(at, Event::Timer, now);
                 }
             }
+            self.say_left();
             self.publish();
         }
         self.desk.stop();
@@ -128,7 +142,7 @@ impl Heartbeat {
 
     fn publish(&mut self) {
         if std::mem::take(&mut self.changed) {
-            let views: Vec<RouterView> = self.routers.iter().map(Router::view).collect();
+            let views: Vec<RouterView> = self.routers.iter().map(|r| r.view(&self.interfaces)).collect();
             self.views.send_replace(Arc::new(views));
         }
     }

@@ -189,6 +189,8 @@ pub(super) struct Keeper {
     told: Option<Vec<String>>,
     charge: u64,
     look_at: Moment,
+    /// Routers whose addresses were just ordered.
+    acquired: Vec<VrrpName>,
     complained: BTreeMap<VrrpName, String>,
     lent: lend::Lent,
 }
@@ -217,6 +219,7 @@ impl Keeper {
             told: None,
             charge: 0,
             look_at: clock(),
+            acquired: Vec::new(),
             complained: BTreeMap::new(),
             lent: lend::Lent::adopt(addresses),
         };
@@ -240,6 +243,9 @@ impl Keeper {
                 self.apply_all(now);
             }
             self.announce(clock());
+            for name in std::mem::take(&mut self.acquired) {
+                self.heart.send_waiting(Input::Acquired(name));
+            }
             // Orders are given before the stop.
             if self.desk.stop.load(Ordering::Acquire) {
                 if self.take_orders(now) {
@@ -304,12 +310,15 @@ impl Keeper {
     /// True if any order is new.
     fn take_orders(&mut self, now: Moment) -> bool {
         let mut any = false;
-        for kept in self.kept.values_mut() {
+        for (name, kept) in &mut self.kept {
             let (word, wish) = kept.order.read();
             if word == kept.seen {
                 continue;
             }
             any = true;
+            if wish == Wish::Keep {
+                self.acquired.push(name.clone());
+            }
             match (kept.wish, wish) {
                 (Wish::Keep, Wish::Keep) => kept.schedule.again(now),
                 (Wish::AsIs | Wish::Absent, Wish::Keep) => kept.schedule.begin(now),
@@ -457,11 +466,17 @@ impl Keeper {
                     if self.index(&spec.interface).is_none() {
                         self.look_at = now;
                     }
-                    let Some(index) = self.index(&spec.interface) else { continue };
+                    let Some(index) = self.index(&spec.interface) else {
+                        self.acquired.retain(|name| *name != spec.name);
+                        continue;
+                    };
                     for net in &spec.addresses {
                         match self.requests.add(index, *net) {
                             Ok(_) => {}
-                            Err(error) => self.complain(&spec.name, *net, &error),
+                            Err(error) => {
+                                self.acquired.retain(|name| *name != spec.name);
+                                self.complain(&spec.name, *net, &error);
+                            }
                         }
                     }
                 }

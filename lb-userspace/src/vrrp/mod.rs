@@ -21,12 +21,17 @@ mod keeper;
 mod netlink;
 mod notice;
 pub mod packet;
+mod peer;
 mod socket;
 pub mod timing;
 mod view;
 mod wake;
 
+pub use fsm::Phase;
 pub use handle::Vrrp;
 pub use heartbeat::{Claim, Missing, RequestError};
 pub use notice::{Notice, NoticeReader};
+pub use peer::{Peer, Words};
+pub(crate) use timing::Moment;
 pub use view::{Counters, PHASES, Refused, RouterView};
+pub(crate) use wake::{clock, real_time};

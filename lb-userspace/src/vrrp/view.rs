@@ -31,6 +31,10 @@ pub struct RouterView {
     pub held: bool,
     /// It handed over, and leaves the new master alone.
     pub yielded: bool,
+    /// It lacks the peer's state, and so leaves a living master alone.
+    pub gated: bool,
+    /// The node's own addresses on the router's interface that have a scope beyond it.
+    pub own: Vec<IpAddr>,
     pub counters: Arc<Counters>,
     /// Until when the dataplane answers without the daemon.
     pub lease: Option<LeaseWord>,

@@ -15,7 +15,7 @@ use std::{
 };
 
 /// Now, by a clock that nobody sets.
-pub(super) fn clock() -> Moment {
+pub(crate) fn clock() -> Moment {
     // CLOCK_MONOTONIC exists everywhere, and the pointer is nix's own: the call cannot fail.
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Moment(0), |time| {
         let part = |value: i64| u64::try_from(value).unwrap_or(0);
@@ -57,7 +57,7 @@ impl Alarm {
 }
 
 /// The calling thread runs before all ordinary ones from now on.
-pub(super) fn real_time(priority: i32) -> io::Result<()> {
+pub(crate) fn real_time(priority: i32) -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: priority };
     // Children of this thread are ordinary again.
     let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;

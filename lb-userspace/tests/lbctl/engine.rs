@@ -331,6 +331,7 @@ fn obey_pair(command: PairCommand, note: impl Fn(String)) {
     match command {
         PairCommand::List(reply) => drop(reply.send(Ok(vec![public()]))),
         PairCommand::Refused(reply) => drop(reply.send(Ok(Vec::new()))),
+        PairCommand::Link(reply) => drop(reply.send(Ok(None))),
         PairCommand::Failover { name, by, reply } => {
             note(by);
             let known = name.as_str() == "public";
@@ -366,6 +367,7 @@ fn public() -> PairView {
         faults: Vec::new(),
         held: false,
         handed_over: false,
+        waits_for_state: false,
         adverts_sent: 3,
         adverts_received: 1,
         split_brains: 0,

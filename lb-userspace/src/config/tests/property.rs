@@ -433,6 +433,20 @@ fn router(index: u8) -> impl Strategy<Value = VrrpSpec> {
     })
 }
 
+fn link() -> SyncSpec {
+    SyncSpec {
+        listen: (Ipv4Addr::new(10, 9, 0, 1), 9760).into(),
+        peers: vec![
+            (Ipv4Addr::new(10, 9, 0, 2), 9760).into(),
+            (Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2), 9760).into(),
+        ],
+        key_file: "/etc/lbd/sync.keys".into(),
+        heartbeat: Duration::from_millis(20),
+        max_bandwidth: Some(1_500_000),
+        takeover_wait: Duration::from_secs(7),
+    }
+}
+
 fn config() -> impl Strategy<Value = Config> {
     let node = (
         name(),
@@ -498,6 +512,7 @@ fn config() -> impl Strategy<Value = Config> {
             resolver: ResolverConfig::default(),
             names: BTreeMap::new(),
             services,
+            sync: (vrrp.len() == 1).then(link),
             vrrp,
             files: vec![String::new()],
             origins: Origins::default(),
@@ -534,6 +549,7 @@ proptest! {
         prop_assert_eq!(&read.firewall, &config.firewall);
         prop_assert_eq!(&read.control, &config.control);
         prop_assert_eq!(&read.flows, &config.flows);
+        prop_assert_eq!(&read.sync, &config.sync);
         prop_assert_eq!(&read.services, &config.services);
         prop_assert_eq!(read.hash(), config.hash());
         prop_assert_eq!(read.shared_hash(), config.shared_hash());

@@ -11,6 +11,7 @@ use super::{
     Heartbeat, NOTICE_PERIOD,
     router::send,
 };
+use crate::link::wire::Role;
 use std::{net::IpAddr, sync::atomic::Ordering::Relaxed, time::SystemTime};
 
 impl Heartbeat {
@@ -22,7 +23,7 @@ impl Heartbeat {
     }
 
     pub(super) fn act(&mut self, at: usize, actions: Vec<Action>, now: Moment, heard: Option<IpAddr>) {
-        let mut before = self.routers[at].view().phase;
+        let mut before = self.routers[at].machine.phase();
         if let Some(Action::Entered(phase, _)) = actions.iter().find(|a| matches!(a, Action::Entered(..))) {
             before = self.routers[at].counters.last_phase(*phase);
         }
@@ -44,8 +45,9 @@ impl Heartbeat {
                         self.split_brain(at, source, now);
                     }
                 }
-                // There is no link to the peer: hand-overs are asked for without agreement.
-                Action::AskPeer => {}
+                Action::AskPeer => self.tell_peer(Role::TakeOver, at),
+                Action::AskMaster => self.tell_peer(Role::Want, at),
+                Action::Grant => self.tell_peer(Role::Taken, at),
                 Action::Entered(phase, cause) => {
                     if before == Phase::Master && matches!(cause, Cause::Superior(_)) {
                         self.last_word(at);
@@ -53,6 +55,11 @@ impl Heartbeat {
                     let router = &mut self.routers[at];
                     (router.since, router.cause) = (SystemTime::now(), cause);
                     router.counters.entered(phase);
+                    if phase != Phase::Master {
+                        for reply in router.handed.drain(..) {
+                            let _ = reply.send(Ok(()));
+                        }
+                    }
                     self.notices.send(Notice::Changed {
                         name: router.spec.name.clone(),
                         from: before,

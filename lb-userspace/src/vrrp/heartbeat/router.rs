@@ -2,13 +2,24 @@
 
 use super::super::{
     fsm::{Cause, Machine, Params, Phase},
-    keeper::{Interface, Order},
+    keeper::{Interface, Interfaces, Order},
     packet::{Advert, ChecksumForm},
     timing::Moment,
     view::{Counters, RouterView},
 };
+use super::agree::Handed;
 use crate::model::{Family, VrrpSpec};
 use std::{net::IpAddr, sync::Arc, time::SystemTime};
+
+/// Where the peer finds this node on an interface.
+fn own(interface: Option<&Interface>) -> Vec<IpAddr> {
+    let reachable = |address: &IpAddr| match address {
+        IpAddr::V4(_) => true,
+        // Those of a link are good only with the name that it has on the other node.
+        IpAddr::V6(address) => !address.is_unicast_link_local(),
+    };
+    interface.iter().flat_map(|interface| &interface.nets).map(|net| net.addr()).filter(reachable).collect()
+}
 
 /// A virtual router at work.
 pub(super) struct Router {
@@ -28,6 +39,8 @@ pub(super) struct Router {
     pub(super) split_told: Option<Moment>,
     pub(super) claim_told: Option<Moment>,
     pub(super) master_since: Option<Moment>,
+    /// They are told when it is no longer master.
+    pub(super) handed: Vec<Handed>,
 }
 
 impl Router {
@@ -47,6 +60,7 @@ impl Router {
             split_told: None,
             claim_told: None,
             master_since: None,
+            handed: Vec::new(),
         }
     }
 
@@ -64,7 +78,7 @@ impl Router {
         }
     }
 
-    pub(super) fn view(&self) -> RouterView {
+    pub(super) fn view(&self, interfaces: &Interfaces) -> RouterView {
         let phase = self.machine.phase();
         RouterView {
             spec: Arc::clone(&self.spec),
@@ -76,6 +90,8 @@ impl Router {
             faults: self.faults.clone(),
             held: self.machine.held,
             yielded: self.machine.yielded,
+            gated: self.machine.gated,
+            own: own(interfaces.get(&self.spec.interface)),
             counters: Arc::clone(&self.counters),
             lease: self.order.lease().cloned(),
         }

@@ -5,14 +5,19 @@ use super::{
         fsm::{Action, Event, Params, Phase},
         keeper::{Charge, Interfaces},
         notice::Notice,
+        peer::Word,
         timing::Moment,
         wake::{Waker, clock},
     },
     Claim, Heartbeat, Missing,
+    agree::Handed,
     judge::missing,
     router::Router,
 };
-use crate::model::{VrrpName, VrrpSpec};
+use crate::{
+    link::wire::Role,
+    model::{VrrpName, VrrpSpec},
+};
 use std::{
     collections::BTreeSet,
     net::IpAddr,
@@ -25,6 +30,8 @@ use tokio::sync::oneshot;
 pub(in super::super) enum Input {
     /// By the keeper: which charge they are of, and all that it watches.
     Interfaces(u64, Interfaces),
+    /// By the keeper: the addresses of a router are on the interface, and announced.
+    Acquired(VrrpName),
     Order(Request),
 }
 
@@ -34,7 +41,7 @@ pub(in super::super) enum Request {
     Configure(Vec<Arc<VrrpSpec>>),
     /// What else is missing on this node: a cause, and what it takes off the priority; 0 is a fault.
     Track(Vec<Missing>),
-    Failover(VrrpName, oneshot::Sender<Result<(), RequestError>>),
+    Failover(VrrpName, Handed),
     /// Of one instance or of all.
     Hold {
         name: Option<VrrpName>,
@@ -45,6 +52,9 @@ pub(in super::super) enum Request {
     PeerAlive(bool),
     PeerMaster(VrrpName, IpAddr),
     Claimed(Claim),
+    Word(Word),
+    /// Every router is to be handed over that can be.
+    LeaveAll(mpsc::SyncSender<()>),
     Stop,
 }
 
@@ -94,7 +104,9 @@ impl Heartbeat {
                 Input::Interfaces(charge, interfaces) => {
                     self.interfaces = interfaces;
                     self.examine(charge);
+                    self.changed = true;
                 }
+                Input::Acquired(name) => self.step_one(&name, Event::Acquired, clock()),
                 Input::Order(request) => self.request(request),
             }
         }
@@ -108,9 +120,9 @@ impl Heartbeat {
                 self.missing = missing;
                 self.examine(0);
             }
-            Request::Failover(name, reply) => {
-                let _ = reply.send(self.failover(&name, now));
-            }
+            Request::Failover(name, reply) => self.failover(&name, reply, now),
+            Request::Word(word) => self.word(word, now),
+            Request::LeaveAll(done) => self.leave_all(done, now),
             Request::Hold { name, on, reply } => {
                 let _ = reply.send(self.hold(name, on, now));
             }
@@ -127,20 +139,6 @@ impl Heartbeat {
         }
     }
 
-    fn failover(&mut self, name: &VrrpName, now: Moment) -> Result<(), RequestError> {
-        let at = self.routers.iter().position(|router| router.spec.name == *name);
-        let at = at.ok_or_else(|| RequestError::NoInstance(name.clone()))?;
-        match self.routers[at].machine.phase() {
-            Phase::Master => {
-                self.step(at, Event::HandOver { agreed: false }, now);
-                Ok(())
-            }
-            phase @ (Phase::Init | Phase::Backup | Phase::Fault) => {
-                Err(RequestError::NotMaster { name: name.clone(), phase })
-            }
-        }
-    }
-
     fn hold(&mut self, name: Option<VrrpName>, on: bool, now: Moment) -> Result<(), RequestError> {
         let chosen = |router: &Router| name.as_ref().is_none_or(|name| router.spec.name == *name);
         let chosen: Vec<usize> = (0..self.routers.len()).filter(|at| chosen(&self.routers[*at])).collect();
@@ -150,7 +148,13 @@ impl Heartbeat {
         for at in chosen {
             // A second "hold" is no second farewell, a second "off" no new wait.
             if self.routers[at].machine.held != on {
-                self.step(at, if on { Event::Hold } else { Event::Release }, now);
+                if on && self.routers[at].machine.phase() == Phase::Master && self.reaches(Role::TakeOver, at)
+                {
+                    self.routers[at].machine.held = true;
+                    self.step(at, Event::MakeWay, now);
+                } else {
+                    self.step(at, if on { Event::Hold } else { Event::Release }, now);
+                }
                 self.changed = true;
             }
         }
