@@ -4,7 +4,8 @@ use crate::{atomic, guard, hold, maps, observe, outline};
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
 use lb_common::{
     abi::{
-        AddressEntry, AddressKey, BackendEntry, CLAIM_BUCKET, CidKey, ClaimEvent, EventHeader, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, Lease, NEIGHBOUR_BUCKET, PortKey,
+        AddressEntry, AddressKey, BackendEntry, CLAIM_BUCKET, CidKey, ClaimEvent, EventHeader, FlowEntry,
+        FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, Lease, NEIGHBOUR_BUCKET, PortKey,
         PortRangeKey, ServiceEntry, Signal, Slot, VipEntry,
     },
     core::{

@@ -18,7 +18,7 @@ fn outages(interval: Duration, faults: &[Fault]) {
         json: None,
         only: None,
         faults: faults.to_vec(),
-        extra: None,
+        no_sync: false,
         assert: false,
     };
     let rows = bench::measure(&options, &mut |line| eprintln!("{line}")).expect("figures");

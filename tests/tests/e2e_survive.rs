@@ -11,7 +11,7 @@ use lb_tests::{
     balancer::{Balancer, Service, Settings},
     failover::{
         load::{Ledger, Load, Server},
-        nodes::{PATIENCE, PRIORITIES, VIP, state, vrrp},
+        nodes::{PATIENCE, PRIORITIES, VIP, state, sync, vrrp},
     },
     lab::{Result, Shape, Topology, wait_until},
     require,
@@ -127,7 +127,7 @@ fn survive(case: Case) -> Result<()> {
             _ => vec![format!("{VIP}/24")],
         };
         let own: Vec<&str> = own.iter().map(String::as_str).collect();
-        let rest = vrrp("public", 51, PRIORITIES[on], INTERVAL, &own);
+        let rest = vrrp("public", 51, PRIORITIES[on], INTERVAL, &own) + &sync(&topology, on).expect("a key");
         let settings = Settings { on, rest, interfaces: vec!["eth0".to_owned()], ..Settings::of([www]) };
         let mut balancer = Balancer::prepare(&topology, settings).expect("a configuration");
         if forward == "ipip" && on == 0 {
@@ -175,16 +175,26 @@ fn survive(case: Case) -> Result<()> {
 }
 
 #[test]
-fn dsr() -> Result<()> {
-    survive(Case { forward: "dsr", scheduler: "maglev", change: false })
+fn maglev_with_a_change_of_backends() -> Result<()> {
+    survive(Case { forward: "dsr", scheduler: "maglev", change: true })
 }
 
 #[test]
-fn ipip() -> Result<()> {
+fn tunnelled() -> Result<()> {
     survive(Case { forward: "ipip", scheduler: "maglev", change: false })
 }
 
 #[test]
+fn round_robin() -> Result<()> {
+    survive(Case { forward: "dsr", scheduler: "round-robin", change: true })
+}
+
+#[test]
 fn nat() -> Result<()> {
-    survive(Case { forward: "nat", scheduler: "maglev", change: false })
+    survive(Case { forward: "nat", scheduler: "maglev", change: true })
+}
+
+#[test]
+fn snat() -> Result<()> {
+    survive(Case { forward: "snat", scheduler: "maglev", change: true })
 }

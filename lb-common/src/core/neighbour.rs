@@ -293,10 +293,8 @@ fn answer_neighbour<P: PacketMut>(
     const LEN: usize = nd::LEN + 8;
     let asked = packet.view::<{ ipv6::LEN + nd::LEN }>(l3)?;
     let (src, _) = addresses(asked);
-    let target = (
-        asked.raw64::<{ ipv6::LEN + nd::TARGET }>(),
-        asked.raw64::<{ ipv6::LEN + nd::TARGET + 8 }>(),
-    );
+    let target =
+        (asked.raw64::<{ ipv6::LEN + nd::TARGET }>(), asked.raw64::<{ ipv6::LEN + nd::TARGET + 8 }>());
     if packet.len() < l3 + ipv6::LEN + LEN {
         packet.grow_head(8)?;
     }

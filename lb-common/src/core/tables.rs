@@ -12,8 +12,8 @@ use super::{
     quote, schedule,
 };
 use crate::abi::{
-    AddressEntry, AddressKey, BackendEntry, Bucket, CidKey, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace, HalfOpen, Lease,
-    PortKey, PortRangeKey, ServiceEntry, Signal, Slot, VipEntry,
+    AddressEntry, AddressKey, BackendEntry, Bucket, CidKey, FlowEntry, FlowKey4, FlowKey6, FragmentKey,
+    FragmentTrace, HalfOpen, Lease, PortKey, PortRangeKey, ServiceEntry, Signal, Slot, VipEntry,
 };
 use crate::packet::Packet;
 

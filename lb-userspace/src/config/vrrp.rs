@@ -8,8 +8,8 @@ use super::{
     schema,
 };
 use crate::model::{
-    DEFAULT_PRIORITY, Family, HeldBy, MAX_ADVERT_INTERVAL, MAX_VRRP_ADDRESSES, MIN_ADVERT_INTERVAL, OWNER_PRIORITY,
-    TrackInterface, VrrpName, VrrpSpec, VrrpVersion, not_unicast,
+    DEFAULT_PRIORITY, Family, HeldBy, MAX_ADVERT_INTERVAL, MAX_VRRP_ADDRESSES, MIN_ADVERT_INTERVAL,
+    OWNER_PRIORITY, TrackInterface, VrrpName, VrrpSpec, VrrpVersion, not_unicast,
 };
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -111,7 +111,11 @@ pub(super) fn read<'a>(
         checksum: section.word("checksum", &[("pseudo-header", true), ("plain", false)], &[]),
         announce_repeat: section.integer("announce_repeat", 1, 100),
         announce_refresh: duration(&section, "announce_refresh", Duration::ZERO, LONGEST),
-        held_by: section.word("held_by", &[("interface", HeldBy::Interface), ("dataplane", HeldBy::Dataplane)], &[]),
+        held_by: section.word(
+            "held_by",
+            &[("interface", HeldBy::Interface), ("dataplane", HeldBy::Dataplane)],
+            &[],
+        ),
         accept: section.switch("accept"),
         track_interfaces: section.list("track_interfaces", address::INTERFACES, |v| {
             address::interface(text(v, address::INTERFACES)?)
@@ -227,8 +231,9 @@ impl VrrpDraft<'_> {
     fn check_accept(&self) {
         let Some((true, at)) = self.accept.get().map(|(accept, at)| (*accept, at)) else { return };
         if self.held_by.value() == Some(&HeldBy::Dataplane) {
-            let why = Refusal::expected("accept = false, or held_by = \"interface\" with it")
-                .but("an address that the dataplane holds is not the host's; pings are answered all the same");
+            let why = Refusal::expected("accept = false, or held_by = \"interface\" with it").but(
+                "an address that the dataplane holds is not the host's; pings are answered all the same",
+            );
             self.section.refuse(at, "accept", "accept = true".to_owned(), why);
         }
     }

@@ -102,8 +102,7 @@ impl LeaseWord {
     /// meanwhile stays.
     pub fn settle(&self) {
         let word = self.leases.word(self.index, 0);
-        let _ =
-            word.compare_exchange(Lease::OVER.0, Lease::NONE.0, Ordering::AcqRel, Ordering::Acquire);
+        let _ = word.compare_exchange(Lease::OVER.0, Lease::NONE.0, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// For how long this node may go on answering without its daemon; zero if it may not, or for as long as nobody

@@ -49,7 +49,8 @@ impl Vrrp {
         let (waker, alarm) = wake::pair()?;
         let inbox = Inbox { queue, waker };
         let desk = Arc::<Desk>::default();
-        let (keeper, keeper_waker) = Keeper::new(Arc::clone(&desk), inbox.clone(), notices.clone(), addresses)?;
+        let (keeper, keeper_waker) =
+            Keeper::new(Arc::clone(&desk), inbox.clone(), notices.clone(), addresses)?;
         let (views_tx, views) = watch::channel(Arc::default());
         let refused = Arc::<Refused>::default();
         let notices_of_heart = notices.clone();

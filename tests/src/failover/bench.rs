@@ -48,9 +48,9 @@ pub struct Options {
     /// Only this fault; may be given several times
     #[arg(long = "fault", value_name = "NAME")]
     pub faults: Vec<Fault>,
-    /// Further lines for the configuration of both lbd, TOML
-    #[arg(long, value_name = "FILE")]
-    pub extra: Option<PathBuf>,
+    /// Without the sync link between both lbd
+    #[arg(long)]
+    pub no_sync: bool,
     /// Exit with status 1 where a bar is missed
     #[arg(long)]
     pub assert: bool,
@@ -100,12 +100,6 @@ pub fn measure(options: &Options, tell: &mut dyn FnMut(&str)) -> Result<Vec<Row>
         !wanted("keepalived") || find_tool("keepalived").is_some(),
         "keepalived is not installed: `cargo xtask setup test`, or `--only lbd`"
     );
-    let extra = match &options.extra {
-        Some(path) => {
-            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
-        }
-        None => String::new(),
-    };
     let mut rows = Vec::new();
     for &interval in &options.intervals {
         let begun = Instant::now();
@@ -115,7 +109,7 @@ pub fn measure(options: &Options, tell: &mut dyn FnMut(&str)) -> Result<Vec<Row>
         let _servers = [servers(one)?, servers(two)?];
         let mut pairs: Vec<(Box<dyn Pair + '_>, Watcher)> = Vec::new();
         if wanted("lbd") {
-            pairs.push((Box::new(Lbd::start(one, interval, |_| extra.clone())?), Watcher::join(one, "br0")?));
+            pairs.push((Box::new(Lbd::start(one, interval, !options.no_sync)?), Watcher::join(one, "br0")?));
         }
         if wanted("keepalived") {
             pairs.push((Box::new(Keepalived::start(two, interval)?), Watcher::join(two, "br0")?));

@@ -1,6 +1,9 @@
 //! Both nodes of a pair, and what can befall the master.
 
-use std::{fmt::Write as _, fs, net::Ipv4Addr, process::Command, time::Duration};
+use std::{
+    fmt::Write as _, fs, io::Write as _, net::Ipv4Addr, os::unix::fs::OpenOptionsExt as _, process::Command,
+    time::Duration,
+};
 
 use lb_userspace::control::pair::PairView;
 use nix::{
@@ -162,12 +165,13 @@ pub struct Lbd<'t> {
 }
 
 impl<'t> Lbd<'t> {
-    /// Starts both; `rest` is added to the configuration of a node.
-    pub fn start(topology: &'t Topology, interval: Duration, rest: impl Fn(usize) -> String) -> Result<Self> {
+    /// Starts both, with a sync link or without.
+    pub fn start(topology: &'t Topology, interval: Duration, linked: bool) -> Result<Self> {
         let node = |on: usize| {
             let www = Service::www([VIP.into()]).name("echo").udp().port(PORT).nodes(&topology.backends);
+            let rest = if linked { sync(topology, on)? } else { String::new() };
             let vrrp = vrrp(INSTANCE, 51, PRIORITIES[on], interval, &[&format!("{VIP}/24")]);
-            let settings = Settings { on, rest: vrrp + &rest(on), ..Settings::of([www]) };
+            let settings = Settings { on, rest: vrrp + &rest, ..Settings::of([www]) };
             Balancer::start(topology, Settings { interfaces: vec!["eth0".to_owned()], ..settings })
         };
         Ok(Self { topology, nodes: [node(0)?, node(1)?] })
@@ -185,6 +189,18 @@ pub fn vrrp(name: &str, id: u8, priority: u8, interval: Duration, addresses: &[&
          advert_interval = \"{}\"\naddresses = {addresses:?}\n",
         interval_text(interval)
     )
+}
+
+/// The `[sync]` of a node: over the link between the two, which `sync_link` of the shape makes.
+pub fn sync(topology: &Topology, on: usize) -> Result<String> {
+    let path = topology.lab.dir().join("sync.key");
+    let fail = |source| Error::File { path: path.clone(), what: "writing the key of the sync link", source };
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&path).map_err(fail)?;
+    writeln!(file, "{}", "5a".repeat(32)).map_err(fail)?;
+    let address = |node: usize| topology.lb[node].interface("sync0").map(|i| format!("{}:9760", i.v4));
+    let [own, peer] = [on, 1 - on].map(|node| address(node).unwrap_or_default());
+    Ok(format!("\n[sync]\nlisten = \"{own}\"\npeers = [\"{peer}\"]\nkey_file = \"{}\"\n", path.display()))
 }
 
 /// The state of an instance, as far as the daemon can be asked.

@@ -3,8 +3,8 @@
 use super::{Counter, Counters, Flows, INGRESS, Outcome, Verdict};
 use lb_common::{
     abi::{
-        AddressEntry, AddressKey, BackendEntry, CidKey, Control, FlowEntry, FlowKey4, FlowKey6, FragmentKey, FragmentTrace,
-        HalfOpen, Lease, PortKey, PortRangeKey, ServiceEntry, Signal, Slot, VipEntry,
+        AddressEntry, AddressKey, BackendEntry, CidKey, Control, FlowEntry, FlowKey4, FlowKey6, FragmentKey,
+        FragmentTrace, HalfOpen, Lease, PortKey, PortRangeKey, ServiceEntry, Signal, Slot, VipEntry,
     },
     core::{
         AnswerKind, Decision, DropReason, FlowCell, HalfOpenCell, Neighbour, Part, Tables,

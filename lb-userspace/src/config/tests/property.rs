@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::model::{
-    BackendSpec, DnsCheck, ExecCheck, GradualSpec, GrpcCheck, GuardSpec, Health, HookSpec, LimitSpec,
+    BackendSpec, DnsCheck, ExecCheck, GradualSpec, GrpcCheck, GuardSpec, Health, HeldBy, HookSpec, LimitSpec,
     MAX_BURST_MS, MAX_RATE, MysqlCheck, OnAllDown, PassiveSpec, PoolSpec, QuicSpec, RedisCheck, Role,
-    ServerId, SnatSpec, StatusRange, TlsSpec, HeldBy, TrackInterface, UdpCheck, Via, VrrpVersion,
+    ServerId, SnatSpec, StatusRange, TlsSpec, TrackInterface, UdpCheck, Via, VrrpVersion,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -2,21 +2,12 @@
 //! master's role. And what is done about others who answer for them.
 
 use super::{
-    super::{
-        fsm::Phase,
-        keeper::Wish,
-        notice::Notice,
-        timing::Moment,
-    },
+    super::{fsm::Phase, keeper::Wish, notice::Notice, timing::Moment},
     Heartbeat, NOTICE_PERIOD,
 };
 use crate::model::VrrpName;
 use lb_common::abi::Lease;
-use std::{
-    fmt,
-    net::IpAddr,
-    sync::atomic::Ordering::Relaxed,
-};
+use std::{fmt, net::IpAddr, sync::atomic::Ordering::Relaxed};
 
 /// Another node says that an address is its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

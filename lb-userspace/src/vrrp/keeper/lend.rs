@@ -1,6 +1,6 @@
 //! The addresses in the maps of the dataplane, each where it is asked for, with the lease of its virtual router.
 
-use super::{Kept, Keeper, Link, Wish, forwards_ipv6};
+use super::{Keeper, Kept, Link, Wish, forwards_ipv6};
 use crate::{
     dataplane::Addresses,
     model::{HeldBy, VrrpName, VrrpSpec},

@@ -63,9 +63,9 @@ pub struct Options {
     /// Only this fault; may be given several times
     #[arg(long = "fault", value_name = "NAME")]
     pub blows: Vec<Blow>,
-    /// Further lines for the configuration of both lbd, TOML
-    #[arg(long, value_name = "FILE")]
-    pub extra: Option<std::path::PathBuf>,
+    /// Without the sync link between both lbd
+    #[arg(long)]
+    pub no_sync: bool,
 }
 
 fn minutes(text: &str) -> Result<f64, String> {
@@ -131,15 +131,9 @@ pub fn play(options: &Options, tell: &mut dyn FnMut(&str)) -> Result<Story> {
         blows.retain(|blow| *blow != Blow::Clock);
         ensure!(!blows.is_empty(), "no fault is left");
     }
-    let extra = match &options.extra {
-        Some(path) => {
-            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
-        }
-        None => String::new(),
-    };
     let interval = Duration::from_millis(options.interval_ms);
     let topology = world::network()?;
-    let mut world = World::start(&topology, interval, |_| extra.clone())?;
+    let mut world = World::start(&topology, interval, !options.no_sync)?;
     let (joined, stop) = (AtomicBool::new(true), AtomicBool::new(false));
     let sight = Mutex::new(Sight::default());
     let watcher = Watcher::join(&topology, "br0")?;

@@ -19,7 +19,7 @@ use crate::{
     balancer::{Balancer, Service, Settings},
     failover::{
         load::{Ledger, Load, Server},
-        nodes::{PATIENCE, state, vrrp},
+        nodes::{PATIENCE, state, sync, vrrp},
     },
     lab::{Error, Process, Result, Shape, Topology},
 };
@@ -55,8 +55,8 @@ pub struct World<'t> {
 }
 
 impl<'t> World<'t> {
-    /// Brings both nodes up; `rest` is added to the configuration of a node.
-    pub fn start(topology: &'t Topology, interval: Duration, rest: impl Fn(usize) -> String) -> Result<Self> {
+    /// Brings both nodes up, with a sync link or without.
+    pub fn start(topology: &'t Topology, interval: Duration, linked: bool) -> Result<Self> {
         let ledger = Arc::new(Ledger::default());
         let mut servers = Vec::new();
         for node in &topology.backends {
@@ -71,7 +71,7 @@ impl<'t> World<'t> {
         }
         let prepare = |on: usize| {
             let www = Service::www(VIPS.map(Into::into)).nodes(&topology.backends);
-            let mut text = rest(on);
+            let mut text = if linked { sync(topology, on)? } else { String::new() };
             for (at, vip) in VIPS.iter().enumerate() {
                 let priority = if at == on { 150 } else { 100 };
                 text += &vrrp(NAMES[at], 51 + at as u8, priority, interval, &[&format!("{vip}/24")]);
