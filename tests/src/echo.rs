@@ -51,6 +51,11 @@ fn listen_error(ns: &Netns, address: SocketAddr) -> impl FnOnce(io::Error) -> Er
 
 /// Answers every datagram with `NAME:` and what it holds.
 pub fn udp_echo(ns: &Netns, name: &str, address: IpAddr, port: u16) -> Result<Server> {
+    udp_echo_after(ns, name, address, port, || ())
+}
+
+/// As [`udp_echo`], by a thread that prepares itself first.
+pub fn udp_echo_after(ns: &Netns, name: &str, address: IpAddr, port: u16, prepare: fn()) -> Result<Server> {
     // Bound to the address, so that answers come from it.
     let address = SocketAddr::new(address, port);
     let socket = ns
@@ -58,6 +63,7 @@ pub fn udp_echo(ns: &Netns, name: &str, address: IpAddr, port: u16) -> Result<Se
         .map_err(listen_error(ns, address))?;
     let prefix = format!("{name}:").into_bytes();
     Ok(Server::spawn(move |stop| {
+        prepare();
         let mut buffer = vec![0; 65_536];
         while !stop.load(Ordering::SeqCst) {
             if let Ok((length, client)) = socket.recv_from(&mut buffer) {

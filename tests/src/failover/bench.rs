@@ -12,7 +12,7 @@ use clap::ValueEnum as _;
 
 use super::{
     nodes::{self, Fault, Keepalived, Lbd, PATIENCE, PORT, Pair, VIP},
-    prober::{Outage, Prober, Way},
+    prober::{Outage, Prober, Way, punctual},
     report::{Bars, Row, table},
     watch::Watcher,
 };
@@ -143,7 +143,9 @@ pub fn measure(options: &Options, tell: &mut dyn FnMut(&str)) -> Result<Vec<Row>
 }
 
 fn servers(topology: &Topology) -> Result<Vec<echo::Server>> {
-    let server = |node: &crate::lab::Node| echo::udp_echo(&node.ns, &node.name, VIP.into(), PORT);
+    // A busy machine would keep an ordinary thread waiting, and that is no outage.
+    let server =
+        |node: &crate::lab::Node| echo::udp_echo_after(&node.ns, &node.name, VIP.into(), PORT, punctual);
     Ok(topology.backends.iter().map(server).collect::<crate::lab::Result<_>>()?)
 }
 

@@ -217,13 +217,18 @@ impl Message {
     }
 }
 
-fn probe(socket: &UdpSocket, message: Message, period: Duration, shared: &Shared) -> Trace {
-    // Without the right to it the prober is less punctual, and its lateness tells.
+/// The calling thread runs before all ordinary ones from now on. Without the right to it a prober is late now and then,
+/// and says so.
+pub fn punctual() {
     let parameters = libc::sched_param { sched_priority: 40 };
     // SAFETY: 0 is the calling thread; the pointer is to a sched_param that lives during the call.
     let _ = unsafe {
         libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const parameters)
     };
+}
+
+fn probe(socket: &UdpSocket, message: Message, period: Duration, shared: &Shared) -> Trace {
+    punctual();
     let clock = ClockId::CLOCK_MONOTONIC;
     let monotonic = || clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
     let mut trace = Trace::default();
