@@ -1,6 +1,10 @@
 //! Random faults to both nodes of a pair under load, for a minute; `cargo xtask chaos pair` is the long form.
 
-use lb_tests::{failover::chaos, require, skip::Need};
+use lb_tests::{
+    failover::chaos::{self, Blow},
+    require,
+    skip::Need,
+};
 
 #[test]
 fn a_minute_of_faults() {
@@ -12,7 +16,9 @@ fn a_minute_of_faults() {
         interval_ms: 100,
         every: 3,
         connections: 100,
-        blows: Vec::new(),
+        // Killed or hanging, a daemon's node answers on until its lease ends or its peer claims the address; that is
+        // asked for by name: `cargo xtask chaos pair --fault kill --fault hang`.
+        blows: Blow::ALL.into_iter().filter(|blow| !matches!(blow, Blow::Kill | Blow::Hang)).collect(),
         no_sync: false,
     };
     let story =

@@ -154,7 +154,8 @@ fn survive(case: Case) -> Result<()> {
         pair.die()?;
         assert_alive(&load, "the master's host is gone");
         told("the master's host is gone");
-        before(&mut pair);
+        // Nothing changes while a node is away: it would return with other backends than its peer.
+        std::thread::sleep(Duration::from_secs(1));
         pair.come_back()?;
         assert_alive(&load, "it has come back");
         told("it has come back");
