@@ -16,7 +16,7 @@ use super::{
 };
 
 /// Of one core, in percent: little, so that what answers is the limit and not this machine.
-const SHARE: u32 = 5;
+const SHARE: u32 = 2;
 const SECONDS: u32 = 10;
 const WEB: [&str; 3] = ["web1", "web2", "web3"];
 
