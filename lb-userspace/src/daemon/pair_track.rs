@@ -16,10 +16,18 @@ impl Engine {
     /// Tells the routers what this node lacks to be master: without the program on every interface, packets would
     /// come to a node that does not balance them.
     pub(super) fn track_pair(&mut self) {
-        let Some(vrrp) = self.pair.vrrp() else { return };
+        if self.pair.vrrp.is_none() {
+            return;
+        }
+        let differs = self.pair.peer_services.clone().and_then(|theirs| {
+            let ours = self.hashes().services;
+            (ours != theirs)
+                .then(|| format!("the peer has other services in force (hash {theirs}, here {ours})"))
+        });
         let found = self.pair.trackers.found();
-        let missing: BTreeMap<VrrpName, Vec<Missing>> =
-            self.config.vrrp.iter().map(|spec| (spec.name.clone(), self.missing_of(spec, &found))).collect();
+        let each = |spec: &VrrpSpec| (spec.name.clone(), self.missing_of(spec, &found, differs.as_deref()));
+        let missing: BTreeMap<VrrpName, Vec<Missing>> = self.config.vrrp.iter().map(each).collect();
+        let Some(vrrp) = self.pair.vrrp() else { return };
         if self.pair.told.as_ref() == Some(&missing) {
             return;
         }
@@ -30,7 +38,8 @@ impl Engine {
         }
     }
 
-    fn missing_of(&self, spec: &VrrpSpec, found: &Found) -> Vec<Missing> {
+    /// `differs`: how the peer's configuration does.
+    fn missing_of(&self, spec: &VrrpSpec, found: &Found, differs: Option<&str>) -> Vec<Missing> {
         let mut missing = Vec::new();
         let mut add = |cause: String, weight: i16| missing.push(Missing { cause, weight });
         if let Some(weight) = spec.track.xdp {
@@ -55,14 +64,8 @@ impl Engine {
                 add(format!("service {} is {state}", tracked.name), tracked.weight.into());
             }
         }
-        if let (Some(weight), Some(theirs)) = (spec.track.peer_config, &self.pair.peer_services) {
-            let ours = &self.hashes().services;
-            if ours != theirs {
-                add(
-                    format!("the peer has other services in force (hash {theirs}, here {ours})"),
-                    weight.into(),
-                );
-            }
+        if let (Some(weight), Some(differs)) = (spec.track.peer_config, differs) {
+            add(differs.to_owned(), weight.into());
         }
         missing
     }

@@ -1,6 +1,5 @@
 //! A virtual router at work.
 
-use super::agree::Handed;
 use super::{
     super::{
         fsm::{Cause, Machine, Params, Phase},
