@@ -11,7 +11,7 @@ use crate::{
         link::{PeerView, SyncView, WaitingView},
         pair::RefusedView,
     },
-    link::{Link, LinkEvent, Role, Settings},
+    link::{Link, LinkEvent, PeerState, Role, Settings},
     model::VrrpName,
     vrrp::{Peer, Phase, Vrrp},
 };
@@ -36,12 +36,14 @@ pub(super) struct Handover {
     /// Until when routers that lack the peer's state leave a living master alone.
     gate: Option<Instant>,
     gated: Vec<VrrpName>,
+    /// As VRRP was told.
+    peer_alive: bool,
 }
 
 impl Default for Handover {
     fn default() -> Self {
         let (events, reader) = mpsc::channel(EVENTS);
-        Self { link: None, events, reader: Some(reader), introduced: false, gate: None, gated: Vec::new() }
+        Self { link: None, events, reader: Some(reader), introduced: false, gate: None, gated: Vec::new(), peer_alive: false }
     }
 }
 
@@ -119,7 +121,9 @@ impl Engine {
     pub(super) fn tend_link(&mut self) {
         let Some(link) = self.pair.handover.link.clone() else { return };
         link.tell_services(&self.hashes().services);
-        let theirs = link.view().peers.into_iter().map(|peer| peer.status.services).find(|hash| !hash.is_empty());
+        let peers = link.view().peers;
+        self.tell_lease(&peers);
+        let theirs = peers.into_iter().map(|peer| peer.status.services).find(|hash| !hash.is_empty());
         if theirs != self.pair.peer_services {
             self.peer_configuration(theirs);
         }
@@ -147,6 +151,22 @@ impl Engine {
         }
     }
 
+    /// Leases end by themselves only where some peer would take over every instance.
+    fn tell_lease(&mut self, peers: &[PeerState]) {
+        let takes = |peer: &PeerState, name: &VrrpName| {
+            let state = peer.status.instances.get(name).map(|instance| instance.state.as_str());
+            matches!(state, Some("backup" | "master"))
+        };
+        let alive = !self.config.vrrp.is_empty()
+            && self.config.vrrp.iter().all(|spec| peers.iter().any(|peer| takes(peer, &spec.name)));
+        if let Some(vrrp) = &self.pair.vrrp
+            && alive != self.pair.handover.peer_alive
+            && vrrp.peer_alive(alive).is_ok()
+        {
+            self.pair.handover.peer_alive = alive;
+        }
+    }
+
     pub(super) fn link_event(&mut self, event: LinkEvent) {
         let words = self.pair.vrrp.as_ref().map(Vrrp::words);
         match event {
@@ -155,7 +175,10 @@ impl Engine {
                 self.close_gate();
                 self.tend_link();
             }
-            LinkEvent::Down { peer, cause } => tracing::debug!(%peer, cause, "the peer is gone"),
+            LinkEvent::Down { peer, cause } => {
+                tracing::debug!(%peer, cause, "the peer is gone");
+                self.tend_link();
+            }
             LinkEvent::Frame(..) | LinkEvent::Room(_) => {}
             LinkEvent::TakeOver { peer, instance } => {
                 tracing::info!(%peer, %instance, "the peer hands over");

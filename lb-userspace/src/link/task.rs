@@ -12,7 +12,10 @@ use super::{
     view::Reason,
     wire::{BeatTerms, Hello, InstanceStatus, VERSIONS},
 };
-use crate::{model::VrrpName, vrrp::RouterView};
+use crate::{
+    model::VrrpName,
+    vrrp::{Phase, RouterView},
+};
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use std::{
     collections::BTreeMap,
@@ -67,8 +70,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
 
 /// What this node says of its virtual routers.
 pub(super) fn instances(views: &[RouterView]) -> BTreeMap<VrrpName, InstanceStatus> {
+    // One that is held takes nothing over, however it calls itself.
+    let state = |view: &RouterView| if view.held && view.phase == Phase::Backup { "held" } else { view.phase.name() };
     let status = |view: &RouterView| InstanceStatus {
-        state: view.phase.name().to_owned(),
+        state: state(view).to_owned(),
         priority: view.priority,
         own: view.own.clone(),
     };

@@ -69,7 +69,7 @@ pub struct Status {
 /// A virtual router of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceStatus {
-    /// `init`, `backup`, `master` or `fault`.
+    /// `init`, `backup`, `held`, `master` or `fault`.
     pub state: String,
     /// In force.
     pub priority: u8,
