@@ -47,6 +47,8 @@ pub struct Dropped {
 #[derive(Debug, Default)]
 pub struct Receiver {
     next: Option<u32>,
+    /// The authority was asked to begin again, and has not yet.
+    asked: bool,
     complete: bool,
     parts: BTreeMap<u32, Part>,
     backends: HashMap<u32, BackendDef>,
@@ -92,8 +94,14 @@ impl Receiver {
 
     /// The connection is another one: nothing is known until it begins.
     pub fn stop(&mut self) {
-        self.next = None;
+        (self.next, self.asked) = (None, false);
         self.forget_all();
+    }
+
+    fn ask_again(&mut self) {
+        self.stop();
+        self.asked = true;
+        self.effects.push(Effect::AskAgain);
     }
 
     fn forget_all(&mut self) {
@@ -163,8 +171,7 @@ impl Receiver {
         }
         if missed {
             // The other one was master before this node knew that it is not any more.
-            self.stop();
-            self.effects.push(Effect::AskAgain);
+            self.ask_again();
             return;
         }
         // What this node has become the authority for is its own.
@@ -213,7 +220,7 @@ impl Receiver {
         let (frame, number) = Frame::decode(bytes)?;
         if frame == Frame::Begin {
             self.forget_all();
-            self.next = Some(number);
+            (self.next, self.asked) = (Some(number), false);
         }
         match self.next {
             Some(next) if next == number => self.next = Some(number.wrapping_add(1)),
@@ -222,12 +229,11 @@ impl Receiver {
                 self.effects.push(Effect::BeginAgain);
                 return Ok(());
             }
-            Some(_) => {
-                self.stop();
-                self.effects.push(Effect::AskAgain);
+            None if self.asked => return Ok(()),
+            Some(_) | None => {
+                self.ask_again();
                 return Ok(());
             }
-            None => return Ok(()),
         }
         match frame {
             Frame::Begin | Frame::Idle | Frame::Unknown(_) => {}
