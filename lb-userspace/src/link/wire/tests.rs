@@ -44,7 +44,10 @@ proptest! {
     /// Whatever comes: no panic, and what is understood is said again the same way.
     #[test]
     fn anything_may_come(record in prop::collection::vec(any::<u8>(), 0..80)) {
-        if let Ok(message) = Message::decode(&record) {
+        // What a later version means cannot be said by this one.
+        if let Ok(message) = Message::decode(&record)
+            && !matches!(message, Message::Unknown(_))
+        {
             prop_assert_eq!(Message::decode(&message.encode()), Ok(message));
         }
     }
