@@ -58,7 +58,9 @@ mod tests {
 
     fn services() -> Vec<ServiceSpec> {
         let service = |name: &str, address: &str, port: u16| {
-            format!("[[service]]\nname = \"{name}\"\naddresses = [{address}]\nport = {port}\nprotocol = \"tcp\"\n")
+            format!(
+                "[[service]]\nname = \"{name}\"\naddresses = [{address}]\nport = {port}\nprotocol = \"tcp\"\n"
+            )
         };
         let text = [
             "[node]\ninterfaces = [\"eth0\"]\n".to_owned(),
@@ -96,7 +98,9 @@ mod tests {
     fn backups_may_be_enough() {
         let spec = BgpSpec { withdraw: Withdraw::Down, ..spec() };
         assert!(announced(&spec, None, [UP, ServiceState::DownBackup, UP]).contains("192.0.2.10 true"));
-        assert!(announced(&spec, None, [UP, ServiceState::Down, UP]).contains("192.0.2.10 false tls is down\n"));
+        assert!(
+            announced(&spec, None, [UP, ServiceState::Down, UP]).contains("192.0.2.10 false tls is down\n")
+        );
     }
 
     #[test]

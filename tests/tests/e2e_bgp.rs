@@ -67,7 +67,8 @@ fn listener(topology: &Topology) -> String {
     );
     for node in topology.balancers() {
         for (family, neighbour) in [(4, node.v4.to_string()), (6, node.v6.to_string())] {
-            let local = if family == 4 { topology.router.v4.to_string() } else { topology.router.v6.to_string() };
+            let local =
+                if family == 4 { topology.router.v4.to_string() } else { topology.router.v6.to_string() };
             text += &format!(
                 "protocol bgp {}v{family} {{ local {local} as 65000; neighbor {neighbour} as 65001; bfd on; {TIMERS} \
                  ipv{family} {{ import all; export none; }}; }}\n",
@@ -87,11 +88,13 @@ fn paths(topology: &Topology, address: &str) -> usize {
 
 fn wait_for_paths(topology: &Topology, count: usize) -> Result<()> {
     for vip in [topology.vip4(), topology.vip6()] {
-        wait_until(&format!("{count} paths to {vip}"), PATIENCE, || paths(topology, &vip.to_string()) == count)
-            .inspect_err(|_| {
-                let all = topology.router.ns.exec("ip", &["route"]).unwrap_or_default();
-                eprintln!("{all}");
-            })?;
+        wait_until(&format!("{count} paths to {vip}"), PATIENCE, || {
+            paths(topology, &vip.to_string()) == count
+        })
+        .inspect_err(|_| {
+            let all = topology.router.ns.exec("ip", &["route"]).unwrap_or_default();
+            eprintln!("{all}");
+        })?;
     }
     Ok(())
 }
@@ -151,7 +154,11 @@ fn connections_survive_nodes_that_come_and_go_behind_ecmp() -> Result<()> {
     eprintln!("{:5.1?}: the router has {} paths", begun.elapsed(), NODES - 1);
     let view: BgpView = balancers[0].json(&["bgp"]);
     assert_eq!((view.table, view.error), (Some(9750), None));
-    assert!(view.addresses.len() == 2 && view.addresses.iter().all(|it| it.announced), "{:?}", view.addresses);
+    assert!(
+        view.addresses.len() == 2 && view.addresses.iter().all(|it| it.announced),
+        "{:?}",
+        view.addresses
+    );
 
     let crowd = Crowd::gather(&topology.client.ns, &targets, CONNECTIONS, 4, PATIENCE).expect("connections");
     everybody_speaks(&crowd)?;
@@ -215,11 +222,14 @@ fn a_table_is_kept_and_left_as_the_configuration_says() -> Result<()> {
     };
     let has = |table: &str, there: [bool; 2]| {
         wait_until(&format!("routes {there:?} in table {table}"), PATIENCE, || {
-            [shown("-4", table).contains("blackhole 192.0.2.10"), shown("-6", table).contains("blackhole 2001:db8::10")]
-                == there
+            [
+                shown("-4", table).contains("blackhole 192.0.2.10"),
+                shown("-6", table).contains("blackhole 2001:db8::10"),
+            ] == there
         })
     };
-    let www = |topology: &Topology| Service::www([topology.vip4(), topology.vip6()]).nodes(&topology.backends);
+    let www =
+        |topology: &Topology| Service::www([topology.vip4(), topology.vip6()]).nodes(&topology.backends);
     let mut settings = Settings::of([www(&topology)]);
     settings.rest = "\n[bgp]\ntable = 1234\non_stop = \"keep\"\n".to_owned();
     // Routes of somebody else in the table are none of ours.
@@ -239,7 +249,8 @@ fn a_table_is_kept_and_left_as_the_configuration_says() -> Result<()> {
     balancer.restart()?;
     has("1234", [false, true])?;
     // Another table, by a reload.
-    balancer.configure(|settings| settings.rest = "\n[bgp]\ntable = 4321\nservices = [\"www\"]\n".to_owned())?;
+    balancer
+        .configure(|settings| settings.rest = "\n[bgp]\ntable = 4321\nservices = [\"www\"]\n".to_owned())?;
     balancer.lbctl(&["reload"]);
     has("1234", [false, false])?;
     has("4321", [false, true])?;

@@ -76,7 +76,8 @@ impl BgpDraft<'_> {
 
 /// Every setting: key and value, as in the file.
 pub(super) fn entries(spec: &BgpSpec) -> Vec<(&'static str, Value)> {
-    let withdraw = WITHDRAW.iter().find(|(_, withdraw)| *withdraw == spec.withdraw).map_or("", |(word, _)| word);
+    let withdraw =
+        WITHDRAW.iter().find(|(_, withdraw)| *withdraw == spec.withdraw).map_or("", |(word, _)| word);
     let on_stop = ON_STOP.iter().find(|(_, keep)| *keep == spec.keep_on_stop).map_or("", |(word, _)| word);
     vec![
         ("table", json!(spec.table)),

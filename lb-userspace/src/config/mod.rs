@@ -48,8 +48,8 @@ pub use settings::{Origin, Origins, Setting};
 pub use sync::read_sync_keys;
 
 use crate::model::{
-    BackendName, BgpSpec, HeldBy, HookSpec, NamedSpec, OWNER_PRIORITY, PairSpec, ServiceName, ServiceSpec, SyncSpec,
-    VrrpSpec,
+    BackendName, BgpSpec, HeldBy, HookSpec, NamedSpec, OWNER_PRIORITY, PairSpec, ServiceName, ServiceSpec,
+    SyncSpec, VrrpSpec,
 };
 use error::printable;
 use ipnet::IpNet;

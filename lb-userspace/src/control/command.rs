@@ -2,8 +2,8 @@
 
 use super::observe::{AskFlows, AskTrace, FlowsView, TraceLine};
 use super::{
-    api::*, bgp::BgpView, changes::ChangesView, firewall::FirewallCommand, gradual::GradualCommand, guard::Guarded,
-    pair::PairCommand, watch::Watcher,
+    api::*, bgp::BgpView, changes::ChangesView, firewall::FirewallCommand, gradual::GradualCommand,
+    guard::Guarded, pair::PairCommand, watch::Watcher,
 };
 use crate::model::{BackendName, ServiceName};
 use std::net::{IpAddr, SocketAddr};

@@ -51,7 +51,8 @@ impl Engine {
         });
         let judged = bgp::judge(spec, obstacle.as_deref(), services);
         if judged != self.bgp.judged {
-            announcer.set(judged.iter().filter(|(_, it)| it.announced).map(|(address, _)| *address).collect());
+            announcer
+                .set(judged.iter().filter(|(_, it)| it.announced).map(|(address, _)| *address).collect());
             self.bgp.judged = judged;
         }
     }
@@ -91,6 +92,10 @@ impl Engine {
             announced: there.routes.contains(address),
             reason: it.reason.clone(),
         };
-        BgpView { table: Some(*table), addresses: self.bgp.judged.iter().map(view).collect(), error: there.error }
+        BgpView {
+            table: Some(*table),
+            addresses: self.bgp.judged.iter().map(view).collect(),
+            error: there.error,
+        }
     }
 }

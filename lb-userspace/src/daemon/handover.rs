@@ -43,7 +43,15 @@ pub(super) struct Handover {
 impl Default for Handover {
     fn default() -> Self {
         let (events, reader) = mpsc::channel(EVENTS);
-        Self { link: None, events, reader: Some(reader), introduced: false, gate: None, gated: Vec::new(), peer_alive: false }
+        Self {
+            link: None,
+            events,
+            reader: Some(reader),
+            introduced: false,
+            gate: None,
+            gated: Vec::new(),
+            peer_alive: false,
+        }
     }
 }
 

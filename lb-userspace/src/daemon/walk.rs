@@ -123,11 +123,8 @@ impl Engine {
             }
         };
         while let Some(service) = self.effective.services.get(at) {
-            let parts: Vec<u32> = self
-                .index
-                .iter()
-                .flat_map(|index| index.services(service.spec.name.as_str()))
-                .collect();
+            let parts: Vec<u32> =
+                self.index.iter().flat_map(|index| index.services(service.spec.name.as_str())).collect();
             for id in &parts {
                 if let Some(ring) = self.image.rings.get(id)
                     && !self.walks.census.get(id).is_some_and(|census| census.ring.is_same(ring))

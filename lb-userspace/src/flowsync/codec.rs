@@ -195,7 +195,8 @@ pub(super) const fn entry_size(table: Table) -> usize {
     let extra = match table {
         Table::Flows4 | Table::Flows6 => 0,
         Table::HalfOpen4 | Table::HalfOpen6 => 4,
-        Table::SessionsOut | Table::SessionsBack => 38,
+        Table::SessionsBack => 38,
+        Table::SessionsOut => 42,
     };
     key_size(table) + 8 + extra
 }

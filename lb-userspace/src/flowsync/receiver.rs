@@ -125,10 +125,10 @@ impl Receiver {
         self.copy.len()
     }
 
-    /// True if the entry is in the copy.
+    /// True if the entry is in the copy, and its backend is one of this node's.
     #[must_use]
     pub fn has(&self, key: &Key) -> bool {
-        self.copy.contains_key(key)
+        self.copy.get(key).is_some_and(|value| self.targets.contains_key(&value.entry.backend()))
     }
 
     /// The parts of this node that follow the peer.

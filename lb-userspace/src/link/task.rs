@@ -71,7 +71,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
 /// What this node says of its virtual routers.
 pub(super) fn instances(views: &[RouterView]) -> BTreeMap<VrrpName, InstanceStatus> {
     // One that is held takes nothing over, however it calls itself.
-    let state = |view: &RouterView| if view.held && view.phase == Phase::Backup { "held" } else { view.phase.name() };
+    let state =
+        |view: &RouterView| if view.held && view.phase == Phase::Backup { "held" } else { view.phase.name() };
     let status = |view: &RouterView| InstanceStatus {
         state: state(view).to_owned(),
         priority: view.priority,

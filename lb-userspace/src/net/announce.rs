@@ -183,7 +183,9 @@ impl Keeper {
         let table = table.unwrap_or_else(|| route.header.table.into());
         let is_own = table == self.table && route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
         route.attributes.iter().filter(|_| is_own).find_map(|attribute| match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) if route.header.destination_prefix_length == 32 => {
+            RouteAttribute::Destination(RouteAddress::Inet(address))
+                if route.header.destination_prefix_length == 32 =>
+            {
                 Some((*address).into())
             }
             RouteAttribute::Destination(RouteAddress::Inet6(address))

@@ -29,6 +29,8 @@ pub(super) fn follow(members: &[&Machine], who: usize, actions: &[Action]) -> Ve
         others.map(|(at, _)| (at, event)).collect()
     };
     match entered {
+        // The old masters of the others wait for the same word.
+        Some((Phase::Master, Cause::TakenOver)) => others(Phase::Backup, Event::HandoverRequested),
         Some((Phase::Master, _)) => others(Phase::Backup, Event::GroupMaster),
         Some((Phase::Backup, Cause::Started | Cause::Recovered)) => Vec::new(),
         Some((Phase::Backup, cause)) => {

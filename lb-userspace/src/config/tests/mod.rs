@@ -74,7 +74,7 @@ fn the_sample_is_valid_and_says_what_it_means() {
         Some(setting) if setting.contains(" = ") && setting.starts_with(|c: char| c.is_ascii_lowercase()) => {
             setting
         }
-        Some(header) if header.starts_with("[[") || header == "[sync]" => header,
+        Some(header) if header.starts_with("[[") || ["[sync]", "[bgp]"].contains(&header) => header,
         _ => line,
     });
     let all = read(&all.collect::<Vec<_>>().join("\n"));

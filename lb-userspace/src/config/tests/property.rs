@@ -2,10 +2,10 @@
 
 use super::*;
 use crate::model::{
-    BackendSpec, BfdSpec, BgpSpec, DnsCheck, ExecCheck, FileSpec, GradualSpec, GroupSpec, GrpcCheck, GuardSpec,
-    Health, HeldBy, HookSpec, LimitSpec, MAX_BURST_MS, MAX_RATE, MysqlCheck, OnAllDown, PairSpec, PassiveSpec,
-    PoolSpec, QuicSpec, RedisCheck, Role, ScriptSpec, ServerId, SnatSpec, StatusRange, TlsSpec, TrackSpec,
-    Tracked, TrackedFile, UdpCheck, Via, VrrpName, VrrpVersion, Withdraw,
+    BackendSpec, BfdSpec, BgpSpec, DnsCheck, ExecCheck, FileSpec, GradualSpec, GroupSpec, GrpcCheck,
+    GuardSpec, Health, HeldBy, HookSpec, LimitSpec, MAX_BURST_MS, MAX_RATE, MysqlCheck, OnAllDown, PairSpec,
+    PassiveSpec, PoolSpec, QuicSpec, RedisCheck, Role, ScriptSpec, ServerId, SnatSpec, StatusRange, TlsSpec,
+    TrackSpec, Tracked, TrackedFile, UdpCheck, Via, VrrpName, VrrpVersion, Withdraw,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
