@@ -283,7 +283,7 @@ impl Connection {
                     return Ok(Self { stream: BufReader::new(StreamOwned::new(session, stream)), address });
                 }
                 Err(error) => {
-                    refused = Some(anyhow::Error::new(error).context(format!("connecting to {address}")))
+                    refused = Some(anyhow::Error::new(error).context(format!("connecting to {address}")));
                 }
             }
         }

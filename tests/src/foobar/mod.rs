@@ -3,6 +3,7 @@
 //! What the servers are is in `examples/foobar`, plain files that go to real servers as they are. What is here brings
 //! them up ([`up`]), breaks them and looks ([`points`], [`chaos`]), and takes everything away. A server is a container of
 //! the kernel's namespaces (network, mounts, processes, name) with an init ([`init`]): when that ends, all of it is gone.
+#![expect(clippy::print_stdout, reason = "a command line speaks on its standard output")]
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 

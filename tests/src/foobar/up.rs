@@ -44,7 +44,7 @@ fn steps(place: &Place, progress: Progress) -> Result<Site> {
     progress.step("certificates", || certificates(place))?;
     progress.step("hosts, cables and switches", || hosts(place))?;
     let site = Site::of(place);
-    progress.step("addresses, routes and firewalls", || each(&site, |host| network(host)))?;
+    progress.step("addresses, routes and firewalls", || each(&site, network))?;
     progress.step("databases", || databases(&site))?;
     progress.step("services", || {
         each(&site, |host| if host.name().starts_with("db") { Ok(()) } else { host.start_services() })
