@@ -76,6 +76,11 @@ impl Pair<'_> {
     }
 
     fn hand_over(&mut self, from: usize) -> Result<()> {
+        // Where a machine is too busy for the heartbeat, the better node has taken it back by itself.
+        if let Some(view) = state(&self.nodes[from], "public").filter(|view| view.state != "master") {
+            eprintln!("{} is {} already: {}", self.nodes[from].node.name, view.state, view.reason);
+            return Ok(());
+        }
         self.nodes[from].lbctl(&["pair", "failover", "public"]);
         self.wait_for(1 - from, "master")?;
         self.wait_for(from, "backup")
