@@ -251,7 +251,7 @@ impl Sessions {
         match (from, to) {
             (_, State::Up) => (self.report)(name.clone(), peer, true),
             (State::Up, _) if diagnostic == Diagnostic::TIME_EXPIRED => {
-                (self.report)(name.clone(), peer, false)
+                (self.report)(name.clone(), peer, false);
             }
             _ => {}
         }

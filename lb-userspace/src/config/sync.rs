@@ -68,7 +68,7 @@ fn bandwidth(text: &str) -> Result<Option<u64>, Refusal> {
 }
 
 fn show_bandwidth(bytes: u64) -> String {
-    let exact = UNITS.iter().find(|(_, unit)| bytes % unit == 0);
+    let exact = UNITS.iter().find(|(_, unit)| bytes.is_multiple_of(*unit));
     exact.map_or_else(|| format!("{}kB", bytes / 1000), |(name, unit)| format!("{}{name}", bytes / unit))
 }
 

@@ -32,6 +32,9 @@ const V2_LONGEST: Duration = Duration::from_secs(255);
 const DOWN_ADVERTS: u8 = 3;
 const ANNOUNCE_REPEAT: u8 = 5;
 
+/// A name and its weight, if it has one of its own.
+type Weighed = (String, Option<i16>);
+
 /// What could be read of a section.
 pub(super) struct VrrpDraft<'a> {
     section: Section<'a>,
@@ -53,7 +56,7 @@ pub(super) struct VrrpDraft<'a> {
     announce_refresh: Setting<Duration>,
     held_by: Setting<HeldBy>,
     accept: Setting<bool>,
-    track_interfaces: Setting<Vec<((String, Option<i16>), usize)>>,
+    track_interfaces: Setting<Vec<(Weighed, usize)>>,
     track_weight: Setting<u8>,
     track: TrackDraft,
 }

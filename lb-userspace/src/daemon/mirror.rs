@@ -160,7 +160,7 @@ impl Engine {
                 self.mirror_news();
             }
             Err(error) => {
-                tracing::error!(%error, "flows are not mirrored: connections end when this node fails")
+                tracing::error!(%error, "flows are not mirrored: connections end when this node fails");
             }
         }
         rest

@@ -99,7 +99,7 @@ impl Receiver {
     }
 
     fn ask_again(&mut self) {
-        self.stop();
+        self.forget_all();
         self.asked = true;
         self.effects.push(Effect::AskAgain);
     }
@@ -223,15 +223,22 @@ impl Receiver {
             (self.next, self.asked) = (Some(number), false);
         }
         match self.next {
-            Some(next) if next == number => self.next = Some(number.wrapping_add(1)),
+            Some(next) if next == number => {
+                self.next = Some(number.wrapping_add(1));
+                // Said before the authority heard the request.
+                if self.asked && frame != Frame::Resync {
+                    return Ok(());
+                }
+            }
             // A request does not depend on the stream it comes in.
             _ if frame == Frame::Resync => {
                 self.effects.push(Effect::BeginAgain);
                 return Ok(());
             }
-            None if self.asked => return Ok(()),
+            // What is missing may be the beginning that was asked for.
             Some(_) | None => {
                 self.ask_again();
+                self.next = Some(number.wrapping_add(1));
                 return Ok(());
             }
         }

@@ -234,7 +234,7 @@ impl Inbound<'_> {
                 return Err(Broken::Farewell(cause));
             }
             Message::Unknown(kind) => {
-                tracing::debug!(peer = %peer.name, kind, "sync: a record of a later version")
+                tracing::debug!(peer = %peer.name, kind, "sync: a record of a later version");
             }
         }
         Ok(())

@@ -293,7 +293,10 @@ fn values_are_those_of_the_snapshot() {
         assert_eq!((bucket("0.0005"), bucket("0.0025"), bucket("0.005")), (1.0, 1.0, 2.0));
         assert_eq!((bucket("10.0"), bucket("+Inf")), (2.0, 3.0));
         assert!(
-            !parsed.samples.keys().any(|(_, labels)| labels.get("service").is_some_and(|value| value == "gone")),
+            !parsed
+                .samples
+                .keys()
+                .any(|(_, labels)| labels.get("service").is_some_and(|value| value == "gone")),
             "a service that was removed has no series"
         );
     }

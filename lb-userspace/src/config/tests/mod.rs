@@ -2,6 +2,7 @@
 
 mod broken;
 mod include;
+mod pair_parts;
 mod property;
 
 use super::*;

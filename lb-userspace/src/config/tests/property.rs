@@ -1,11 +1,14 @@
 //! Properties of the parser: no text makes it panic, and what is printed reads back.
 
-use super::*;
+use super::{
+    pair_parts::{link, parts},
+    *,
+};
 use crate::model::{
-    BackendSpec, BfdSpec, BgpSpec, DnsCheck, ExecCheck, FileSpec, GradualSpec, GroupSpec, GrpcCheck,
-    GuardSpec, Health, HeldBy, HookSpec, LimitSpec, MAX_BURST_MS, MAX_RATE, MysqlCheck, OnAllDown, PairSpec,
-    PassiveSpec, PoolSpec, QuicSpec, RedisCheck, Role, ScriptSpec, ServerId, SnatSpec, StatusRange, TlsSpec,
-    TrackSpec, Tracked, TrackedFile, UdpCheck, Via, VrrpName, VrrpVersion, Withdraw,
+    BackendSpec, BgpSpec, DnsCheck, ExecCheck, GradualSpec, GrpcCheck, GuardSpec, Health, HeldBy, HookSpec,
+    LimitSpec, MAX_BURST_MS, MAX_RATE, MysqlCheck, OnAllDown, PassiveSpec, PoolSpec, QuicSpec, RedisCheck,
+    Role, ServerId, SnatSpec, StatusRange, TlsSpec, TrackSpec, Tracked, TrackedFile, UdpCheck, Via,
+    VrrpVersion, Withdraw,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -441,51 +444,6 @@ fn router(index: u8) -> impl Strategy<Value = VrrpSpec> {
             group: None,
         }
     })
-}
-
-/// What the virtual routers refer to. Two of them are a group.
-fn parts(routers: &mut [VrrpSpec]) -> PairSpec {
-    let mut parts = PairSpec::default();
-    if let [one, two] = routers {
-        let name: VrrpName = "site".parse().unwrap();
-        (one.group, two.group) = (Some(name.clone()), Some(name.clone()));
-        parts.groups = vec![GroupSpec { name, members: vec![two.name.clone(), one.name.clone()] }];
-    }
-    let ms = Duration::from_millis;
-    parts.scripts = vec![ScriptSpec {
-        name: "check".parse().unwrap(),
-        command: ["/bin/check", "\"it\"", "\\"].map(str::to_owned).to_vec(),
-        interval: ms(2000),
-        timeout: ms(1500),
-        rise: 3,
-        fall: 1,
-        user: "nobody".to_owned(),
-        initial_up: routers.is_empty(),
-        weight: 20,
-    }];
-    parts.files = vec![FileSpec { name: "load".parse().unwrap(), path: "/run/a load".into(), weight: -3 }];
-    parts.bfd = vec![BfdSpec {
-        name: "fast".parse().unwrap(),
-        peer: [10, 0, 0, 3].into(),
-        local: [10, 0, 0, 2].into(),
-        interval: ms(10),
-        multiplier: 5,
-    }];
-    parts
-}
-
-fn link() -> SyncSpec {
-    SyncSpec {
-        listen: (Ipv4Addr::new(10, 9, 0, 1), 9760).into(),
-        peers: vec![
-            (Ipv4Addr::new(10, 9, 0, 2), 9760).into(),
-            (Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2), 9760).into(),
-        ],
-        key_file: "/etc/lbd/sync.keys".into(),
-        heartbeat: Duration::from_millis(20),
-        max_bandwidth: Some(1_500_000),
-        takeover_wait: Duration::from_secs(7),
-    }
 }
 
 fn config() -> impl Strategy<Value = Config> {
