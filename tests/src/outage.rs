@@ -28,11 +28,14 @@ pub struct Seen {
     pub lost: usize,
 }
 
+/// When each request went out, and whether it was answered.
+type Asked = Vec<(Instant, bool)>;
+
 /// Runs until it is asked what it saw.
 #[must_use = "it ends when this is dropped"]
 pub struct Prober {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<io::Result<Vec<(Instant, bool)>>>>,
+    thread: Option<JoinHandle<io::Result<Asked>>>,
 }
 
 impl Prober {

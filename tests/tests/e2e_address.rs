@@ -309,7 +309,7 @@ fn silence(held_by: &str, signal: Signal) -> Result<()> {
     assert_eq!(has(lb1, "192.0.2.10"), held_by == "interface", "nobody was there to take it off");
     for (prober, family) in probers.into_iter().zip(["IPv4", "IPv6"]) {
         let (longest, answers) = prober.stop();
-        println!("{held_by}, {signal}, {family}: longest outage {longest:?}, {answers} answers");
+        eprintln!("{held_by}, {signal}, {family}: longest outage {longest:?}, {answers} answers");
         assert!(answers > 0);
         // Forwarding goes on meanwhile: what is lost is what a busy machine does not get to.
         assert!(longest < Duration::from_secs(5), "{family}: {longest:?}");

@@ -263,9 +263,7 @@ fn receive(socket: &UdpSocket, message: Message, trace: &mut Trace, shared: &Sha
             Ok(it) => {
                 let stamp = it.cmsgs().ok().and_then(|mut all| {
                     all.find_map(|c| match c {
-                        ControlMessageOwned::ScmTimestampns(t) => {
-                            Some(Duration::from(TimeSpec::from(t)).as_nanos() as u64)
-                        }
+                        ControlMessageOwned::ScmTimestampns(t) => Some(Duration::from(t).as_nanos() as u64),
                         _ => None,
                     })
                 });

@@ -234,11 +234,11 @@ impl Eyes<'_> {
             let mut sight = self.sight.lock().unwrap_or_else(PoisonError::into_inner);
             match seen {
                 Ok(seen) => {
-                    let own = seen
+                    let mut own = seen
                         .iter()
                         .zip(&self.topology.lb)
                         .map(|(macs, lb)| macs.iter().eq([&lb.interfaces[0].mac]));
-                    sight.own = own.fold(true, |all, own| all && own);
+                    sight.own = own.all(|own| own);
                     for (looks, macs) in sight.looks.iter_mut().zip(seen) {
                         looks.push(Look { at, answers: macs.len(), joined });
                     }

@@ -98,9 +98,9 @@ impl<'t> World<'t> {
 
     fn run(&mut self, node: usize) -> Result<()> {
         let mut command = self.nodes[node].lbd();
-        // SAFETY: between fork and exec only async-signal-safe calls are allowed: setns is one plain system call, and the
-        // descriptor lives as long as the closure, which owns a copy.
         if let Ok(namespace) = self.disks[node].namespace.try_clone() {
+            // SAFETY: between fork and exec only async-signal-safe calls are allowed: setns is one plain system call,
+            // and the descriptor lives as long as the closure, which owns a copy.
             unsafe {
                 command.pre_exec(move || Ok(setns(&namespace, CloneFlags::CLONE_NEWNS)?));
             }
