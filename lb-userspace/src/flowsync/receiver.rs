@@ -361,7 +361,14 @@ impl Receiver {
         let value = Value { entry: with_seen(value.entry, seen), ..value };
         match self.targets.get(&value.entry.backend()) {
             Some(target) => self.effects.push(put(key, &value, *target)),
-            None => self.dropped.backend += u64::from(part.local.is_some()),
+            None => {
+                self.dropped.backend += u64::from(part.local.is_some());
+                // It was another backend's, which this node has.
+                let old = self.copy.get(&key).map(|old| old.entry.backend());
+                if old.is_some_and(|backend| self.targets.contains_key(&backend)) {
+                    self.effects.push(Effect::Gone(key));
+                }
+            }
         }
         self.copy.insert(key, value);
     }

@@ -41,8 +41,9 @@ struct Sent {
 impl Sender {
     /// The peer is there, or asks for everything again.
     pub fn begin(&mut self) {
-        let (put, gone) = (self.put, self.gone);
-        *self = Self { connected: true, put, gone, ..Self::default() };
+        // Numbers go on, so that a beginning that is lost is missed.
+        let (put, gone, number) = (self.put, self.gone, self.number);
+        *self = Self { connected: true, put, gone, number, ..Self::default() };
         self.say(&Frame::Begin);
     }
 
