@@ -15,22 +15,25 @@ pub struct Judged {
     pub reason: String,
 }
 
-fn serves(withdraw: Withdraw, state: ServiceState) -> bool {
+/// Whether a service in that state is worth an address.
+#[must_use]
+pub fn serves(withdraw: Withdraw, state: ServiceState) -> bool {
     match withdraw {
         Withdraw::NoQuorum => state.is_up(),
         Withdraw::Down => state != ServiceState::Down,
     }
 }
 
-/// Judges every address. `obstacle`: why this node should have no packets at all, if there is a reason.
+/// Judges every address. `obstacle`: why this node should have no packets at all, if there is a reason. Each service comes
+/// with its state, and whether it has been in a state that serves for as long as [`BgpSpec::delay`].
 #[must_use]
 pub fn judge<'a>(
     spec: &BgpSpec,
     obstacle: Option<&str>,
-    services: impl IntoIterator<Item = (&'a ServiceSpec, ServiceState)>,
+    services: impl IntoIterator<Item = (&'a ServiceSpec, ServiceState, bool)>,
 ) -> BTreeMap<IpAddr, Judged> {
     let mut addresses: BTreeMap<IpAddr, Vec<String>> = BTreeMap::new();
-    for (service, state) in services {
+    for (service, state, settled) in services {
         if !spec.services.is_empty() && !spec.services.contains(&service.name) {
             continue;
         }
@@ -38,6 +41,8 @@ pub fn judge<'a>(
             let against = addresses.entry(*address).or_default();
             if !serves(spec.withdraw, state) {
                 against.push(format!("{} is {state}", service.name));
+            } else if !settled {
+                against.push(format!("{} has just come up", service.name));
             }
         }
     }
@@ -55,6 +60,7 @@ pub fn judge<'a>(
 mod tests {
     use super::*;
     use crate::config;
+    use std::time::Duration;
 
     fn services() -> Vec<ServiceSpec> {
         let service = |name: &str, address: &str, port: u16| {
@@ -73,13 +79,19 @@ mod tests {
 
     fn announced(spec: &BgpSpec, obstacle: Option<&str>, states: [ServiceState; 3]) -> String {
         let services = services();
-        let judged = judge(spec, obstacle, services.iter().zip(states));
+        let judged = judge(spec, obstacle, services.iter().zip(states).map(|(spec, state)| (spec, state, true)));
         let shown = judged.iter().map(|(address, it)| format!("{address} {} {}\n", it.announced, it.reason));
         shown.collect()
     }
 
     fn spec() -> BgpSpec {
-        BgpSpec { table: 1, services: Vec::new(), withdraw: Withdraw::NoQuorum, keep_on_stop: false }
+        BgpSpec {
+            table: 1,
+            services: Vec::new(),
+            withdraw: Withdraw::NoQuorum,
+            delay: Duration::ZERO,
+            keep_on_stop: false,
+        }
     }
 
     const UP: ServiceState = ServiceState::Up;
@@ -92,6 +104,16 @@ mod tests {
              2001:db8::10 true every service on it is up\n"
         );
         assert!(announced(&spec(), None, [ServiceState::UpPanic, UP, UP]).contains("192.0.2.10 true"));
+    }
+
+    #[test]
+    fn a_service_that_has_just_come_up_waits() {
+        let services = services();
+        let just = services.iter().map(|service| (service, UP, service.name.as_str() != "tls"));
+        let judged = judge(&spec(), None, just);
+        let shown: Vec<_> = judged.values().map(|it| (it.announced, it.reason.as_str())).collect();
+        assert_eq!(shown[0], (false, "tls has just come up"));
+        assert!(shown[1..].iter().all(|(announced, _)| *announced), "{shown:?}");
     }
 
     #[test]

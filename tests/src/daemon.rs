@@ -110,6 +110,7 @@ pub fn service(
         },
         ring_size,
         no_quorum: false,
+        withdrawn: false,
         backends,
     }
 }

@@ -119,7 +119,8 @@ fn host_and_kernel_agree_on_generated_packets() {
     for verdict in [Verdict::Drop, Verdict::Pass, Verdict::Tx, Verdict::Redirect] {
         assert!(name(verdict) > PACKETS / 40, "{verdict:?}: {} of {PACKETS}", name(verdict));
     }
-    // A single packet never runs out of headroom; and this world has neither lists, limits nor sessions.
+    // A single packet never runs out of headroom; and this world has neither lists, limits, sessions nor
+    // addresses of VRRP.
     let elsewhere = |reason: DropReason| {
         matches!(
             reason,
@@ -133,6 +134,10 @@ fn host_and_kernel_agree_on_generated_packets() {
                 | DropReason::NatFull
                 | DropReason::NatUntranslatable
                 | DropReason::FragmentHeld
+                | DropReason::NeighbourAnswered
+                | DropReason::NeighbourUnanswered
+                | DropReason::LeaseOver
+                | DropReason::NotAccepted
         )
     };
     for reason in DropReason::ALL.iter().filter(|reason| !elsewhere(**reason)) {

@@ -473,6 +473,7 @@ fn answers_are_as_described() -> Result<()> {
         ("get", "/v1/pair", "", None, 200),
         ("get", "/v1/pair/refused", "", None, 200),
         ("get", "/v1/pair/link", "", None, 200),
+        ("get", "/v1/bgp", "", None, 200),
         ("post", "/v1/pair/failover", "", Some(json!({"name": "public"})), 404),
         ("post", "/v1/pair/hold", "", Some(json!({"on": true})), 404),
         ("post", "/v1/deny/remove", "", Some(prefixes.clone()), 200),

@@ -1,12 +1,15 @@
 //! `[bgp]`.
 
 use super::{
+    duration::format_duration,
+    health::duration,
     reader::{Notes, Refusal, Section, Setting, text},
     schema,
     service::ServiceDraft,
 };
 use crate::model::{BgpSpec, DEFAULT_BGP_TABLE, ServiceName, Withdraw};
 use serde_json::{Value, json};
+use std::time::Duration;
 use toml::de::DeTable;
 
 const SERVICES: &str = "an array of names of services such as [\"www\"]";
@@ -15,12 +18,17 @@ const ON_STOP: &[(&str, bool)] = &[("withdraw", false), ("keep", true)];
 /// `default`, `main` and `local`, in which the kernel looks packets up (ip-rule(8)).
 const LOOKED_UP: [(u32, &str); 3] = [(253, "default"), (254, "main"), (255, "local")];
 
+/// Time enough for every check to have had its say.
+const DELAY: Duration = Duration::from_secs(3);
+const LONGEST: Duration = Duration::from_secs(3_600);
+
 /// What could be read of the section.
 pub(super) struct BgpDraft<'a> {
     section: Section<'a>,
     table: Setting<u32>,
     services: Setting<Vec<(ServiceName, usize)>>,
     withdraw: Setting<Withdraw>,
+    delay: Setting<Duration>,
     on_stop: Setting<bool>,
 }
 
@@ -38,6 +46,7 @@ pub(super) fn read<'a>(notes: &'a Notes<'a>, table: &'a DeTable<'a>, at: usize) 
         table: section.integer("table", 1, u32::MAX.into()),
         services,
         withdraw: section.word("withdraw", WITHDRAW, &[]),
+        delay: duration(&section, "delay", Duration::ZERO, LONGEST),
         on_stop: section.word("on_stop", ON_STOP, &[]),
         section,
     };
@@ -69,6 +78,7 @@ impl BgpDraft<'_> {
             table: self.section.pick("table", &self.table, DEFAULT_BGP_TABLE),
             services: self.section.pick("services", &services, Vec::new()),
             withdraw: self.section.pick("withdraw", &self.withdraw, Withdraw::default()),
+            delay: self.section.pick("delay", &self.delay, DELAY),
             keep_on_stop: self.section.pick("on_stop", &self.on_stop, false),
         }
     }
@@ -83,6 +93,7 @@ pub(super) fn entries(spec: &BgpSpec) -> Vec<(&'static str, Value)> {
         ("table", json!(spec.table)),
         ("services", json!(spec.services)),
         ("withdraw", json!(withdraw)),
+        ("delay", json!(format_duration(spec.delay))),
         ("on_stop", json!(on_stop)),
     ]
 }

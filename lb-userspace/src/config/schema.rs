@@ -93,7 +93,7 @@ pub(super) static NODE: Schema = Schema {
 };
 
 pub(super) static BGP: Schema =
-    Schema { header: "[bgp]", keys: &["table", "services", "withdraw", "on_stop"], refused: &[] };
+    Schema { header: "[bgp]", keys: &["table", "services", "withdraw", "delay", "on_stop"], refused: &[] };
 
 pub(super) static METRICS: Schema = Schema { header: "[metrics]", keys: &["listen"], refused: &[] };
 

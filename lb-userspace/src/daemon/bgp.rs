@@ -7,11 +7,13 @@ use crate::{
         api::ChangeView,
         bgp::{AnnouncedView, BgpView},
     },
+    model::{ServiceName, ServiceSpec},
     net::announce::Announcer,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::Instant,
 };
 
 /// The routes of this node; none as long as no configuration wants any.
@@ -19,6 +21,16 @@ use std::{
 pub(super) struct Bgp {
     announcer: Option<(u32, Announcer)>,
     judged: BTreeMap<IpAddr, Judged>,
+    /// Since when each service is in a state that serves.
+    serves: BTreeMap<ServiceName, Instant>,
+}
+
+impl Bgp {
+    /// The routers were told not to send packets for any address of a service.
+    pub(super) fn withholds(&self, service: &ServiceSpec) -> bool {
+        let withheld = |address| self.judged.get(address).is_some_and(|it| !it.announced);
+        self.announcer.is_some() && service.addresses.iter().all(withheld)
+    }
 }
 
 impl Engine {
@@ -45,11 +57,22 @@ impl Engine {
     pub(super) fn announce(&mut self) {
         let (Some(spec), Some((_, announcer))) = (&self.config.bgp, &self.bgp.announcer) else { return };
         let obstacle = self.obstacle();
-        let services = self.effective.services.iter().filter_map(|service| {
+        let now = Instant::now();
+        let states = self.effective.services.iter().filter_map(|service| {
             let state = self.service_state(&service.spec.name)?;
             Some((&service.spec, state))
         });
+        let states: Vec<_> = states.collect();
+        let serves = states.iter().filter(|(_, state)| bgp::serves(spec.withdraw, *state));
+        let before = &self.bgp.serves;
+        let serves: BTreeMap<ServiceName, Instant> = serves
+            .map(|(service, _)| (service.name.clone(), before.get(&service.name).copied().unwrap_or(now)))
+            .collect();
+        let settled =
+            |service: &ServiceSpec| serves.get(&service.name).is_some_and(|since| now - *since >= spec.delay);
+        let services = states.into_iter().map(|(service, state)| (service, state, settled(service)));
         let judged = bgp::judge(spec, obstacle.as_deref(), services);
+        self.bgp.serves = serves;
         if judged != self.bgp.judged {
             announcer
                 .set(judged.iter().filter(|(_, it)| it.announced).map(|(address, _)| *address).collect());

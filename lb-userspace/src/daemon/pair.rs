@@ -155,6 +155,10 @@ impl Engine {
                 let message = format!("{name} is handed over to the peer");
                 self.ask_pair(message, by, reply, |vrrp| vrrp.failover(name));
             }
+            PairCommand::Hold { reply, .. } if self.pair.vrrp.is_none() && self.config.bgp.is_none() => {
+                let error = "there is neither [[vrrp]] nor [bgp] in the configuration".to_owned();
+                let _ = reply.send(Err(CommandError::NotFound(error)));
+            }
             PairCommand::Hold { name, on, by, reply } => {
                 if let Err(error) = self.keep_hold(name.as_ref(), on, &by) {
                     let _ = reply.send(Err(error));

@@ -1,6 +1,7 @@
 //! What a routing daemon on this host is told.
 
 use super::ServiceName;
+use std::time::Duration;
 
 /// The table where nothing is said. Nobody looks packets up in it.
 pub const DEFAULT_BGP_TABLE: u32 = 9750;
@@ -23,6 +24,8 @@ pub struct BgpSpec {
     /// The services whose addresses are announced; empty: all.
     pub services: Vec<ServiceName>,
     pub withdraw: Withdraw,
+    /// How long a service must have been up before its addresses are announced.
+    pub delay: Duration,
     /// The routes stay when the daemon is stopped: forwarding goes on without it, health checks do not.
     pub keep_on_stop: bool,
 }

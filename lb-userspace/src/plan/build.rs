@@ -33,6 +33,8 @@ pub struct WantedService {
     pub ring_size: u32,
     /// It has lost its quorum.
     pub no_quorum: bool,
+    /// The routers send it nothing: there are no flows to keep, and its slots change hands at once.
+    pub withdrawn: bool,
     /// Its backends, whatever their state.
     pub backends: Vec<WantedBackend>,
 }
@@ -428,7 +430,7 @@ fn slots(
     let alive: HashSet<u32> =
         service.backends.iter().zip(ids).filter(|(b, _)| !b.is_dead()).map(|(_, id)| *id).collect();
     let changed = |slot: Slot, owner: u32| {
-        let slot = affinity::change(slot, owner, |id| !alive.contains(&id), true);
+        let slot = affinity::change(slot, owner, |id| !alive.contains(&id), !service.withdrawn);
         if placed { affinity::track(slot) } else { slot }
     };
     let owners = ramp::owners(service.spec.seed, service.ring_size, &members, rings);

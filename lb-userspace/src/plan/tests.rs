@@ -99,6 +99,7 @@ pub(super) fn service(
             },
             ring_size,
             no_quorum: false,
+            withdrawn: false,
             backends: backends.to_vec(),
         })
         .collect()

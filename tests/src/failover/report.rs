@@ -196,7 +196,7 @@ mod tests {
             [row("lbd", Fault::Gone, 1000, &[lbd]), row("keepalived", Fault::Gone, 1000, &[other])]
         };
         assert!(bars.missed(&both(3300, 3000)).is_empty());
-        assert_eq!(bars.missed(&both(3302, 3000)).len(), 1);
+        assert_eq!(bars.missed(&both(3303, 3000)).len(), 1);
         let mut two = row("lbd", Fault::Kill, 10, &[0]);
         two.two_answer = 1;
         assert_eq!(bars.missed(&[two]).len(), 1);

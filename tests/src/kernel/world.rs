@@ -130,6 +130,7 @@ fn service(
         },
         ring_size: RING_SIZE,
         no_quorum: false,
+        withdrawn: false,
         backends,
     }
 }

@@ -505,6 +505,7 @@ fn config() -> impl Strategy<Value = Config> {
                 table: 9751,
                 services: Vec::new(),
                 withdraw: Withdraw::Down,
+                delay: Duration::from_millis(1500),
                 keep_on_stop: vrrp[0].preempt,
             }),
             notify: pool(vrrp.len() as u16 + 1).notify,

@@ -187,6 +187,7 @@ impl Engine {
                 })
                 .collect(),
             no_quorum: false,
+            withdrawn: self.bgp.withholds(&service.spec),
             spec: service.spec.clone(),
         }
     }
