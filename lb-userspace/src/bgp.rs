@@ -79,7 +79,8 @@ mod tests {
 
     fn announced(spec: &BgpSpec, obstacle: Option<&str>, states: [ServiceState; 3]) -> String {
         let services = services();
-        let judged = judge(spec, obstacle, services.iter().zip(states).map(|(spec, state)| (spec, state, true)));
+        let judged =
+            judge(spec, obstacle, services.iter().zip(states).map(|(spec, state)| (spec, state, true)));
         let shown = judged.iter().map(|(address, it)| format!("{address} {} {}\n", it.announced, it.reason));
         shown.collect()
     }

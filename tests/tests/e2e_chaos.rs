@@ -16,9 +16,7 @@ fn a_minute_of_faults() {
         interval_ms: 100,
         every: 3,
         connections: 100,
-        // Killed or hanging, a daemon's node answers on until its lease ends or its peer claims the address; that is
-        // asked for by name: `cargo xtask chaos pair --fault kill --fault hang`.
-        blows: Blow::ALL.into_iter().filter(|blow| !matches!(blow, Blow::Kill | Blow::Hang)).collect(),
+        blows: Blow::ALL.to_vec(),
         no_sync: false,
     };
     let story =

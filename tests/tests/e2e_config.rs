@@ -53,7 +53,12 @@ const BROKEN: &[(&str, &str, &str, &str)] = &[
     ("relative pin_dir", "pin_dir = \"/sys", "pin_dir = \"sys", "pin_dir"),
     ("not TOML", "[[service]]", "[[service]", ""),
     ("duplicate key", "protocol = \"tcp\"", "protocol = \"tcp\"\nprotocol = \"udp\"", "protocol"),
-    ("a link without a peer", "[[service]]", "[sync]\nlisten = \"10.0.0.2:9760\"\nkey_file = \"/k\"\n[[service]]", "peers"),
+    (
+        "a link without a peer",
+        "[[service]]",
+        "[sync]\nlisten = \"10.0.0.2:9760\"\nkey_file = \"/k\"\n[[service]]",
+        "peers",
+    ),
     (
         "a virtual router without an id",
         "[[service]]",

@@ -5,6 +5,7 @@ use std::{
     fs,
     io::Write as _,
     net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -168,6 +169,18 @@ fn impatient_rules() -> (String, Vec<String>) {
     (rules, expressions)
 }
 
+/// The link to the other node, over the network between the two.
+fn sync(topology: &Topology, on: usize) -> String {
+    let path = topology.lab.dir().join("sync.keys");
+    fs::write(&path, "a1".repeat(32)).expect("the file of keys");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("its mode");
+    let (own, peer) = (1 + on, 2 - on);
+    format!(
+        "\n[sync]\nlisten = \"10.9.0.{own}:9760\"\npeers = [\"10.9.0.{peer}:9760\"]\nkey_file = \"{}\"\n",
+        path.display()
+    )
+}
+
 fn settings(topology: &Topology, on: usize) -> Settings {
     let vrrp = format!(
         "\n[[vrrp]]\nname = \"public\"\ninterface = \"eth0\"\nrouter_id = 51\npriority = {}\n\
@@ -186,7 +199,8 @@ fn settings(topology: &Topology, on: usize) -> Settings {
         .health("type = \"tcp\"\ninterval = \"200ms\"\ntimeout = \"200ms\"")
         .extra("[service.passive]\nmax_ejected = 0");
     let node = if on == 1 { "xdp_mode = \"generic\"\n" } else { "" };
-    Settings { on, node: node.to_owned(), rest: vrrp + METRICS, ..Settings::of([www, shop]) }
+    let sync = if topology.shape.sync_link { sync(topology, on) } else { String::new() };
+    Settings { on, node: node.to_owned(), rest: vrrp + &sync + METRICS, ..Settings::of([www, shop]) }
 }
 
 #[test]
@@ -249,7 +263,8 @@ fn scrape(balancer: &Balancer<'_>) -> String {
 #[test]
 fn every_query_has_an_answer_and_every_fault_an_alert() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"), Need::Tool("prometheus"), Need::Tool("curl"));
-    let topology = Topology::new(&Shape { backends: 3, vips_on_link: true, ..Shape::default() })?;
+    let topology =
+        Topology::new(&Shape { backends: 3, vips_on_link: true, sync_link: true, ..Shape::default() })?;
     let mut servers = web_servers(&topology, 0)?;
     let mut one = Balancer::start(&topology, settings(&topology, 0))?;
     let two = Balancer::start(&topology, settings(&topology, 1))?;
