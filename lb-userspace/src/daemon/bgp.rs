@@ -23,9 +23,15 @@ pub(super) struct Bgp {
     judged: BTreeMap<IpAddr, Judged>,
     /// Since when each service is in a state that serves.
     serves: BTreeMap<ServiceName, Instant>,
+    /// This daemon goes on with the tables and routes of an earlier one: what serves now is announced already.
+    adopted: bool,
 }
 
 impl Bgp {
+    pub(super) fn new(adopted: bool) -> Self {
+        Self { adopted, ..Self::default() }
+    }
+
     /// The routers were told not to send packets for any address of a service.
     pub(super) fn withholds(&self, service: &ServiceSpec) -> bool {
         let withheld = |address| self.judged.get(address).is_some_and(|it| !it.announced);
@@ -64,9 +70,11 @@ impl Engine {
         });
         let states: Vec<_> = states.collect();
         let serves = states.iter().filter(|(_, state)| bgp::serves(spec.withdraw, *state));
+        let goes_on = self.bgp.adopted && self.bgp.judged.is_empty();
+        let since = if goes_on { now.checked_sub(spec.delay).unwrap_or(now) } else { now };
         let before = &self.bgp.serves;
         let serves: BTreeMap<ServiceName, Instant> = serves
-            .map(|(service, _)| (service.name.clone(), before.get(&service.name).copied().unwrap_or(now)))
+            .map(|(service, _)| (service.name.clone(), before.get(&service.name).copied().unwrap_or(since)))
             .collect();
         let settled =
             |service: &ServiceSpec| serves.get(&service.name).is_some_and(|since| now - *since >= spec.delay);

@@ -145,7 +145,7 @@ impl Engine {
             tracers: Tracers::default(),
             pair: super::pair::Pair::new(holds),
             mirror: super::mirror::Mirror::new(Arc::clone(&parts.instruments.sync)),
-            bgp: super::bgp::Bgp::default(),
+            bgp: super::bgp::Bgp::new(!image.services.is_empty()),
             nat: NatState::default(),
             asked: ChangeOptions::default(),
             watch: ramp::Watch::default(),

@@ -35,7 +35,8 @@ pub struct Announced {
 /// Keeps the routes of one table.
 #[derive(Debug)]
 pub struct Announcer {
-    wanted: watch::Sender<BTreeSet<IpAddr>>,
+    /// None before the first word.
+    wanted: watch::Sender<Option<BTreeSet<IpAddr>>>,
     announced: watch::Receiver<Announced>,
     task: JoinHandle<()>,
 }
@@ -46,7 +47,7 @@ impl Announcer {
     pub fn spawn(table: u32) -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         let connection = tokio::spawn(connection);
-        let (wanted, orders) = watch::channel(BTreeSet::new());
+        let (wanted, orders) = watch::channel(None);
         let (tell, announced) = watch::channel(Announced::default());
         let keeper = Keeper { table, handle, announced: tell };
         let task = tokio::spawn(async move {
@@ -58,8 +59,8 @@ impl Announcer {
 
     pub fn set(&self, wanted: BTreeSet<IpAddr>) {
         self.wanted.send_if_modified(|now| {
-            let differs = *now != wanted;
-            *now = wanted;
+            let differs = now.as_ref() != Some(&wanted);
+            *now = Some(wanted);
             differs
         });
     }
@@ -83,7 +84,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(self, mut orders: watch::Receiver<BTreeSet<IpAddr>>) {
+    async fn run(self, mut orders: watch::Receiver<Option<BTreeSet<IpAddr>>>) {
         let mut there = None;
         loop {
             let ended = tokio::select! {
@@ -91,6 +92,12 @@ impl Keeper {
                 () = tokio::time::sleep(REFRESH), if there.is_some() => false,
             };
             let wanted = orders.borrow_and_update().clone();
+            let Some(wanted) = wanted else {
+                if ended {
+                    return;
+                }
+                continue;
+            };
             let result = self.keep(&mut there, &wanted).await;
             let error = result.err().map(|error| error.to_string());
             let routes = there.clone().unwrap_or_default();
