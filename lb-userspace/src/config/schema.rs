@@ -37,52 +37,33 @@ impl Schema {
 
 const NO_DEFAULT: &str = "it has no default: set it in each [[service]]";
 
-pub(super) static ROOT: Schema = Schema {
-    header: "the file",
-    keys: &[
-        "include",
-        "node",
-        "metrics",
-        "tunnel",
-        "flows",
-        "firewall",
-        "control",
-        "resolver",
-        "defaults",
-        "service",
-        "vrrp",
-        "vrrp_group",
-        "vrrp_script",
-        "vrrp_file",
-        "bfd",
-        "bgp",
-        "sync",
-        "notify",
-    ],
-    refused: &[],
-};
+/// Sections, behind the one key that only the main file has.
+const SECTIONS: &[&str] = &[
+    "include",
+    "node",
+    "metrics",
+    "tunnel",
+    "flows",
+    "firewall",
+    "control",
+    "resolver",
+    "defaults",
+    "service",
+    "vrrp",
+    "vrrp_group",
+    "vrrp_script",
+    "vrrp_file",
+    "bfd",
+    "bgp",
+    "sync",
+    "notify",
+];
+
+pub(super) static ROOT: Schema = Schema { header: "the file", keys: SECTIONS, refused: &[] };
 
 pub(super) static INCLUDED: Schema = Schema {
     header: "an included file",
-    keys: &[
-        "node",
-        "metrics",
-        "tunnel",
-        "flows",
-        "firewall",
-        "control",
-        "resolver",
-        "defaults",
-        "service",
-        "vrrp",
-        "vrrp_group",
-        "vrrp_script",
-        "vrrp_file",
-        "bfd",
-        "bgp",
-        "sync",
-        "notify",
-    ],
+    keys: SECTIONS.split_at(1).1,
     refused: &[("include", "only the main file includes others: name this one's there")],
 };
 

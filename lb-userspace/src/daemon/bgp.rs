@@ -90,12 +90,10 @@ impl Engine {
 
     /// Why this node should have no packets at all.
     fn obstacle(&self) -> Option<String> {
-        let attached = |name: &String| self.attached.iter().any(|attached| attached.interface == *name);
         if let Some(hold) = self.pair.node_hold() {
             return Some(format!("the node is held by {} (lbctl pair hold --off ends it)", hold.by));
         }
-        let missing = self.config.node.interfaces.iter().find(|name| !attached(name));
-        missing.map(|name| format!("the program is not attached to {name}"))
+        self.unattached().next()
     }
 
     /// The answer to a hold where there are no virtual routers.

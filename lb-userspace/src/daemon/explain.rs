@@ -241,7 +241,7 @@ impl Engine {
 
     /// Of a virtual address: whose, and what this node is for it.
     fn whose(&self, address: IpAddr) -> String {
-        let views = self.pair_views();
+        let views = self.pair.views();
         let has = |spec: &VrrpSpec| spec.addresses.iter().any(|net| net.addr() == address);
         views.iter().find(|view| has(&view.spec)).map_or_else(String::new, |view| {
             let (name, state, held_by) = (&view.spec.name, view.phase.name(), view.spec.held_by.name());

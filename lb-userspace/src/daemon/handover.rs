@@ -206,7 +206,7 @@ impl Engine {
 
     /// Before any planned change of master: what the peer lacks goes first.
     pub(super) fn flush_masters(&mut self, which: impl Fn(&VrrpName) -> bool) {
-        let views = self.pair.vrrp.as_ref().map(Vrrp::views).unwrap_or_default();
+        let views = self.pair.views();
         for view in views.iter().filter(|view| view.phase == Phase::Master && which(&view.spec.name)) {
             self.flush_mirror(&view.spec.name);
         }

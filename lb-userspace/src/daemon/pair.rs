@@ -133,10 +133,6 @@ impl Engine {
         }
     }
 
-    pub(super) fn pair_views(&self) -> Arc<Vec<RouterView>> {
-        self.pair.views()
-    }
-
     pub(super) fn answer_pair(&mut self, command: PairCommand) {
         match command {
             PairCommand::List(reply) => {

@@ -38,15 +38,19 @@ impl Engine {
         }
     }
 
+    /// Interfaces without the program, each said as what is missing.
+    pub(super) fn unattached(&self) -> impl Iterator<Item = String> {
+        let attached = |name: &String| self.attached.iter().any(|attached| attached.interface == *name);
+        let missing = self.config.node.interfaces.iter().filter(move |name| !attached(name));
+        missing.map(|name| format!("the program is not attached to {name}"))
+    }
+
     /// `differs`: how the peer's configuration does.
     fn missing_of(&self, spec: &VrrpSpec, found: &Found, differs: Option<&str>) -> Vec<Missing> {
         let mut missing = Vec::new();
         let mut add = |cause: String, weight: i16| missing.push(Missing { cause, weight });
         if let Some(weight) = spec.track.xdp {
-            let attached = |name: &String| self.attached.iter().any(|attached| attached.interface == *name);
-            for name in self.config.node.interfaces.iter().filter(|name| !attached(name)) {
-                add(format!("the program is not attached to {name}"), weight.into());
-            }
+            self.unattached().for_each(|cause| add(cause, weight.into()));
         }
         for tracked in &spec.track.scripts {
             if let Some(verdict) = found.scripts.get(&tracked.name).filter(|verdict| !verdict.up) {
