@@ -364,6 +364,7 @@ impl Engine {
             let result = self.converge_part(&matters);
             self.log_failure(result, "a change of health");
             self.track_pair();
+            self.look_at_gate();
         }
         self.tell_news();
     }
@@ -374,6 +375,7 @@ impl Engine {
         if !changed.is_empty() {
             let result = self.converge_part(&self.services_at(&changed));
             self.log_failure(result, "a change of next hops");
+            self.look_at_gate();
         }
     }
 

@@ -119,6 +119,13 @@ impl Engine {
         self.tend_link();
     }
 
+    /// Whoever waits for next hops or checks to take his addresses back may have them now.
+    pub(super) fn look_at_gate(&mut self) {
+        if self.pair.handover.gate.is_some() {
+            self.tend_link();
+        }
+    }
+
     /// This node may have missed something of the peer's state.
     fn close_gate(&mut self) {
         let wait = self.config.sync.as_ref().map(|sync| sync.takeover_wait);
@@ -135,10 +142,18 @@ impl Engine {
         if theirs != self.pair.peer_services {
             self.peer_configuration(theirs);
         }
+        let faulted = self.faulted();
+        if !faulted.is_empty() {
+            // The time begins when the fault is over.
+            self.close_gate();
+        }
         let Some(until) = self.pair.handover.gate else { return };
         let left = until.saturating_duration_since(Instant::now());
         let connected = !link.connected().is_empty();
-        let lacks = |name: &VrrpName| !connected || !self.mirror_ready(name);
+        let worse = self.worse_than_peer();
+        let lacks = |name: &VrrpName| {
+            !connected || !self.mirror_ready(name) || faulted.contains(name) || worse.contains(name)
+        };
         let gated: Vec<VrrpName> = match left.is_zero() {
             true => Vec::new(),
             false => {
@@ -149,7 +164,7 @@ impl Engine {
             self.pair.handover.gate = None;
         }
         if let Some(vrrp) = &self.pair.vrrp
-            && gated != self.pair.handover.gated
+            && (gated != self.pair.handover.gated || !faulted.is_empty())
         {
             if let Err(error) = vrrp.gate(gated.clone(), left) {
                 tracing::error!(%error, "vrrp does not know what is missing of the peer's state");

@@ -40,6 +40,7 @@ mod pair_track;
 mod passive;
 mod pool;
 mod pulse;
+mod readiness;
 mod revision;
 mod run;
 mod save;

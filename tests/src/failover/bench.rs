@@ -12,7 +12,7 @@ use clap::ValueEnum as _;
 
 use super::{
     nodes::{self, Fault, Keepalived, Lbd, PATIENCE, PORT, Pair, VIP},
-    prober::{Outage, Prober, Way, punctual},
+    prober::{Outage, Prober, Way, aside, punctual},
     report::{Bars, Row, table},
     watch::Watcher,
 };
@@ -224,7 +224,7 @@ fn strike(pair: &mut dyn Pair, watcher: &Watcher, fault: Fault, interval: Durati
     let probers =
         ways.iter().map(|way| Prober::start(&client, *way, PERIOD)).collect::<std::io::Result<Vec<_>>>()?;
     wait_until("answers before the fault", PATIENCE, || probers.iter().all(|p| p.answers() >= 100))?;
-    nodes::strike(pair, fault)?;
+    aside(|| nodes::strike(pair, fault))?;
     // Three intervals and the skew, and once more as much; where the good node returns it is its own start that takes time.
     std::thread::sleep(interval * 5 + Duration::from_millis(300));
     wait_until("answers after the fault", PATIENCE, || {

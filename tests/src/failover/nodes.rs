@@ -25,7 +25,8 @@ pub const PORT: u16 = 7;
 pub const PRIORITIES: [u8; 2] = [150, 100];
 /// Far more than anything takes, on machines that are busy with other things.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-const INSTANCE: &str = "public";
+/// Name of the instance.
+pub const INSTANCE: &str = "public";
 
 /// What befalls the master, or what it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum, serde::Serialize)]

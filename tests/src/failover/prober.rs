@@ -8,7 +8,7 @@ use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -17,11 +17,13 @@ use std::{
 
 use nix::{
     errno::Errno,
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     sys::{
         socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt},
         time::TimeSpec,
     },
     time::{ClockId, ClockNanosleepFlags, clock_gettime, clock_nanosleep},
+    unistd::Pid,
 };
 
 use crate::lab::Netns;
@@ -217,9 +219,43 @@ impl Message {
     }
 }
 
-/// The calling thread runs before all ordinary ones from now on. Without the right to it a prober is late now and then,
-/// and says so.
+/// The CPUs of the daemons, and the one of the probes: all but the last, and the last. `None` where there is only one.
+///
+/// A node that starts loads its program, and for tenths of a second the kernel hardly lets go of a CPU meanwhile. To the other
+/// node, a machine of its own everywhere but here, that is nothing.
+fn cpus() -> Option<&'static (CpuSet, CpuSet)> {
+    static CPUS: OnceLock<Option<(CpuSet, CpuSet)>> = OnceLock::new();
+    let find = || {
+        let mut others = sched_getaffinity(Pid::from_raw(0)).ok()?;
+        let usable = |cpu: &usize| others.is_set(*cpu).unwrap_or(false);
+        let all: Vec<usize> = (0..CpuSet::count()).filter(usable).collect();
+        let [_, .., last] = all[..] else { return None };
+        let mut probes = CpuSet::new();
+        probes.set(last).and_then(|()| others.unset(last)).ok()?;
+        Some((others, probes))
+    };
+    CPUS.get_or_init(find).as_ref()
+}
+
+/// Starts a daemon that leaves the CPU of the probes alone.
+pub fn aside<T>(start: impl FnOnce() -> T) -> T {
+    let before = sched_getaffinity(Pid::from_raw(0)).ok().zip(cpus());
+    if let Some((_, (others, _))) = &before {
+        let _ = sched_setaffinity(Pid::from_raw(0), others);
+    }
+    let result = start();
+    if let Some((before, _)) = &before {
+        let _ = sched_setaffinity(Pid::from_raw(0), before);
+    }
+    result
+}
+
+/// The calling thread runs before all ordinary ones from now on, on the CPU of the probes. Without the right to it a prober is
+/// late now and then, and says so.
 pub fn punctual() {
+    if let Some((_, probes)) = cpus() {
+        let _ = sched_setaffinity(Pid::from_raw(0), probes);
+    }
     let parameters = libc::sched_param { sched_priority: 40 };
     // SAFETY: 0 is the calling thread; the pointer is to a sched_param that lives during the call.
     let _ = unsafe {
