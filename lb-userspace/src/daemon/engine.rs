@@ -383,6 +383,7 @@ impl Engine {
     pub fn note_hops(&mut self, updates: Vec<(IpAddr, Result<NextHop, Unresolved>)>) -> HashSet<IpAddr> {
         let mut changed = HashSet::new();
         let (many, mut found) = (updates.len() > TOLD_ONE_BY_ONE, 0);
+        let mut missing: BTreeMap<String, (IpAddr, usize)> = BTreeMap::new();
         for (address, update) in updates {
             let entry = match update {
                 Ok(hop) => Ok(NextHopEntry {
@@ -407,6 +408,12 @@ impl Engine {
                     }
                     Ok(hop) => tracing::info!(%address, ifindex = hop.ifindex, "next hop found"),
                     Err(error) if error.is_transient() => tracing::debug!(%address, %error),
+                    // Behind a gateway that is dead they all have the same.
+                    Err(error) if many => {
+                        let (_, count) = missing.entry(error.to_string()).or_insert((address, 0_usize));
+                        *count += 1;
+                        tracing::debug!(%address, %error, "no next hop");
+                    }
                     Err(error) => tracing::warn!(%address, %error, "no next hop"),
                 }
                 self.instruments.pulse.hop_changed(entry.is_ok());
@@ -420,6 +427,15 @@ impl Engine {
         }
         if found > 0 {
             tracing::info!(count = found, "next hops found");
+        }
+        for (error, (address, count)) in missing.iter().take(TOLD_ONE_BY_ONE) {
+            tracing::warn!(%address, more = count - 1, error, "no next hop");
+        }
+        if missing.len() > TOLD_ONE_BY_ONE {
+            tracing::warn!(
+                count = missing.len() - TOLD_ONE_BY_ONE,
+                "no next hop, for other reasons (--log debug has them)"
+            );
         }
         changed
     }

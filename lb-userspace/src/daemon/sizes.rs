@@ -41,7 +41,7 @@ pub fn prepare_memory() {
     }
 }
 
-/// When memory is to be given back, after things have calmed down.
+/// When memory is to be given back: at once, and again after things have calmed down.
 #[derive(Debug, Default)]
 pub(super) struct Calm(Option<Instant>);
 
@@ -50,6 +50,7 @@ impl Calm {
     const AFTER: Duration = Duration::from_secs(3);
 
     pub(super) fn disturb(&mut self) {
+        release_memory();
         self.0 = Some(Instant::now());
     }
 

@@ -11,7 +11,7 @@ use super::{
     link::{LinkEvent, LinkTable},
     neighbour::NeighbourKey,
     nexthop::{NextHop, Unresolved},
-    wire::EventSocket,
+    wire::{EventSocket, append},
 };
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -28,6 +28,8 @@ use tokio::sync::{Notify, mpsc, watch};
 /// A result: the next hop to a destination has become known, has changed, or is no more.
 pub type Update = (IpAddr, Result<NextHop, Unresolved>);
 
+/// Datagrams that are read before anything else is looked at.
+const BURST: usize = 256;
 /// Pause before another attempt when the netlink socket broke.
 const REOPEN: Duration = Duration::from_secs(1);
 
@@ -174,14 +176,21 @@ impl NextHopTask {
             packets = self.socket.receive() => match packets {
                 Ok(packets) => {
                     let now = Instant::now();
-                    for packet in packets {
-                        self.engine.packet(packet, now);
+                    let mut packets = Ok(packets);
+                    // Thousands of answers come at once.
+                    for _ in 0..BURST {
+                        let Ok(some) = packets else { break };
+                        some.into_iter().for_each(|packet| self.engine.packet(packet, now));
+                        packets = self.socket.receive_now();
+                    }
+                    match packets {
+                        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => self.lost(),
+                        Err(error) if error.kind() != io::ErrorKind::WouldBlock => return self.reopen(&error).await,
+                        Err(_) => {}
+                        Ok(some) => some.into_iter().for_each(|packet| self.engine.packet(packet, now)),
                     }
                 }
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                    tracing::debug!("netlink events were lost; reading everything again");
-                    self.engine.lost(Instant::now());
-                }
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => self.lost(),
                 Err(error) => return self.reopen(&error).await,
             },
             changed = self.wanted.changed() => {
@@ -205,15 +214,27 @@ impl NextHopTask {
         Arc::strong_count(&self.mailbox) > 1
     }
 
+    fn lost(&mut self) {
+        tracing::debug!("netlink events were lost; reading everything again");
+        self.engine.lost(Instant::now());
+    }
+
     async fn send(&mut self, now: Instant) -> io::Result<()> {
+        let mut requests = Vec::new();
         while let Some((sequence, request)) = self.engine.next_request(now) {
-            match self.socket.send(sequence, &request).await {
-                // The queue of answers is full: what was lost of it is told by the next read.
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => self.engine.lost(now),
-                result => result?,
-            }
+            append(&mut requests, sequence, &request);
         }
-        Ok(())
+        if requests.is_empty() {
+            return Ok(());
+        }
+        match self.socket.send(&requests).await {
+            // The queue of answers is full: what was lost of it is told by the next read.
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                self.engine.lost(now);
+                Ok(())
+            }
+            result => result,
+        }
     }
 
     fn publish(&mut self) {

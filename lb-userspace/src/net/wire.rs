@@ -145,6 +145,12 @@ pub(super) enum Body {
 const HEADER: usize = 16;
 const ALIGNMENT: usize = 4;
 
+/// Puts a request behind others, all of one datagram.
+pub(super) fn append(datagram: &mut Vec<u8>, sequence: u32, request: &Request) {
+    datagram.resize(datagram.len().next_multiple_of(ALIGNMENT), 0);
+    datagram.extend(request.encode(sequence));
+}
+
 /// The messages of a datagram.
 pub(super) fn split(datagram: &[u8]) -> Vec<Packet> {
     let mut packets = Vec::new();
@@ -238,8 +244,16 @@ impl EventSocket {
         Ok(Self { socket, port, buffer: Vec::with_capacity(DATAGRAM) })
     }
 
-    pub(super) async fn send(&self, sequence: u32, request: &Request) -> io::Result<()> {
-        self.socket.send_to(&request.encode(sequence), &SocketAddr::new(0, 0)).await.map(drop)
+    /// Sends requests as one datagram.
+    pub(super) async fn send(&self, requests: &[u8]) -> io::Result<()> {
+        self.socket.send_to(requests, &SocketAddr::new(0, 0)).await.map(drop)
+    }
+
+    /// As [`EventSocket::receive`], but does not wait: `WouldBlock` where nothing has come.
+    pub(super) fn receive_now(&mut self) -> io::Result<Vec<Packet>> {
+        self.buffer.clear();
+        let (_, from) = self.socket.socket_ref().recv_from(&mut self.buffer, libc::MSG_DONTWAIT)?;
+        Ok(if from.port_number() == 0 { split(&self.buffer) } else { Vec::new() })
     }
 
     /// The messages of the next datagram; `ENOBUFS` if the kernel had to drop some. Nothing is lost if
@@ -293,8 +307,7 @@ mod tests {
         #[test]
         fn what_is_sent_can_be_read(request in request(), other in request(), sequence: u32) {
             let mut bytes = request.encode(sequence);
-            bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
-            bytes.extend(other.encode(sequence.wrapping_add(1)));
+            append(&mut bytes, sequence.wrapping_add(1), &other);
             let packets = split(&bytes);
             prop_assert_eq!(packets.len(), 2);
             prop_assert_eq!(packets[0].sequence, sequence);

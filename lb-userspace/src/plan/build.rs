@@ -5,20 +5,21 @@ use super::{
     image::{identity, name_of},
     lists, nat,
     ports::{Claim, lay_out},
+    rings,
     schedule::{self, Words},
 };
 use crate::{
-    affinity, maglev,
+    maglev,
     model::{Admin, BackendSpec, Forward, Health, OnAllDown, ServiceSpec},
-    ramp::{self, Progress},
+    ramp::Progress,
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use lb_common::abi::{
     BackendEntry, CidKey, ForwardKind, Identity, MAX_SERVICES, NAT_CAPACITY, POOL_ADDRESS_CAPACITY,
-    ServiceEntry, Slot, VipEntry,
+    ServiceEntry, VipEntry,
 };
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -150,7 +151,7 @@ pub(super) fn build_from(
     observed: &Image,
     tunnel: &TunnelSettings,
     avoid: &BTreeSet<u32>,
-    rings: &mut maglev::Cache,
+    cache: &mut maglev::Cache,
     first: u32,
 ) -> Result<Image, BuildError> {
     let mut image = Image::empty(observed.ring_capacity, observed.backend_capacity);
@@ -161,7 +162,8 @@ pub(super) fn build_from(
         Ids::new(observed.backends.keys().chain(avoid).copied(), first, observed.backend_capacity);
     let mut claims: BTreeMap<IpAddr, Vec<Claim>> = BTreeMap::new();
     let known = KnownIds::of(observed);
-    let mut all_ids = Vec::with_capacity(wanted.len());
+    let mut all_ids: Vec<(u32, Vec<u32>)> = Vec::with_capacity(wanted.len());
+    let mut jobs = Vec::with_capacity(wanted.len());
 
     for service in wanted {
         let kept = known.service(observed, service);
@@ -231,7 +233,10 @@ pub(super) fn build_from(
                     members().find(|(backend, _)| same(backend)).map(|(_, id)| *id)
                 })
             }
-            None => slots(service, &ids, before, placed, rings),
+            None => {
+                jobs.push((all_ids.len(), rings::Job { service, before, placed }));
+                Ring::default()
+            }
         };
         image.rings.insert(id, ring);
         let schedule = words.place(kept, service, &ids);
@@ -239,6 +244,9 @@ pub(super) fn build_from(
             image.schedules.insert(id, schedule);
         }
         all_ids.push((id, ids));
+    }
+    for (at, ring) in rings::make(&jobs, &all_ids, cache) {
+        image.rings.insert(all_ids[at].0, ring);
     }
     for address in nat::pool_addresses(wanted) {
         claims.entry(address).or_default();
@@ -407,51 +415,6 @@ fn outer_source(entry: &mut BackendEntry, forward: Forward, hop: &NextHopEntry, 
             entry.outer_src = tunnel.gue_source_ipv6.unwrap_or(own).octets();
         }
     }
-}
-
-/// The words of a service's ring: the owners by Maglev, each word changed by the rules of [`affinity`]. `placed` says
-/// that flows may live anywhere, whatever the slots say.
-fn slots(
-    service: &WantedService,
-    ids: &[u32],
-    before: Option<&Ring>,
-    placed: bool,
-    rings: &mut maglev::Cache,
-) -> Ring {
-    let members: Vec<_> = service
-        .backends
-        .iter()
-        .map(|b| ramp::Member {
-            key: maglev::key(b.spec.address, b.spec.port.unwrap_or(0)),
-            weight: if b.takes_new() { b.spec.weight } else { 0 },
-            ramp: b.ramp.filter(|_| b.takes_new()),
-        })
-        .collect();
-    let alive: HashSet<u32> =
-        service.backends.iter().zip(ids).filter(|(b, _)| !b.is_dead()).map(|(_, id)| *id).collect();
-    let changed = |slot: Slot, owner: u32| {
-        let slot = affinity::change(slot, owner, |id| !alive.contains(&id), !service.withdrawn);
-        if placed { affinity::track(slot) } else { slot }
-    };
-    let owners = ramp::owners(service.spec.seed, service.ring_size, &members, rings);
-    let owners = owners.iter().map(|owner| owner.map_or(0, |member| ids[member as usize]));
-    // Neighbours are strangers, but the same few words meet the same few owners again and again.
-    let mut known: [Option<(Slot, u32, Slot)>; 64] = [None; 64];
-    let mut words = Vec::with_capacity(service.ring_size as usize);
-    for (i, owner) in owners.enumerate() {
-        let slot = before.and_then(|words| words.get(i)).copied().unwrap_or_default();
-        let place =
-            (slot.0.wrapping_add(u64::from(owner)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize;
-        words.push(match known[place] {
-            Some((from, to, word)) if (from, to) == (slot, owner) => word,
-            _ => {
-                let word = changed(slot, owner);
-                known[place] = Some((slot, owner, word));
-                word
-            }
-        });
-    }
-    words.into()
 }
 
 /// A number for each VIP, kept while it exists.

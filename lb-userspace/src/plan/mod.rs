@@ -15,6 +15,7 @@ mod nat;
 mod part;
 mod ports;
 mod ring;
+mod rings;
 mod schedule;
 mod sessions;
 mod split;

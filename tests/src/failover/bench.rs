@@ -29,6 +29,8 @@ const PUNCTUAL: Duration = Duration::from_millis(2);
 const ATTEMPTS: usize = 3;
 /// How long an ARP answer may take.
 const ARP_WAIT: Duration = Duration::from_millis(50);
+/// Addresses are announced again no more often than once a second: so long a router may believe the wrong node.
+const ANNOUNCED: Duration = Duration::from_millis(1500);
 
 /// Outages of a pair under faults, lbd beside keepalived
 #[derive(Debug, Clone, clap::Args)]
@@ -239,14 +241,17 @@ fn strike(pair: &mut dyn Pair, watcher: &Watcher, fault: Fault, interval: Durati
     Ok(Blow { outages, two, stuck })
 }
 
-/// Whether the router still sends to the second node, although the first one alone has the address; then it is made to
+/// Whether the router goes on sending to the second node, although the first one alone has the address; then it is made to
 /// ask again, since else the next fault would hit nobody.
 fn unstick(topology: &Topology) -> Result<bool> {
     let router = &topology.router;
     let port = &router.interfaces[0].name;
-    let asked = router.ns.exec("ip", &["neigh", "show", &VIP.to_string(), "dev", port])?;
     let [.., last] = topology.lb[1].interfaces[0].mac;
-    let stuck = asked.contains(&format!(":{last:02x} "));
+    let learnt = || {
+        let asked = router.ns.exec("ip", &["neigh", "show", &VIP.to_string(), "dev", port]);
+        asked.is_ok_and(|shown| !shown.contains(&format!(":{last:02x} ")))
+    };
+    let stuck = wait_until("the router's knowledge", ANNOUNCED, learnt).is_err();
     if stuck {
         router.ns.ip(&format!("neigh del {VIP} dev {port}\n"))?;
     }

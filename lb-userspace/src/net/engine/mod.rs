@@ -44,7 +44,7 @@ const RESYNC_AFTER_LOSS: Duration = Duration::from_millis(20);
 /// A kernel that answers nothing for this long has lost the request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Requests without an answer at any time: their answers must fit the socket's buffer.
-const WINDOW: usize = 32;
+const WINDOW: usize = 128;
 
 /// What is known about a destination.
 pub(super) type Resolution = Result<NextHop, Unresolved>;
@@ -208,8 +208,9 @@ impl Engine {
 
     /// The next request to send, with its number.
     pub(super) fn next_request(&mut self, now: Instant) -> Option<(u32, Request)> {
-        // The kernel runs one dump per socket at a time.
-        if self.in_flight.values().any(Request::is_dump) || self.in_flight.len() >= WINDOW {
+        // The kernel runs one dump per socket at a time; it is asked for alone.
+        let dumps = self.in_flight.len() == 1 && self.in_flight.values().any(Request::is_dump);
+        if dumps || self.in_flight.len() >= WINDOW {
             return None;
         }
         let next = *self.queue.front()?;
