@@ -57,7 +57,8 @@ def read(position, query, arguments):
             try:
                 with connection.cursor() as cursor:
                     if position and host == DB_READ:
-                        cursor.execute("SELECT MASTER_GTID_WAIT(%s, 2)", (position,))
+                        # Where the primary stands in there is nothing to wait for.
+                        cursor.execute("SELECT IF(@@read_only, MASTER_GTID_WAIT(%s, 2), 0)", (position,))
                         if cursor.fetchone()[0] != 0:
                             host = DB_WRITE    # this replica is behind
                             continue
