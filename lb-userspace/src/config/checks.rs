@@ -346,7 +346,12 @@ fn file(text: &str) -> Result<PathBuf, Refusal> {
     directory(text).map_err(|_| Refusal::expected(FILE))
 }
 
-const ROLES: [(&str, Role); 3] = [("any", Role::Any), ("primary", Role::Primary), ("replica", Role::Replica)];
+const ROLES: [(&str, Role); 4] = [
+    ("any", Role::Any),
+    ("primary", Role::Primary),
+    ("replica", Role::Replica),
+    ("prefer-replica", Role::PreferReplica),
+];
 
 const SERVICE: &str = "a gRPC service's name of at most 255 visible characters, such as \"shop.v1.Cart\"";
 

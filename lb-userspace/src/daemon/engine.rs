@@ -46,6 +46,8 @@ const TOLD_ONE_BY_ONE: usize = 64;
 pub(super) struct Known {
     pub address: SocketAddr,
     pub health: Health,
+    /// Its check found that it is only fit to stand in for others.
+    pub stands_in: bool,
 }
 
 /// The daemon's state. Methods that change something carry the change out or leave everything as it was.
@@ -310,10 +312,23 @@ impl Engine {
         }
     }
 
+    /// It takes new flows only where others cannot: by configuration, or because its check says so.
+    pub(super) fn stands_in(&self, service: &ServiceSpec, backend: &BackendSpec) -> bool {
+        let by_check = || {
+            let known = self.health.get(&TargetKey::of(&service.name, &backend.name));
+            known.is_some_and(|known| known.address.ip() == backend.address && known.stands_in)
+        };
+        backend.backup || service.health.check.finds_stand_ins() && by_check()
+    }
+
     fn set_targets(&mut self) {
         let services = self.effective.services.iter();
         let targets: Vec<Target> = services.flat_map(|service| self.targets_of(service)).collect();
-        let known = |target: &Target| Known { address: target.address, health: target.initial };
+        let known = |target: &Target| {
+            let before = self.health.get(&target.key).filter(|known| known.address == target.address);
+            let stands_in = before.is_some_and(|known| known.stands_in);
+            Known { address: target.address, health: target.initial, stands_in }
+        };
         self.health = targets.iter().map(|target| (target.key.clone(), known(target))).collect();
         let services: BTreeSet<&str> = self.effective.services.iter().map(|s| s.spec.name.as_str()).collect();
         self.instruments.health.retain(|service| services.contains(service));
@@ -351,6 +366,11 @@ impl Engine {
             let (from, to, reason) = (previous, event.health, &event.reason);
             if from != to {
                 self.instruments.pulse.health_changed(service.as_str(), to);
+            }
+            if std::mem::replace(&mut known.stands_in, event.stands_in) != event.stands_in {
+                matters.insert(service.clone());
+                let stands_in = event.stands_in;
+                tracing::info!(%service, %backend, stands_in, "its check tells another role");
             }
             if (previous == Health::Down) == (event.health == Health::Down) {
                 tracing::debug!(%service, %backend, %from, %to, reason, "health known");

@@ -78,7 +78,7 @@ impl Engine {
             admin: backend.admin,
             health: backend.health,
             weight: backend.spec.weight,
-            backup: backend.spec.backup,
+            backup: self.stands_in(&service.spec, &backend.spec),
             ejected: self.passive.is_ejected(name, &backend.spec.name),
             reachable: backend.next_hop.is_some(),
         };

@@ -187,7 +187,7 @@ impl Engine {
             address: backend.spec.address,
             port: backend.spec.port.or(service.spec.port.single()),
             weight: backend.spec.weight,
-            backup: backend.spec.backup,
+            backup: self.stands_in(&service.spec, &backend.spec),
             server_id: service.spec.quic.as_ref().map(|quic| quic.server_id(&backend.spec).to_string()),
             admin: backend.admin,
             health: self.health_of(&service.spec, &backend.spec),

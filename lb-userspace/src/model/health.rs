@@ -62,6 +62,19 @@ pub enum HealthCheck {
     Exec(ExecCheck),
 }
 
+impl HealthCheck {
+    /// Whether it may find out that a backend only stands in for others.
+    #[must_use]
+    pub fn finds_stand_ins(&self) -> bool {
+        match self {
+            Self::Mysql(MysqlCheck { role, .. }) | Self::Redis(RedisCheck { role, .. }) => {
+                *role == Role::PreferReplica
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Parameters of a UDP check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UdpCheck {
@@ -117,6 +130,8 @@ pub enum Role {
     Primary,
     /// Does not.
     Replica,
+    /// A replica; the primary stands in where there is none, as a backup does.
+    PreferReplica,
 }
 
 impl fmt::Display for Role {
@@ -125,6 +140,7 @@ impl fmt::Display for Role {
             Self::Any => "any",
             Self::Primary => "primary",
             Self::Replica => "replica",
+            Self::PreferReplica => "prefer-replica",
         })
     }
 }

@@ -1,95 +1,139 @@
 //! What comes from outside and means no good: a scan of all ports, a flood of SYNs. From the client.
 
 use std::{
-    io::ErrorKind,
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-    time::{Duration, Instant},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use etherparse::{IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, TcpHeader};
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{
-        AddressFamily, SockFlag, SockType, SockaddrStorage, connect, getsockopt, sendto, socket,
-        sockopt::SocketError,
-    },
-};
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+
+use super::wire::{self, Syn, Tap, Wire};
 
 #[derive(Args)]
 pub struct ScanOptions {
     /// Hosts, by their addresses
     #[arg(required = true)]
     addresses: Vec<IpAddr>,
-    /// Ports, as first-last
-    #[arg(long, default_value = "1-1024")]
+    /// TCP ports, as first-last
+    #[arg(long, default_value = "1-65535")]
     ports: String,
-    /// Further ports
+    /// Further TCP ports
     #[arg(long, value_delimiter = ',')]
     also: Vec<u16>,
+    /// UDP ports
+    #[arg(long, value_delimiter = ',')]
+    udp: Vec<u16>,
+    /// Packets a second
+    #[arg(long, default_value_t = 30_000)]
+    rate: u32,
 }
 
-/// How long a port has to answer; a closed one is silent.
-const SILENCE: Duration = Duration::from_millis(1500);
-/// Connections that are tried at once.
-const AT_ONCE: usize = 6000;
+/// How long the last ports have to answer; a closed one is silent.
+const SILENCE: Duration = Duration::from_secs(2);
+/// All probes come from here.
+const PORT: u16 = 61_000;
+/// A query for www.foobar.com: what a name server answers, and others may.
+const QUERY: &[u8] =
+    b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x03www\x06foobar\x03com\x00\x00\x01\x00\x01";
 
-/// Prints a line for each port that lets one in: address and port.
+/// What answers: address, port, protocol.
+type Open = BTreeSet<(IpAddr, u16, &'static str)>;
+
+/// Prints a line `open ADDRESS PORT PROTOCOL` for each port that answers (TCP: lets one in), and at the end
+/// `sent PACKETS SECONDS`. Each port is asked once: what must be open is looked for by whoever calls.
 pub fn scan(options: &ScanOptions) -> Result<()> {
     let (first, last) = options.ports.split_once('-').context("ports as first-last")?;
     let (first, last): (u16, u16) = (first.parse()?, last.parse()?);
-    let mut ports: Vec<u16> = (first..=last).chain(options.also.iter().copied()).collect();
-    ports.sort_unstable();
-    ports.dedup();
-    let targets: Vec<SocketAddr> = options
-        .addresses
-        .iter()
-        .flat_map(|address| ports.iter().map(|port| SocketAddr::new(*address, *port)))
-        .collect();
-    for some in targets.chunks(AT_ONCE) {
-        for open in scan_some(some)? {
-            println!("{} {}", open.ip(), open.port());
+    let ports: BTreeSet<u16> = (first..=last).chain(options.also.iter().copied()).collect();
+    let sources = options.addresses.iter().map(|to| wire::own_address(*to)).collect::<Result<Vec<_>>>()?;
+    let wire = Wire::open()?;
+    let taps = [Tap::open(false)?, Tap::open(true)?];
+    wire::step_back();
+    let (open, over) = (Mutex::new(Open::new()), AtomicBool::new(false));
+    let (sent, took) = thread::scope(|scope| {
+        let listeners: Vec<_> = taps.iter().map(|tap| scope.spawn(|| listen(tap, &open, &over))).collect();
+        let asked = ask(options, &ports, &sources, &wire);
+        if asked.is_ok() {
+            thread::sleep(SILENCE);
         }
+        over.store(true, Ordering::Relaxed);
+        for listener in listeners {
+            listener.join().map_err(|_| anyhow::anyhow!("a listener panicked"))??;
+        }
+        asked
+    })?;
+    for (address, port, protocol) in open.into_inner().unwrap_or_default() {
+        println!("open {address} {port} {protocol}");
     }
-    eprintln!("{} ports of {} addresses", ports.len(), options.addresses.len());
+    println!("sent {sent} {:.0}", took.as_secs_f64());
     Ok(())
 }
 
-fn scan_some(targets: &[SocketAddr]) -> Result<Vec<SocketAddr>> {
-    let mut open = Vec::new();
-    let mut tried: Vec<(OwnedFd, SocketAddr)> = Vec::new();
-    for target in targets {
-        let family = if target.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        let fd = socket(family, SockType::Stream, flags, None).context("a socket")?;
-        match connect(fd.as_raw_fd(), &SockaddrStorage::from(*target)) {
-            Ok(()) => open.push(*target),
-            Err(nix::errno::Errno::EINPROGRESS) => tried.push((fd, *target)),
-            Err(_) => {}
+/// All hosts are asked for one port, then all for the next one: no host gets them all at once.
+fn ask(
+    options: &ScanOptions,
+    ports: &BTreeSet<u16>,
+    sources: &[IpAddr],
+    wire: &Wire,
+) -> Result<(u64, Duration)> {
+    let tcp = ports.iter().map(|port| (*port, true));
+    let all = tcp.chain(options.udp.iter().map(|port| (*port, false)));
+    let pairs: Vec<_> = options.addresses.iter().zip(sources).collect();
+    let mut syns = pairs
+        .iter()
+        .map(|(to, from)| Syn::new(SocketAddr::new(**from, PORT), SocketAddr::new(**to, 0)))
+        .collect::<Result<Vec<_>>>()?;
+    let mut probes = all.flat_map(|probe| (0..pairs.len()).map(move |host| (probe, host)));
+    let count = u64::try_from((ports.len() + options.udp.len()) * options.addresses.len())?;
+    let took = wire::paced(options.rate, count, |number| {
+        let Some(((port, is_tcp), host)) = probes.next() else { bail!("fewer probes than counted") };
+        if is_tcp {
+            syns[host].set_port(port);
+            syns[host].set_sequence(u32::try_from(number & 0xffff_ffff)?);
+            return wire.send(syns[host].bytes());
+        }
+        let (to, from) = pairs[host];
+        wire.send(&wire::datagram(SocketAddr::new(*from, PORT), SocketAddr::new(*to, port), QUERY)?)
+    })?;
+    Ok((count, took))
+}
+
+fn listen(tap: &Tap, open: &Mutex<Open>, over: &AtomicBool) -> Result<()> {
+    let mut buffer = [0; 2048];
+    while !over.load(Ordering::Relaxed) {
+        if let Some(packet) = tap.next(&mut buffer, Duration::from_millis(100))?
+            && let Some(answer) = answer(packet)
+            && let Ok(mut open) = open.lock()
+        {
+            open.insert(answer);
         }
     }
-    let end = Instant::now() + SILENCE;
-    while !tried.is_empty() && Instant::now() < end {
-        let mut polled: Vec<PollFd<'_>> = tried
-            .iter()
-            .map(|(fd, _)| PollFd::new(std::os::fd::AsFd::as_fd(fd), PollFlags::POLLOUT))
-            .collect();
-        poll(&mut polled, PollTimeout::from(200_u16)).context("poll")?;
-        let ready: Vec<bool> = polled.iter().map(|p| p.any().unwrap_or(false)).collect();
-        drop(polled);
-        let mut left = Vec::new();
-        for ((fd, target), ready) in tried.into_iter().zip(ready) {
-            if !ready {
-                left.push((fd, target));
-            } else if getsockopt(&fd, SocketError).is_ok_and(|error| error == 0) {
-                open.push(target);
-            }
+    Ok(())
+}
+
+/// Who says with this packet that a port is open.
+fn answer(packet: &[u8]) -> Option<(IpAddr, u16, &'static str)> {
+    let seen = SlicedPacket::from_ip(packet).ok()?;
+    let from: IpAddr = match seen.net? {
+        NetSlice::Ipv4(ip) => ip.header().source_addr().into(),
+        NetSlice::Ipv6(ip) => ip.header().source_addr().into(),
+        NetSlice::Arp(_) => return None,
+    };
+    match seen.transport? {
+        TransportSlice::Tcp(tcp) if tcp.destination_port() == PORT && tcp.syn() && tcp.ack() => {
+            Some((from, tcp.source_port(), "tcp"))
         }
-        tried = left;
+        TransportSlice::Udp(udp) if udp.destination_port() == PORT => Some((from, udp.source_port(), "udp")),
+        _ => None,
     }
-    Ok(open)
 }
 
 #[derive(Args)]
@@ -97,7 +141,7 @@ pub struct FloodOptions {
     /// Whom it is for, with the port
     target: SocketAddr,
     #[arg(long, default_value_t = 200_000)]
-    count: u32,
+    count: u64,
     /// Packets a second
     #[arg(long, default_value_t = 20_000)]
     rate: u32,
@@ -108,80 +152,55 @@ pub struct FloodOptions {
 
 /// Sends SYNs at a steady rate, then prints how many went out and in how many seconds.
 pub fn flood(options: &FloodOptions) -> Result<()> {
-    let v4 = options.target.is_ipv4();
-    let domain = if v4 { libc::AF_INET } else { libc::AF_INET6 };
-    // SAFETY: socket takes plain numbers; the descriptor it returns is new and owned by nobody else.
-    let fd = unsafe {
-        let fd = libc::socket(domain, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_RAW);
-        if fd < 0 {
-            bail!("a raw socket: {}", std::io::Error::last_os_error());
-        }
-        OwnedFd::from_raw_fd(fd)
-    };
-    let to = SockaddrStorage::from(SocketAddr::new(options.target.ip(), 0));
-    let begun = Instant::now();
-    let mut sent = 0_u32;
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-    while sent < options.count {
-        let due = (begun.elapsed().as_secs_f64() * f64::from(options.rate)) as u32;
-        while sent < options.count.min(due.saturating_add(1)) {
-            // xorshift: other packets each time, the same ones each run.
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            let packet = syn(options, random)?;
-            match sendto(fd.as_raw_fd(), &packet, &to, nix::sys::socket::MsgFlags::empty()) {
-                Ok(_) => {}
-                Err(error) if std::io::Error::from(error).kind() == ErrorKind::OutOfMemory => {}
-                Err(nix::errno::Errno::ENOBUFS) => {}
-                Err(error) => return Err(error).context("sending"),
-            }
-            sent += 1;
-        }
-        std::thread::sleep(Duration::from_millis(1));
+    let wire = Wire::open()?;
+    wire::step_back();
+    let any: SocketAddr = if options.target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse()?;
+    let mut syn = Syn::new(any, options.target)?;
+    if options.source.is_some_and(|source| source.is_ipv4() != options.target.is_ipv4()) {
+        bail!("source and target are of two IP versions");
     }
-    println!("{sent} {:.1}", begun.elapsed().as_secs_f64());
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let took = wire::paced(options.rate, options.count, |_| {
+        // xorshift: other packets each time, the same ones each run.
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let low = u32::try_from(random & 0xffff_ffff)?;
+        let source = options.source.unwrap_or(match options.target {
+            // 20.0.0.0/7: nobody's in this picture.
+            SocketAddr::V4(_) => Ipv4Addr::from(0x1400_0000 | low & 0x01ff_ffff).into(),
+            SocketAddr::V6(_) => Ipv6Addr::from(0x2a00_u128 << 112 | u128::from(random) << 48 | 1).into(),
+        });
+        let port = u16::try_from(random >> 48)?.max(1024);
+        syn.set_source(SocketAddr::new(source, port));
+        syn.set_sequence(low);
+        wire.send(syn.bytes())
+    })?;
+    println!("{} {:.1}", options.count, took.as_secs_f64());
     Ok(())
 }
 
-fn syn(options: &FloodOptions, random: u64) -> Result<Vec<u8>> {
-    let low = u32::try_from(random & 0xffff_ffff)?;
-    let port = u16::try_from(random >> 48)?.max(1024);
-    let mut tcp = TcpHeader::new(port, options.target.port(), low, 64240);
-    tcp.syn = true;
-    let mut packet = Vec::with_capacity(60);
-    match (options.target.ip(), options.source) {
-        (IpAddr::V4(to), source) => {
-            let from = match source {
-                Some(IpAddr::V4(from)) => from,
-                Some(IpAddr::V6(_)) => bail!("source and target are of two IP versions"),
-                // 20.0.0.0/7: nobody's in this picture.
-                None => Ipv4Addr::from(0x1400_0000 | low & 0x01ff_ffff),
-            };
-            let mut ip = Ipv4Header::new(20, 64, IpNumber::TCP, from.octets(), to.octets())?;
-            ip.header_checksum = ip.calc_header_checksum();
-            tcp.checksum = tcp.calc_checksum_ipv4(&ip, &[])?;
-            ip.write(&mut packet)?;
-        }
-        (IpAddr::V6(to), source) => {
-            let from = match source {
-                Some(IpAddr::V6(from)) => from,
-                Some(IpAddr::V4(_)) => bail!("source and target are of two IP versions"),
-                None => Ipv6Addr::from(0x2a00_0000_u128 << 96 | u128::from(random)),
-            };
-            let ip = Ipv6Header {
-                traffic_class: 0,
-                flow_label: Ipv6FlowLabel::ZERO,
-                payload_length: 20,
-                next_header: IpNumber::TCP,
-                hop_limit: 64,
-                source: from.octets(),
-                destination: to.octets(),
-            };
-            tcp.checksum = tcp.calc_checksum_ipv6(&ip, &[])?;
-            ip.write(&mut packet)?;
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_open_port_answers_so() {
+        let (client, server) = ("198.51.100.10:61000".parse().unwrap(), "192.0.2.10:443".parse().unwrap());
+        let mut packet = wire::syn(server, client, 1).unwrap();
+        assert_eq!(answer(&packet), None, "a SYN of its own");
+        // The flags of the TCP header: SYN and ACK, RST and ACK.
+        packet[33] = 0x12;
+        assert_eq!(answer(&packet), Some(("192.0.2.10".parse().unwrap(), 443, "tcp")));
+        packet[33] = 0x14;
+        assert_eq!(answer(&packet), None);
+        let other = wire::datagram(server, "198.51.100.10:61001".parse().unwrap(), b"x").unwrap();
+        assert_eq!(answer(&other), None, "an answer to somebody else");
+        let dns = wire::datagram(
+            "[2001:db8:53::53]:53".parse().unwrap(),
+            "[2001:db8:c::10]:61000".parse().unwrap(),
+            b"x",
+        );
+        assert_eq!(answer(&dns.unwrap()), Some(("2001:db8:53::53".parse().unwrap(), 53, "udp")));
     }
-    tcp.write(&mut packet)?;
-    Ok(packet)
 }

@@ -87,7 +87,8 @@ fn judge(promise: &Promise, records: &[&Record]) -> Result<(), String> {
 }
 
 /// Runs all events and prints the table; whether all went as promised.
-pub fn chaos(site: &Site, keep: Option<&Path>) -> Result<bool> {
+pub fn chaos(site: &Site, keep: Option<&Path>, docs: &Path) -> Result<bool> {
+    let average = report::load_average();
     let load = Load::start(site, &["--browsers", "4", "--think-ms", "100", "--seconds", "3600"])?;
     wait_for("the load", Duration::from_secs(60), || {
         let good = load.records().iter().filter(|r| r.error.is_empty()).count();
@@ -101,8 +102,6 @@ pub fn chaos(site: &Site, keep: Option<&Path>) -> Result<bool> {
         thread::sleep(Duration::from_secs(5));
         Ok((Promise::Nothing, String::new()))
     });
-    // First the balancers, while nothing changes hands: a connection whose slot is just moving from one server to another is
-    // known to one balancer only, and does not outlive a takeover then.
     run.event("lb2 gives its addresses to lb1", |site| {
         hand_over(site, "lb2", "lb1")?;
         Ok((Promise::Nothing, String::new()))
@@ -163,6 +162,19 @@ pub fn chaos(site: &Site, keep: Option<&Path>) -> Result<bool> {
             row.verdict = Err("web3 got nothing".to_owned());
         }
     }
+    // Connections whose slots are just changing hands: the balancers tell each other where they are.
+    run.event("lb1 is gone while connections change hands", |site| {
+        site.place().kill_host("lb1")?;
+        thread::sleep(Duration::from_secs(5));
+        Ok((Promise::Nothing, String::new()))
+    });
+    run.event("and back again", |site| {
+        probe::return_host(site, "lb1")?;
+        site.host("lb1")?.start_services()?;
+        own_addresses(site)?;
+        thread::sleep(Duration::from_secs(3));
+        Ok((Promise::Nothing, String::new()))
+    });
     run.event("a reload gives web1 half its weight", |site| {
         weigh(site, "weight = 50\n")?;
         thread::sleep(Duration::from_secs(4));
@@ -190,7 +202,11 @@ pub fn chaos(site: &Site, keep: Option<&Path>) -> Result<bool> {
         let lines: Vec<String> = records.iter().filter_map(|r| serde_json::to_string(r).ok()).collect();
         fs::write(dir.join("requests.jsonl"), lines.join("\n") + "\n")?;
     }
-    Ok(rows.iter().all(|row| row.verdict.is_ok()))
+    let kept = rows.iter().all(|row| row.verdict.is_ok());
+    if kept {
+        report::document(docs, "chaos", &format!("{}\n{table}", report::made_by("chaos", &average)))?;
+    }
+    Ok(kept)
 }
 
 /// SIGKILL to a service, until the right alert fires; then it starts again, until the alert is gone.
@@ -279,6 +295,7 @@ fn own_addresses(site: &Site) -> Result<()> {
     })?;
     for balancer in BALANCERS {
         ensure!(site.host(balancer)?.runs("lbd"), "lbd of {balancer} does not run");
+        wait_for(&format!("the link of {balancer}"), PATIENCE, || up::linked(site, balancer))?;
     }
     Ok(())
 }

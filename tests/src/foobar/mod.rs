@@ -16,6 +16,7 @@ mod chaos;
 mod host;
 mod init;
 mod load;
+mod outside;
 mod place;
 mod points;
 mod probe;
@@ -23,6 +24,10 @@ mod report;
 mod scale;
 mod site;
 mod up;
+mod wire;
+
+/// Holds the tables of the last good runs, between comments that say whose they are.
+const DOCS: &str = "docs/tutorial.md";
 
 #[derive(Parser)]
 #[command(
@@ -64,15 +69,27 @@ enum Verb {
         /// Under six minutes: fewer requests, fewer ports
         #[arg(long)]
         short: bool,
+        /// Only promises with this text in their names, for example "floods"
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
+        /// SYNs a second of the floods
+        #[arg(long, default_value_t = 20_000, value_name = "RATE")]
+        flood_rate: u32,
         /// Directory for the screenshot and the records
         #[arg(long)]
         keep: Option<PathBuf>,
+        /// The document whose table a whole run with all promises kept replaces
+        #[arg(long, default_value = DOCS)]
+        docs: PathBuf,
     },
     /// Break everything once, under load, and count who noticed
     Chaos {
         /// Directory for the table and the records
         #[arg(long)]
         keep: Option<PathBuf>,
+        /// The document whose table a run that went as promised replaces
+        #[arg(long, default_value = DOCS)]
+        docs: PathBuf,
     },
     /// Throughput with one, two, three web servers, drawn as SVG
     Scale {
@@ -139,10 +156,14 @@ fn run(cli: Cli) -> Result<ExitCode> {
             let site = up::up(&place)?;
             print!("{}", site.welcome());
         }
-        Verb::Test { short, keep } => {
-            return with_site(&place, |site| points::test(site, short, keep.as_deref()));
+        Verb::Test { short, only, flood_rate: rate, keep, docs } => {
+            let (only, keep) = (only.as_deref(), keep.as_deref());
+            let wanted = points::Wanted { short, only, rate, keep, docs: &docs };
+            return with_site(&place, |site| points::test(site, &wanted));
         }
-        Verb::Chaos { keep } => return with_site(&place, |site| chaos::chaos(site, keep.as_deref())),
+        Verb::Chaos { keep, docs } => {
+            return with_site(&place, |site| chaos::chaos(site, keep.as_deref(), &docs));
+        }
         Verb::Scale { file } => return with_site(&place, |site| scale::scale(site, &file)),
     }
     Ok(ExitCode::SUCCESS)

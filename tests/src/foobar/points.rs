@@ -5,7 +5,6 @@ use std::{
     fs,
     path::Path,
     process::Child,
-    thread,
     time::Duration,
 };
 
@@ -13,41 +12,64 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{
     load::{self, Record},
-    place::{HOSTS, INTERNAL, PUBLIC, ROUTER_ADDRESSES},
+    outside,
+    place::{HOSTS, PUBLIC},
     probe,
-    report::{Findings, errors, p99},
+    report::{self, Findings, errors},
     site::{BALANCERS, Site},
     wait_for,
 };
 
+/// What is looked at, and how much of it.
+pub struct Wanted<'a> {
+    /// Fewer requests and ports.
+    pub short: bool,
+    /// Only promises with this in their names.
+    pub only: Option<&'a str>,
+    /// SYNs a second of the floods.
+    pub rate: u32,
+    /// Where the table, the screenshot and so on go.
+    pub keep: Option<&'a Path>,
+    /// The document that gets the table of a whole, good run.
+    pub docs: &'a Path,
+}
+
 /// Runs all of them and prints the table; whether all are kept.
-pub fn test(site: &Site, short: bool, keep: Option<&Path>) -> Result<bool> {
-    let mut findings = Findings::default();
+pub fn test(site: &Site, wanted: &Wanted<'_>) -> Result<bool> {
+    let Wanted { short, only, keep, .. } = *wanted;
+    let mut findings = Findings::only(only);
+    let load = report::load_average();
+    findings.check("https://www.foobar.com by name, with a certificate of the site's authority", || {
+        by_name(site)
+    });
     findings
-        .check("https://www.foobar.com by name, with a certificate of the site's authority", by_name(site));
+        .check("TLS ends at the web servers: the certificate is theirs, the balancers have no key", || {
+            keys(site)
+        });
+    findings.check("a browser logs in, writes, and reads what it wrote", || browse(site, keep));
+    findings.check("the name leads to both balancers alike, within 10 %", || by_dns(site));
+    findings.check("web and application servers get alike, within 10 %", || {
+        spread(site, if short { 300 } else { 1000 })
+    });
+    findings.check("round-robin: counts equal within one, per balancer", || in_turn(site));
+    findings.check("monitoring reaches everything", || targets(site));
     findings.check(
-        "TLS ends at the web servers: the certificate is theirs, the balancers have no key",
-        keys(site),
+        "reads go to the replica, without one to the primary, and follow a promotion; nothing is lost",
+        || primary_dies(site),
     );
-    findings.check("a browser logs in, writes, and reads what it wrote", browse(site, keep));
-    findings.check("the name leads to both balancers alike, within 10 %", by_dns(site));
-    findings.check(
-        "web and application servers get alike, within 10 %",
-        spread(site, if short { 300 } else { 1000 }),
-    );
-    findings.check("round-robin: counts equal within one, per balancer", in_turn(site));
-    findings.check("monitoring reaches everything", targets(site));
-    findings.check("the primary dies: reads go on, writes say so, nothing is lost", primary_dies(site));
-    findings.check(
-        "only HTTP, HTTPS and DNS are open to the outside",
-        closed(site, if short { "1-100" } else { "1-10000" }),
-    );
-    findings.check("floods of 200,000 SYNs: the 99th percentile stays within 2x", floods(site, short));
+    findings.check("only HTTP, HTTPS and DNS are open to the outside", || outside::closed(site, short));
+    findings.check("floods of 200,000 SYNs: the 99th percentile stays within 2x", || {
+        outside::floods(site, short, wanted.rate)
+    });
+    ensure!(!findings.is_empty(), "no promise has \"{}\" in its name", only.unwrap_or_default());
     let table = findings.table();
     println!("{table}");
     if let Some(dir) = keep {
         fs::create_dir_all(dir)?;
         fs::write(dir.join("test.md"), &table)?;
+    }
+    if findings.all_kept() && !short && only.is_none() {
+        report::document(wanted.docs, "test", &format!("{}\n{table}", report::made_by("test", &load)))?;
     }
     Ok(findings.all_kept())
 }
@@ -250,6 +272,7 @@ fn primary_dies(site: &Site) -> Result<String> {
         "db1" => ("db1", "db2"),
         _ => ("db2", "db1"),
     };
+    read_by(site, new)?;
     let load = Load::start(site, &["--browsers", "3", "--seconds", "300"])?;
     wait_for("writes", Duration::from_secs(60), || enough(&load.records(), "write", 10, 0))?;
     let died = load::now_ms();
@@ -264,6 +287,8 @@ fn primary_dies(site: &Site) -> Result<String> {
     wait_for("writes to the new primary", Duration::from_secs(60), || {
         enough(&load.records(), "write", 10, promoting)
     })?;
+    // The new primary is the only server: it serves reads too, as the one that stands in.
+    read_by(site, new)?;
     let records = load.end()?;
     let first_write = records
         .iter()
@@ -297,13 +322,28 @@ fn primary_dies(site: &Site) -> Result<String> {
     let refused = records.iter().filter(|r| r.error.contains("takes no writes")).count();
 
     probe::return_database(site, old, new)?;
+    read_by(site, old)?;
     Ok(format!(
         "{} reads without one failure, {refused} writes refused with a reason, writing again {:.1} s after the promotion, \
-         all of {} acknowledged notes are there",
+         all of {} acknowledged notes are there, {old} is back and serves the reads",
         reads.len(),
         (first_write.unwrap_or(0).saturating_sub(promoting)) as f64 / 1000.0,
         acknowledged.len()
     ))
+}
+
+/// Until one database server alone gets reads, by the balancer that has their address.
+fn read_by(site: &Site, server: &str) -> Result<()> {
+    wait_for(&format!("reads by {server}"), Duration::from_secs(30), || {
+        for balancer in BALANCERS {
+            if site.masters(balancer).is_ok_and(|masters| masters.iter().any(|name| name == "db")) {
+                let takers = site.takers(balancer, "db-read").map_err(|e| format!("{e:#}"))?;
+                return if takers == [server] { Ok(()) } else { Err(format!("{balancer}: {takers:?}")) };
+            }
+        }
+        Err("nobody has the address".to_owned())
+    })
+    .map(|_| ())
 }
 
 /// Whether so many requests of a kind have succeeded since then.
@@ -314,102 +354,4 @@ fn enough(records: &[Record], what: &str, count: usize, since: u64) -> Result<()
     }
     let all: Vec<&Record> = records.iter().filter(|r| r.began >= since).collect();
     Err(format!("{done} of {count} so far; {}", errors(&all)))
-}
-
-fn closed(site: &Site, ports: &str) -> Result<String> {
-    const WELL_KNOWN: &str = "179,443,853,2049,2379,3000,3128,3306,3389,4567,5000,5432,6080,6379,8000,8080,8081,8443,9000,9090,\
-         9093,9100,9104,9113,9222,9750,9751,10050,27017,33060";
-    let mut addresses: Vec<&str> = HOSTS
-        .iter()
-        .filter(|host| host.name != "client")
-        .flat_map(|host| host.addresses.iter().copied())
-        .collect();
-    addresses.extend(ROUTER_ADDRESSES);
-    addresses.extend(PUBLIC);
-    addresses.extend(INTERNAL);
-    let words = [&["scan", "--ports", ports, "--also", WELL_KNOWN], &addresses[..]].concat();
-    let output = site.on_client(&words)?.wait_with_output()?;
-    ensure!(output.status.success(), "the scan did not run");
-    let open: BTreeSet<String> = String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect();
-    let mut expected: BTreeSet<String> =
-        PUBLIC.iter().flat_map(|address| [format!("{address} 80"), format!("{address} 443")]).collect();
-    for plan in HOSTS.iter().filter(|plan| plan.name == "dns") {
-        expected.extend(plan.addresses.iter().map(|address| format!("{address} 53")));
-    }
-    let too_many: Vec<_> = open.difference(&expected).collect();
-    let missing: Vec<_> = expected.difference(&open).collect();
-    ensure!(
-        too_many.is_empty() && missing.is_empty(),
-        "open though they should not be: {too_many:?}; closed though they should not be: {missing:?}"
-    );
-    Ok(format!(
-        "TCP ports {ports} and well-known ones of {} addresses: only the {} expected are open",
-        addresses.len(),
-        open.len()
-    ))
-}
-
-/// SYNs a second of a flood: on two cores that also play all of the site and its clients.
-const FLOOD_RATE: &str = "5000";
-/// Below this the measure is the scheduler of a machine with few cores, not the site.
-const FLOOR_MS: u64 = 50;
-
-fn floods(site: &Site, short: bool) -> Result<String> {
-    let all = [
-        ("one source", "192.0.2.10:443", Some("198.51.100.99")),
-        ("spoofed sources", "192.0.2.20:443", None),
-        ("spoofed sources over IPv6", "[2001:db8:d::10]:443", None),
-    ];
-    let mut told = Vec::new();
-    for (what, target, source) in &all[..if short { 2 } else { 3 }] {
-        let mut looked = flooded(site, what, target, *source)?;
-        if looked.1 > 2 * looked.0.max(FLOOR_MS) {
-            // Something else this machine did, perhaps: then it is not so a second time.
-            looked = flooded(site, what, target, *source)?;
-        }
-        let (mut calm, under, sent) = looked;
-        let text = format!("{what} {under} ms ({sent}), without it {calm} ms");
-        if under > 2 * calm.max(FLOOR_MS) {
-            // What else this machine did meanwhile counts for both.
-            calm = calm.max(look(site, "after the flood", || wait(8))?);
-            ensure!(under <= 2 * calm.max(FLOOR_MS), "99th percentile: {text}, after it {calm} ms");
-        }
-        told.push(text);
-    }
-    Ok(format!("99th percentile: {}", told.join("; ")))
-}
-
-fn wait(seconds: u64) -> Result<()> {
-    thread::sleep(Duration::from_secs(seconds));
-    Ok(())
-}
-
-/// The 99th percentile, in ms, without a flood and under it, and how many SYNs that was in which time.
-fn flooded(site: &Site, what: &str, target: &str, source: Option<&str>) -> Result<(u64, u64, String)> {
-    let calm = look(site, "before the flood", || wait(8))?;
-    let mut words = vec!["flood", target, "--rate", FLOOD_RATE];
-    if let Some(source) = source {
-        words.extend(["--source", source]);
-    }
-    let mut sent = String::new();
-    let under = look(site, what, || {
-        let output = site.on_client(&words)?.wait_with_output()?;
-        ensure!(output.status.success(), "the flood did not run");
-        sent = String::from_utf8(output.stdout)?;
-        Ok(())
-    })?;
-    let (count, seconds) = sent.trim().split_once(' ').context("no numbers of the flood")?;
-    Ok((calm, under, format!("{count} SYNs in {seconds} s")))
-}
-
-/// The 99th percentile of requests on new connections, in ms, as long as something lasts. None may fail.
-fn look(site: &Site, what: &str, meanwhile: impl FnOnce() -> Result<()>) -> Result<u64> {
-    let load = Load::start(site, &["--simple", "--browsers", "3", "--think-ms", "30", "--seconds", "300"])?;
-    meanwhile()?;
-    let records = load.end()?;
-    let all: Vec<&Record> = records.iter().collect();
-    let failed = records.iter().filter(|r| !r.error.is_empty()).count();
-    ensure!(failed == 0, "{what}: {failed} of {} requests failed: {}", records.len(), errors(&all));
-    ensure!(records.len() > 100, "{what}: only {} requests", records.len());
-    Ok(p99(records.iter().map(|r| r.millis).collect()))
 }

@@ -1,6 +1,8 @@
 //! What was found: a line for each event, a line for each promise.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
+
+use anyhow::Context as _;
 
 use super::load::Record;
 
@@ -78,26 +80,41 @@ pub fn p99(mut values: Vec<u64>) -> u64 {
 
 /// Promises, each with what was found.
 #[derive(Debug, Default)]
-pub struct Findings(Vec<(String, Result<String, String>)>);
+pub struct Findings {
+    only: Option<String>,
+    found: Vec<(String, Result<String, String>)>,
+}
 
 impl Findings {
-    /// Takes a promise down, and tells at once.
-    pub fn check(&mut self, promise: &str, outcome: anyhow::Result<String>) {
-        let outcome = outcome.map_err(|error| format!("{error:#}"));
+    /// Of those with this text in their names; of all.
+    pub fn only(text: Option<&str>) -> Self {
+        Self { only: text.map(str::to_owned), found: Vec::new() }
+    }
+
+    /// Looks at a promise, takes it down, and tells at once.
+    pub fn check(&mut self, promise: &str, look: impl FnOnce() -> anyhow::Result<String>) {
+        if self.only.as_ref().is_some_and(|only| !promise.contains(only.as_str())) {
+            return;
+        }
+        let outcome = look().map_err(|error| format!("{error:#}"));
         match &outcome {
             Ok(found) => eprintln!("\u{2713} {promise}: {found}"),
             Err(why) => eprintln!("\u{2717} {promise}: {why}"),
         }
-        self.0.push((promise.to_owned(), outcome));
+        self.found.push((promise.to_owned(), outcome));
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.found.is_empty()
     }
 
     pub fn all_kept(&self) -> bool {
-        self.0.iter().all(|(_, outcome)| outcome.is_ok())
+        self.found.iter().all(|(_, outcome)| outcome.is_ok())
     }
 
     pub fn table(&self) -> String {
         let mut out = String::from("| Promise | | Found |\n|---|---|---|\n");
-        for (promise, outcome) in &self.0 {
+        for (promise, outcome) in &self.found {
             let (mark, text) = match outcome {
                 Ok(text) => ("kept", text),
                 Err(text) => ("BROKEN", text),
@@ -106,6 +123,41 @@ impl Findings {
         }
         out
     }
+}
+
+/// The three load averages of this machine.
+pub fn load_average() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').take(3).collect::<Vec<_>>().join(" ")
+}
+
+/// A line about a run: the command, the machine, and what else that did (the load averages before the run).
+pub fn made_by(verb: &str, load: &str) -> String {
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let build = if cfg!(debug_assertions) { "debug" } else { "release" };
+    format!(
+        "Made by `cargo xtask scenario foobar {verb}` ({build} build) on {cores} cores, Linux {}; load averages before it: {load}.\n",
+        kernel.trim()
+    )
+}
+
+/// Puts a text between the comments `<!-- NAME -->` and `<!-- end of NAME -->` of a document; a directory without that
+/// document, or one without the comments, is left as it is.
+pub fn document(file: &Path, name: &str, text: &str) -> anyhow::Result<()> {
+    let Ok(old) = fs::read_to_string(file) else { return Ok(()) };
+    if let Some(new) = replaced(&old, name, text) {
+        fs::write(file, new).with_context(|| format!("cannot write {}", file.display()))?;
+        eprintln!("  {}: the table of {name}", file.display());
+    }
+    Ok(())
+}
+
+fn replaced(old: &str, name: &str, text: &str) -> Option<String> {
+    let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->"));
+    let (head, rest) = old.split_once(&begin)?;
+    let (_, tail) = rest.split_once(&end)?;
+    Some(format!("{head}{begin}{text}{end}{tail}"))
 }
 
 #[cfg(test)]
@@ -136,6 +188,15 @@ mod tests {
     }
 
     #[test]
+    fn a_table_is_put_in_its_place_in_a_document() {
+        let old = "a\n<!-- chaos -->\nold\n<!-- end of chaos -->\nz\n";
+        let new = replaced(old, "chaos", "new\n").unwrap();
+        assert_eq!(new, "a\n<!-- chaos -->\nnew\n<!-- end of chaos -->\nz\n");
+        assert_eq!(replaced(old, "test", "new\n"), None);
+        assert_eq!(replaced("<!-- chaos -->\nno end", "chaos", "new\n"), None);
+    }
+
+    #[test]
     fn the_99th_percentile_leaves_one_in_a_hundred_out() {
         assert_eq!(p99((1..=100).collect()), 99);
         assert_eq!(p99(vec![7]), 7);
@@ -145,9 +206,9 @@ mod tests {
     #[test]
     fn a_broken_promise_is_said_and_counted() {
         let mut findings = Findings::default();
-        findings.check("a", Ok("fine".to_owned()));
+        findings.check("a", || Ok("fine".to_owned()));
         assert!(findings.all_kept());
-        findings.check("b", Err(anyhow::anyhow!("not | so")));
+        findings.check("b", || Err(anyhow::anyhow!("not | so")));
         assert!(!findings.all_kept());
         assert!(findings.table().contains("| b | BROKEN | not / so |"), "{}", findings.table());
     }

@@ -83,6 +83,13 @@ impl Site {
         Ok(backends.iter().map(|b| (text(&b["name"]), text(&b["health"]))).collect())
     }
 
+    /// The backends of a service that take new connections.
+    pub fn takers(&self, balancer: &str, service: &str) -> Result<Vec<String>> {
+        let shown = self.lbctl(balancer, &["service", "show", service])?;
+        let backends = shown["backends"].as_array().context("no backends")?;
+        Ok(backends.iter().filter(|b| b["slots"].as_u64() > Some(0)).map(|b| text(&b["name"])).collect())
+    }
+
     /// The instances of VRRP of which a balancer is master.
     pub fn masters(&self, balancer: &str) -> Result<Vec<String>> {
         let pair = self.lbctl(balancer, &["pair"])?;

@@ -2,6 +2,8 @@
 
 use std::{
     fs,
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
     path::PathBuf,
     process::Command,
     thread,
@@ -41,7 +43,7 @@ pub fn up(place: &Place) -> Result<Site> {
 }
 
 fn steps(place: &Place, progress: Progress) -> Result<Site> {
-    progress.step("certificates", || certificates(place))?;
+    progress.step("certificates and keys", || certificates(place))?;
     progress.step("hosts, cables and switches", || hosts(place))?;
     let site = Site::of(place);
     progress.step("addresses, routes and firewalls", || each(&site, network))?;
@@ -70,7 +72,13 @@ fn each(site: &Site, work: impl Fn(&Host) -> Result<()> + Sync) -> Result<()> {
 
 fn certificates(place: &Place) -> Result<()> {
     fs::create_dir_all(place.dir())?;
-    run(Command::new(examples().join("make-certificates.sh")).arg(place.dir().join("pki"))).map(|_| ())
+    run(Command::new(examples().join("make-certificates.sh")).arg(place.dir().join("pki")))?;
+    // The key of the link between the balancers.
+    let key = run(Command::new("openssl").args(["rand", "-base64", "32"]))?;
+    let file = place.dir().join("pki/sync.keys");
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(file)?;
+    file.write_all(key.as_bytes()).context("cannot write the key of the sync link")
 }
 
 /// Where lbd and lbctl of this build are: beside this program.
@@ -122,10 +130,10 @@ pub fn host(place: &Place, name: &str, zone: &str) -> Result<()> {
         Host::lay_out(place, name, &bin_dir()?)?;
         let etc = place.host_dir(name).join("etc");
         let pki = place.dir().join("pki");
-        // Who gets what of the certificates: the key goes to the web servers alone.
+        // Who gets what: the key of the certificate goes to the web servers alone.
         let copies: &[(&str, &str)] = match zone {
             "web" => &[("www.foobar.com.pem", "nginx/tls"), ("www.foobar.com.key", "nginx/tls")],
-            "lb" => &[("ca.pem", "lbd")],
+            "lb" => &[("ca.pem", "lbd"), ("sync.keys", "lbd")],
             "public" => &[("ca.pem", "foobar")],
             _ => &[],
         };
@@ -230,6 +238,9 @@ pub fn first_answers(site: &Site) -> Result<()> {
     for balancer in BALANCERS {
         wait_for(&format!("the backends of {balancer}"), PATIENCE, || settled(site, balancer))?;
     }
+    for balancer in BALANCERS {
+        wait_for(&format!("the link of {balancer}"), PATIENCE, || linked(site, balancer))?;
+    }
     wait_for("each balancer with its own addresses", PATIENCE, || {
         let got: Vec<Vec<String>> = BALANCERS.iter().map(|b| site.masters(b).unwrap_or_default()).collect();
         if got == [vec!["public-a", "app"], vec!["public-b", "db"]] {
@@ -252,14 +263,26 @@ pub fn first_answers(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// Whether a balancer sees every server up that should be, the primary as the one for writes.
+/// Whether a balancer has its link to the other one, with heartbeats, and both are configured alike.
+pub fn linked(site: &Site, balancer: &str) -> Result<(), String> {
+    let host = site.host(balancer).map_err(|e| format!("{e:#}"))?;
+    let said = host.call(&["lbctl", "pair"]).map_err(|e| format!("{e:#}"))?;
+    let other = BALANCERS.iter().find(|name| **name != balancer).copied().unwrap_or_default();
+    let well = |line: &str| {
+        let mut words = line.split_whitespace();
+        words.next() == Some(other) && words.any(|word| word == "yes") && line.contains("the same")
+    };
+    if said.lines().any(well) { Ok(()) } else { Err(said) }
+}
+
+/// Whether a balancer sees every server up that should be, the primary alone as the one for writes.
 fn settled(site: &Site, balancer: &str) -> Result<(), String> {
     for (service, up) in [
         ("www", &["web1", "web2"][..]),
         ("www-http", &["web1", "web2"]),
         ("app", &["app1", "app2"]),
         ("db-write", &["db1"]),
-        ("db-read", &["db2"]),
+        ("db-read", &["db1", "db2"]),
     ] {
         let health = site.health(balancer, service).map_err(|e| format!("{e:#}"))?;
         let seen: Vec<&str> = health.iter().filter(|(_, h)| *h == "up").map(|(n, _)| n.as_str()).collect();

@@ -77,9 +77,14 @@ fn mysql_logs_in_and_tells_a_primary_from_a_replica() -> Result<()> {
     assert_eq!(host.check(&check(Some("open"), None, Role::Any), PORT, LONG), Ok(()));
     assert_eq!(host.check(&primary, PORT, LONG), Ok(()));
     assert_eq!(host.fails(&replica, PORT), "server is a primary, expected a replica");
+    // A promotion and the way back change what the server is fit for, not whether the check passes.
+    let rather_replica = check(Some("lbd"), Some(&password), Role::PreferReplica);
+    let stands_in = host.check(&rather_replica, PORT, LONG).expect_err("it takes writes");
+    assert!(stands_in.stands_in() && !stands_in.is_local(), "{stands_in}");
     sql(&host, "SET GLOBAL read_only = 1");
     assert_eq!(host.check(&replica, PORT, LONG), Ok(()));
     assert_eq!(host.fails(&primary, PORT), "server is a replica, expected a primary");
+    assert_eq!(host.check(&rather_replica, PORT, LONG), Ok(()));
 
     let denied = host.fails(&check(Some("lbd"), Some(&wrong), Role::Any), PORT);
     assert!(denied.starts_with("MySQL error: 1045: Access denied for user 'lbd'@'127.0.0.1'"), "{denied}");

@@ -47,6 +47,9 @@ fn redis_answers_and_tells_its_role() -> Result<()> {
     assert_eq!(host.check(&primary, PRIMARY, LONG), Ok(()));
     assert_eq!(host.check(&replica, REPLICA, LONG), Ok(()));
     assert_eq!(host.fails(&replica, PRIMARY), "server is a primary, expected a replica");
+    let rather_replica = check(None, None, Role::PreferReplica);
+    assert_eq!(host.check(&rather_replica, REPLICA, LONG), Ok(()));
+    assert!(host.check(&rather_replica, PRIMARY, LONG).expect_err("it takes writes").stands_in());
     assert_eq!(host.fails(&primary, REPLICA), "server is a replica, expected a primary");
     host.hangs_and_refuses(&any);
     assert_eq!(host.stops(&server, &primary, PRIMARY), "connected, but no answer within 300ms");

@@ -180,7 +180,7 @@ fn health() -> impl Strategy<Value = HealthSpec> {
     let login = (
         option::of("[a-z]{1,20}"),
         option::of("/[a-z]{1,20}"),
-        select(vec![Role::Any, Role::Primary, Role::Replica]),
+        select(vec![Role::Any, Role::Primary, Role::Replica, Role::PreferReplica]),
     );
     let login = login.prop_map(|(user, file, role)| (user, file.map(std::path::PathBuf::from), role));
     let mysql = login.clone().prop_map(|(user, password_file, role)| {

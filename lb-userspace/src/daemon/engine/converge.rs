@@ -121,7 +121,7 @@ impl Engine {
             self.health.remove(key);
         }
         for target in &set {
-            let known = Known { address: target.address, health: target.initial };
+            let known = Known { address: target.address, health: target.initial, stands_in: false };
             self.health.insert(target.key.clone(), known);
         }
         self.health_task.change_targets(gone, set);

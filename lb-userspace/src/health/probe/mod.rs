@@ -107,6 +107,16 @@ impl Probe {
     }
 }
 
+/// What it means that a database server is what it is.
+fn judge_role(found: Role, expected: Role) -> Result<(), ProbeFailure> {
+    match (expected, found) {
+        (Role::PreferReplica, Role::Primary) => Err(ProbeFailure::StandsIn { found }),
+        (Role::PreferReplica, Role::Replica) => Ok(()),
+        _ if found == expected => Ok(()),
+        _ => Err(ProbeFailure::Role { found, expected }),
+    }
+}
+
 /// When a check has failed for want of an answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline {
@@ -213,6 +223,9 @@ pub enum ProbeFailure {
     /// The server is well, but not the one that is looked for.
     #[error("server is a {found}, expected a {expected}")]
     Role { found: Role, expected: Role },
+    /// No failure: the check passed, and the backend is one that stands in for others.
+    #[error("server is a {found}: it stands in where there is no replica")]
+    StandsIn { found: Role },
     /// An answer to a datagram that is not the expected one.
     #[error("answer {found} does not hold what is expected")]
     Unexpected { found: String },
@@ -275,6 +288,7 @@ impl ProbeFailure {
             | Self::Server { .. }
             | Self::NotServing { .. }
             | Self::Role { .. }
+            | Self::StandsIn { .. }
             | Self::Unexpected { .. }
             | Self::NotDns
             | Self::NoRecord
@@ -283,6 +297,14 @@ impl ProbeFailure {
             | Self::Killed { .. }
             | Self::CommandTimeout { .. }
             | Self::HeadTooLarge => false,
+        }
+    }
+
+    /// True if the check passed with a backend that stands in for others.
+    pub fn stands_in(&self) -> bool {
+        match self {
+            Self::OnBackend { failure, .. } => failure.stands_in(),
+            other => matches!(other, Self::StandsIn { .. }),
         }
     }
 

@@ -4,7 +4,7 @@
 //! connections and answers. A check that ended after the server's greeting would count as an error of the connection
 //! there, and after `max_connect_errors` of them the server would shut this host out.
 
-use super::{Deadline, Peer, ProbeFailure, Stage, connect, secret};
+use super::{Deadline, Peer, ProbeFailure, Stage, connect, judge_role, secret};
 use crate::model::{MysqlCheck, Role};
 use mysql_common::{
     auth::plugins::{ChallengeResponsePlugin as _, Context, Response},
@@ -58,10 +58,10 @@ pub async fn probe(
         }
         let found = match check.role {
             Role::Any => Role::Any,
-            Role::Primary | Role::Replica => server.role().await?,
+            Role::Primary | Role::Replica | Role::PreferReplica => server.role().await?,
         };
         server.quit().await;
-        if found == check.role { Ok(()) } else { Err(ProbeFailure::Role { found, expected: check.role }) }
+        judge_role(found, check.role)
     };
     deadline.limit(Stage::Answer, judged).await
 }

@@ -1,6 +1,6 @@
 //! The Redis check (Valkey and others that speak its protocol too): `PING`; with a role asked for, `ROLE`.
 
-use super::{Deadline, Peer, ProbeFailure, Stage, connect, secret};
+use super::{Deadline, Peer, ProbeFailure, Stage, connect, judge_role, secret};
 use crate::model::{RedisCheck, Role};
 use redis::{
     AsyncConnectionConfig, ErrorKind, RedisConnectionInfo, RedisError, Value, aio::MultiplexedConnection, cmd,
@@ -58,7 +58,7 @@ async fn ask(mut connection: MultiplexedConnection, role: Role) -> Result<(), Pr
         Some(Value::BulkString(word)) if word == b"slave" || word == b"replica" => Role::Replica,
         _ => return Err(not_redis()),
     };
-    if found == role { Ok(()) } else { Err(ProbeFailure::Role { found, expected: role }) }
+    judge_role(found, role)
 }
 
 /// Names the reason of the library's error.

@@ -75,7 +75,7 @@ pub struct Target {
     pub initial: Health,
 }
 
-/// A change of a target's health.
+/// A change of a target's health, or of what it is fit for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthEvent {
     pub key: TargetKey,
@@ -83,8 +83,13 @@ pub struct HealthEvent {
     /// removed or gets another address: compare.
     pub address: SocketAddr,
     pub health: Health,
-    /// The health of the event before; of the first one, [`Target::initial`]. Differs from `health`.
+    /// The health of the event before; of the first one, [`Target::initial`]. Differs from `health`, unless
+    /// `stands_in` has changed.
     pub previous: Health,
+    /// It is fit to stand in for others, and for no more. False until a check says so.
+    pub stands_in: bool,
+    /// The same of the event before.
+    pub stood_in: bool,
     /// For the operator.
     pub reason: String,
     pub at: SystemTime,
@@ -96,6 +101,8 @@ pub struct TargetStatus {
     /// As in [`Target::address`].
     pub address: SocketAddr,
     pub health: Health,
+    /// As in [`HealthEvent::stands_in`]; kept while checks fail.
+    pub stands_in: bool,
     /// When the health changed; `None` if it has not since the target was added.
     pub since: Option<SystemTime>,
     pub last: LastResult,
@@ -125,6 +132,7 @@ impl TargetStatus {
             LastResult::Waiting => "the first check has not ended".to_owned(),
             LastResult::Inconclusive(failure) => failure.to_string(),
             LastResult::Passed => match (health, &self.last_failure) {
+                (Health::Up, _) if self.stands_in => "check passed: it stands in for others".to_owned(),
                 (Health::Up, _) => "check passed".to_owned(),
                 (Health::Down, Some(failure)) => {
                     format!("check passed, not often enough yet; before that: {failure}")
@@ -408,7 +416,7 @@ impl Shell {
         };
         self.running.remove(&id);
         let now = Instant::now();
-        let ok = result.is_ok();
+        let ok = result.as_ref().map_or_else(ProbeFailure::stands_in, |()| true);
         let local = result.as_ref().err().filter(|failure| failure.is_local()).cloned();
         let Some(finished) = self.roster.finished(id, result, now, SystemTime::now()) else { return };
         match local {

@@ -22,8 +22,12 @@ impl Outbox {
     /// one that waits.
     pub(super) fn push(&mut self, event: HealthEvent) {
         match self.waiting.get_mut(&event.key) {
-            Some((_, waiting)) if waiting.previous == event.health => self.forget(&event.key),
-            Some((_, waiting)) => *waiting = HealthEvent { previous: waiting.previous, ..event },
+            Some((_, waiting)) if (waiting.previous, waiting.stood_in) == (event.health, event.stands_in) => {
+                self.forget(&event.key);
+            }
+            Some((_, waiting)) => {
+                *waiting = HealthEvent { previous: waiting.previous, stood_in: waiting.stood_in, ..event };
+            }
             None => {
                 self.order.push_back((self.next, event.key.clone()));
                 self.waiting.insert(event.key.clone(), (self.next, event));
@@ -72,7 +76,22 @@ mod tests {
     fn event(n: u8, previous: Health, health: Health) -> HealthEvent {
         let key = TargetKey { service: "s".parse().unwrap(), backend: format!("b{n}").parse().unwrap() };
         let address = "127.0.0.1:1".parse().unwrap();
-        HealthEvent { key, address, previous, health, reason: "test".into(), at: SystemTime::UNIX_EPOCH }
+        let (stands_in, stood_in) = (false, false);
+        let at = SystemTime::UNIX_EPOCH;
+        HealthEvent { key, address, previous, stood_in, health, stands_in, reason: "test".into(), at }
+    }
+
+    #[test]
+    fn what_a_target_is_fit_for_is_not_lost_between_two_changes_of_health() {
+        let role = |stood_in, stands_in, event: HealthEvent| HealthEvent { stood_in, stands_in, ..event };
+        let mut outbox = Outbox::default();
+        outbox.push(role(false, true, event(1, Up, Up)));
+        outbox.push(role(true, true, event(1, Up, Down)));
+        outbox.push(role(true, true, event(1, Down, Up)));
+        assert_eq!(drain(&mut outbox), [role(false, true, event(1, Up, Up))]);
+        outbox.push(role(true, false, event(1, Up, Up)));
+        outbox.push(role(false, true, event(1, Up, Up)));
+        assert!(outbox.is_empty());
     }
 
     fn drain(outbox: &mut Outbox) -> Vec<HealthEvent> {

@@ -135,8 +135,8 @@ impl Roster {
             None => target.initial,
         };
         let old = self.remove(&target.key, applied);
-        let since = old.filter(|old| old.status.address == target.address).and_then(|old| old.status.since);
-        self.add(target, health, since, now, wall, applied);
+        let old = old.filter(|old| old.status.address == target.address);
+        self.add(target, health, old.map(|old| old.status), now, wall, applied);
     }
 
     fn remove(&mut self, key: &TargetKey, applied: &mut Applied) -> Option<Member> {
@@ -153,14 +153,20 @@ impl Roster {
         &mut self,
         target: &Target,
         health: Health,
-        since: Option<SystemTime>,
+        before: Option<Arc<TargetStatus>>,
         now: Instant,
         wall: SystemTime,
         applied: &mut Applied,
     ) {
         let Target { key, address, vips, spec, initial: _ } = target;
-        let mut status =
-            TargetStatus { address: *address, health, since, last: LastResult::Waiting, last_failure: None };
+        let mut status = TargetStatus {
+            address: *address,
+            health,
+            stands_in: before.as_ref().is_some_and(|before| before.stands_in),
+            since: before.and_then(|before| before.since),
+            last: LastResult::Waiting,
+            last_failure: None,
+        };
         let checked = match aims(target) {
             Ok(aims) if !aims.is_empty() => {
                 let id = self.schedule.insert(hash_of(key), spec.interval, now);
@@ -172,7 +178,7 @@ impl Roster {
                 if health != Health::Up {
                     status.health = Health::Up;
                     status.since = Some(wall);
-                    applied.events.push(status.event(key, health, wall));
+                    applied.events.push(status.event(key, (health, status.stands_in), wall));
                 }
                 None
             }
@@ -226,8 +232,17 @@ impl Roster {
         };
         let member = self.by_key.get_mut(key)?;
         let kind = member.checked.as_ref()?.aims.first()?.probe.kind();
+        let before = member.status.stands_in;
+        let mut stands_in = before;
         let (event, last) = match result {
-            Ok(()) => (fsm::Event::Passed, LastResult::Passed),
+            Ok(()) => {
+                stands_in = false;
+                (fsm::Event::Passed, LastResult::Passed)
+            }
+            Err(failure) if failure.stands_in() => {
+                stands_in = true;
+                (fsm::Event::Passed, LastResult::Passed)
+            }
             Err(failure) if failure.is_local() => {
                 (fsm::Event::Inconclusive, LastResult::Inconclusive(failure.into()))
             }
@@ -237,30 +252,38 @@ impl Roster {
         member.state = state;
         self.schedule.set_interval(id, state.pace(&member.spec));
         self.schedule.finished(id, now);
-        let changed = transition.is_some() || member.status.last != last;
+        let role_changed = stands_in != before;
+        let changed = transition.is_some() || role_changed || member.status.last != last;
         if changed {
             let status = Arc::make_mut(&mut member.status);
             status.health = state.health;
+            status.stands_in = stands_in;
             if let LastResult::Failed(failure) = &last {
                 status.last_failure = Some(Arc::clone(failure));
             }
             status.last = last;
         }
-        let event = transition.map(|transition| {
+        if transition.is_some() {
             Arc::make_mut(&mut member.status).since = Some(wall);
-            member.status.event(key, transition.from, wall)
-        });
+        }
+        let from = transition.map_or(state.health, |transition| transition.from);
+        let event =
+            (transition.is_some() || role_changed).then(|| member.status.event(key, (from, before), wall));
         Some(Finished { key, kind, event, status: changed.then(|| Arc::clone(&member.status)) })
     }
 }
 
 impl TargetStatus {
-    fn event(&self, key: &TargetKey, previous: Health, at: SystemTime) -> HealthEvent {
+    /// `before`: what the health was, and whether it stood in.
+    fn event(&self, key: &TargetKey, before: (Health, bool), at: SystemTime) -> HealthEvent {
+        let (previous, stood_in) = before;
         HealthEvent {
             key: key.clone(),
             address: self.address,
             health: self.health,
             previous,
+            stands_in: self.stands_in,
+            stood_in,
             reason: self.reason(),
             at,
         }

@@ -208,6 +208,33 @@ fn another_spec_keeps_the_health_and_restarts_the_counters() {
 }
 
 #[test]
+fn who_stands_in_is_told_once_and_kept_while_checks_fail() {
+    let stands_in = || Err(ProbeFailure::StandsIn { found: crate::model::Role::Primary });
+    let (mut bench, _) = Bench::new(&[target(1, Unknown)]);
+    let event = bench.check(stands_in()).0.expect("the role is known at once");
+    assert_eq!(
+        (event.previous, event.health, event.stood_in, event.stands_in),
+        (Unknown, Unknown, false, true)
+    );
+    let event = bench.check(stands_in()).0.expect("it is up after `rise` passes, of which these are two");
+    assert_eq!((event.previous, event.health, event.stands_in), (Unknown, Up, true));
+    assert!(event.reason.contains("stands in"), "{}", event.reason);
+    assert_eq!(bench.check(stands_in()).0, None);
+    bench.check(REFUSED);
+    let event = bench.check(REFUSED).0.expect("two failures take it down");
+    assert_eq!((event.health, event.stood_in, event.stands_in), (Down, true, true));
+    // Another check of the same server keeps it, another server does not have it.
+    let mut changed = target(1, Down);
+    Arc::make_mut(&mut changed.spec).interval = INTERVAL * 2;
+    assert!(bench.apply(&[changed]).statuses[0].1.stands_in);
+    let moved = Target { address: "127.0.0.2:80".parse().unwrap(), ..target(1, Unknown) };
+    assert!(!bench.apply(&[moved]).statuses[0].1.stands_in);
+    bench.check(stands_in());
+    let event = bench.check(Ok(())).0.expect("a replica again");
+    assert_eq!((event.health, event.stood_in, event.stands_in), (Up, true, false));
+}
+
+#[test]
 fn another_address_is_another_target() {
     let (mut bench, _) = Bench::new(&[target(1, Down)]);
     let moved = Target { address: "127.0.0.2:80".parse().unwrap(), ..target(1, Unknown) };

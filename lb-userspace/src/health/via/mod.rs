@@ -166,11 +166,17 @@ impl VipWay {
                 &open.runtime,
             );
         }
+        let mut verdict = Ok(());
         while let Some(ended) = checks.join_next().await {
             let (address, result) = ended.map_err(|_| ProbeFailure::Internal)?;
-            result.map_err(|failure| ProbeFailure::OnBackend { address, failure: Box::new(failure) })?;
+            let result =
+                result.map_err(|failure| ProbeFailure::OnBackend { address, failure: Box::new(failure) });
+            match result {
+                Err(failure) if failure.stands_in() => verdict = Err(failure),
+                other => other?,
+            }
         }
-        Ok(())
+        verdict
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -24,3 +24,4 @@ for key in bridge-nf-call-iptables bridge-nf-call-ip6tables bridge-nf-call-arpta
 done
 # The rest of the internet is somewhere else.
 ip route add blackhole default
+ip -6 route add blackhole default
