@@ -286,12 +286,6 @@ pub(super) static BGP_ANNOUNCED: Family<1> = Family::new(
     ["address"],
     "1 while a route to the address is there for a routing daemon, 0 while it is withheld; lbctl bgp tells why.",
 );
-pub(super) static SERVICES_HASH: Family<1> = Family::new(
-    Gauge,
-    "lbd_services_info",
-    ["hash"],
-    "1; hash over the services in force, runtime changes included: equal on nodes that forward alike.",
-);
 pub(super) static RING: Family<3> = Family::new(
     Gauge,
     "lbd_service_ring_info",

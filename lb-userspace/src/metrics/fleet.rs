@@ -10,7 +10,6 @@ use std::fmt;
 
 pub(super) fn encode(snapshot: &Snapshot, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let fleet = &snapshot.fleet;
-    gauges(encoder, &families::SERVICES_HASH, [([fleet.services_hash.as_str()], 1)])?;
     let rings: Vec<_> = fleet
         .rings
         .iter()
