@@ -15,6 +15,7 @@ pub mod control;
 pub mod daemon;
 pub mod dataplane;
 pub mod events;
+pub mod fleet;
 pub mod flowsync;
 pub mod health;
 pub mod import;

@@ -65,6 +65,7 @@ const ROOMS: &[Room] = &[
             "lb_userspace::net",
             "lb_userspace::notify",
             "lb_userspace::command",
+            "lb_userspace::fleet",
             "lb_userspace::control",
             "lb_userspace::metrics",
             "lb_userspace::telemetry",
