@@ -38,6 +38,7 @@ impl Engine {
         if plan_only {
             let message = match changes.len() {
                 0 => format!("{file}: nothing would change"),
+                1 => format!("{file}: 1 setting would change"),
                 n => format!("{file}: {n} settings would change"),
             };
             return Ok(ChangeView { planned_only: true, plan, ..self.changed(message, changes) });
@@ -83,6 +84,7 @@ impl Engine {
         self.calm.disturb();
         let message = match changes.len() {
             0 => format!("{file} read again: nothing changed"),
+            1 => format!("{file} read again: 1 setting changed"),
             n => format!("{file} read again: {n} settings changed"),
         };
         Ok(self.changed(message, changes))
