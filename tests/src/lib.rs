@@ -12,7 +12,6 @@
 //! - [`echo`]: servers for datagrams and checked uploads;
 //! - [`failover`]: both balancers under faults: outages, connections, and who answers;
 //! - [`foobar`]: the program that brings up a whole site, breaks it and counts who noticed;
-//! - [`outage`]: how long an address does not answer;
 //! - [`skip`]: a test that cannot run says so loudly.
 
 pub mod balancer;
@@ -25,7 +24,6 @@ pub mod foobar;
 pub mod http;
 pub mod kernel;
 pub mod lab;
-pub mod outage;
 pub mod packets;
 pub mod playground;
 pub mod skip;

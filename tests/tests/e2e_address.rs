@@ -3,11 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     thread,
     time::{Duration, Instant},
 };
@@ -16,6 +12,10 @@ use lb_common::csum;
 use lb_tests::{
     balancer::{Balancer, Service, Settings},
     echo,
+    failover::{
+        nodes::sync,
+        prober::{Prober, Way},
+    },
     lab::{Node, Result, Shape, Sniffer, Topology, ping, wait_until},
     require,
     skip::Need,
@@ -29,6 +29,8 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// How long answers are waited for: the slowest answer of a busy machine.
 const ANSWERS: Duration = Duration::from_millis(400);
 const PORT: u16 = 5353;
+/// Between two datagrams of a client.
+const PERIOD: Duration = Duration::from_millis(1);
 
 type Mac = [u8; 6];
 
@@ -37,13 +39,19 @@ fn topology() -> Result<Topology> {
 }
 
 fn start<'t>(topology: &'t Topology, on: usize, held_by: &str) -> Result<Balancer<'t>> {
+    start_with(topology, on, held_by, "")
+}
+
+/// `more`: lines of `[[vrrp]]`, and sections.
+fn start_with<'t>(topology: &'t Topology, on: usize, held_by: &str, more: &str) -> Result<Balancer<'t>> {
     let priority = [150, 100][on];
     let rest = format!(
         "\n[[vrrp]]\nname = \"public\"\ninterface = \"eth0\"\nrouter_id = 51\npriority = {priority}\n\
-         addresses = [\"192.0.2.10/24\", \"2001:db8::10/64\"]\nadvert_interval = \"100ms\"\nheld_by = \"{held_by}\"\n"
+         addresses = [\"192.0.2.10/24\", \"2001:db8::10/64\"]\nadvert_interval = \"100ms\"\nheld_by = \"{held_by}\"\n{more}"
     );
     let udp = Service::www([topology.vip4(), topology.vip6()]).name("echo").port(PORT).udp();
-    Balancer::start(topology, Settings { on, rest, ..Settings::of([udp.nodes(&topology.backends)]) })
+    let settings = Settings { on, rest, ..Settings::of([udp.nodes(&topology.backends)]) };
+    Balancer::start(topology, Settings { interfaces: vec!["eth0".to_owned()], ..settings })
 }
 
 fn pair(balancer: &Balancer<'_>) -> PairView {
@@ -163,41 +171,8 @@ fn wait_for_answers(topology: &Topology, nodes: &[&Node]) -> Result<()> {
 }
 
 /// A client that sends a datagram every millisecond to the service and expects it back.
-struct Prober {
-    stop: Arc<AtomicBool>,
-    thread: thread::JoinHandle<(Duration, u64)>,
-}
-
-impl Prober {
-    fn start(topology: &Topology, vip: IpAddr) -> Self {
-        let local: SocketAddr = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().unwrap();
-        let socket = topology.client.ns.run(|| UdpSocket::bind(local).expect("a socket"));
-        socket.connect((vip, PORT)).expect("a route");
-        socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
-        let stop = Arc::<AtomicBool>::default();
-        let stopped = Arc::clone(&stop);
-        let thread = thread::spawn(move || {
-            let (mut longest, mut answers, mut last, mut buffer) =
-                (Duration::ZERO, 0, Instant::now(), [0; 64]);
-            while !stopped.load(Ordering::Relaxed) {
-                // Unreachable for a moment: that is an outage.
-                let _ = socket.send(b"probe");
-                if socket.recv(&mut buffer).is_ok() {
-                    answers += 1;
-                    longest = longest.max(last.elapsed());
-                    last = Instant::now();
-                }
-            }
-            (longest.max(last.elapsed()), answers)
-        });
-        Self { stop, thread }
-    }
-
-    /// The longest time without an answer, and the answers.
-    fn stop(self) -> (Duration, u64) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("the prober")
-    }
+fn probe(topology: &Topology, vip: IpAddr) -> Prober {
+    Prober::start(&topology.client.ns, Way::Udp((vip, PORT).into()), PERIOD).expect("a prober")
 }
 
 fn echo_servers(topology: &Topology) -> Result<[echo::Server; 2]> {
@@ -295,7 +270,7 @@ fn silence(held_by: &str, signal: Signal) -> Result<()> {
     wait_for_state(&one, "master")?;
     wait_for_state(&two, "backup")?;
     wait_for_answers(&topology, &[lb1])?;
-    let probers = [topology.vip4(), topology.vip6()].map(|vip| Prober::start(&topology, vip));
+    let probers = [topology.vip4(), topology.vip6()].map(|vip| probe(&topology, vip));
     thread::sleep(Duration::from_millis(500));
 
     if signal == Signal::SIGKILL {
@@ -308,7 +283,8 @@ fn silence(held_by: &str, signal: Signal) -> Result<()> {
     assert_answers(&topology, &[lb2]);
     assert_eq!(has(lb1, "192.0.2.10"), held_by == "interface", "nobody was there to take it off");
     for (prober, family) in probers.into_iter().zip(["IPv4", "IPv6"]) {
-        let (longest, answers) = prober.stop();
+        let trace = prober.stop();
+        let (longest, answers) = (trace.outage(PERIOD).sure(), trace.answers.len());
         eprintln!("{held_by}, {signal}, {family}: longest outage {longest:?}, {answers} answers");
         assert!(answers > 0);
         // Forwarding goes on meanwhile: what is lost is what a busy machine does not get to.
@@ -379,6 +355,57 @@ fn a_lone_node_answers_without_its_daemon() -> Result<()> {
     Ok(())
 }
 
+/// The link to the peer is taken out of the configuration: each of the two is alone then, as far as it knows.
+#[test]
+fn without_its_link_a_node_forgets_its_peer() -> Result<()> {
+    require!(Need::Root, Need::Tool("ip"));
+    let shape = Shape { backends: 2, vips_on_link: true, sync_link: true, ..Shape::default() };
+    let topology = Topology::new(&shape)?;
+    let lb1 = &topology.lb[0];
+    let [first, second] = [&topology.backends[0].name, &topology.backends[1].name];
+    let link = [sync(&topology, 0)?, sync(&topology, 1)?];
+    let node =
+        |on: usize| start_with(&topology, on, "dataplane", &format!("track_peer_config = -10\n{}", link[on]));
+    let (mut one, mut two) = (node(0)?, node(1)?);
+    wait_for_state(&one, "master")?;
+    wait_for_state(&two, "backup")?;
+    // Both have the same word, the standby by the link; and each knows of the other that its services differ then.
+    let shares = |balancer: &Balancer<'_>| {
+        let slots = |name: &str| {
+            let view = balancer.service("echo").backends.into_iter().find(|backend| backend.name == name);
+            view.expect("a backend").slots
+        };
+        (slots(first), slots(second))
+    };
+    wait_until("the standby follows", PATIENCE, || two.process().log().contains("slots follow the master"))?;
+    one.lbctl(&["backend", "weight", "echo", second, "30"]);
+    for balancer in [&one, &two] {
+        wait_until("the difference counts", PATIENCE, || {
+            pair(balancer).missing.iter().any(|missing| missing.weight == -10)
+        })?;
+    }
+    wait_until("the standby has the master's slots", PATIENCE, || shares(&two).0 > 2 * shares(&two).1)?;
+
+    // What the peer was is forgotten.
+    for (balancer, link) in [&mut one, &mut two].into_iter().zip(&link) {
+        balancer.configure(|settings| settings.rest = settings.rest.replace(link, ""))?;
+        balancer.reload();
+        wait_until("nothing is missing", PATIENCE, || pair(balancer).missing.is_empty())?;
+    }
+    // The standby decides on its slots by itself.
+    wait_until("it has its own slots", PATIENCE, || shares(&two).0.abs_diff(shares(&two).1) < 10)?;
+    two.lbctl(&["backend", "weight", "echo", first, "30"]);
+    wait_until("it has those of its weights", PATIENCE, || shares(&two).1 > 2 * shares(&two).0)?;
+
+    // And nobody is known who would take over from a master that is silent.
+    two.kill();
+    one.process().signal(Signal::SIGSTOP);
+    thread::sleep(8 * INTERVAL);
+    assert_answers(&topology, &[lb1]);
+    one.process().signal(Signal::SIGCONT);
+    wait_for_state(&one, "master")
+}
+
 /// `accept`: what no service takes is the host's, or nobody's.
 #[test]
 fn what_no_service_takes() -> Result<()> {
@@ -406,9 +433,9 @@ fn what_no_service_takes() -> Result<()> {
         assert!(!reached(vip), "{vip}");
         assert!(one.dropped("not_accepted") > before);
         ping(&topology.client.ns, vip, 56, Duration::from_secs(5))?;
-        let prober = Prober::start(&topology, vip);
+        let prober = probe(&topology, vip);
         thread::sleep(Duration::from_secs(1));
-        assert!(prober.stop().1 > 0, "the service of {vip} goes on");
+        assert!(!prober.stop().answers.is_empty(), "the service of {vip} goes on");
     }
     // Neighbours find it all the same.
     assert_answers(&topology, &[lb1]);

@@ -11,8 +11,8 @@ use std::{
 use lb_tests::{
     balancer::{Balancer, Service, Settings},
     client,
+    failover::prober::{Outage, Prober, Way},
     lab::{Result, Shape, Topology, wait_until},
-    outage::{Prober, Seen},
     require,
     skip::Need,
 };
@@ -22,6 +22,7 @@ use nix::sys::signal::Signal;
 /// Far more than anything takes, for machines that are busy with other things.
 const PATIENCE: Duration = Duration::from_secs(30);
 const VIP: &str = "192.0.2.10";
+const PERIOD: Duration = Duration::from_millis(1);
 /// Runs of each kind, of which the median counts.
 const RUNS: usize = 3;
 /// What a change of master that is agreed may cost on a machine that is busy with other things; on an idle one it is
@@ -97,27 +98,24 @@ fn wait_for_peer(balancer: &Balancer<'_>, peer: &str) -> Result<()> {
         .inspect_err(|_| eprintln!("{:?}\n{}", link(balancer), balancer.process().log()))
 }
 
-fn median(mut seen: Vec<Seen>, what: &str) -> Duration {
-    seen.sort_by_key(|seen| seen.outage);
-    let figures: Vec<String> = seen
-        .iter()
-        .map(|seen| {
-            format!("{:.1} ms ({} of {} lost)", seen.outage.as_secs_f64() * 1e3, seen.lost, seen.sent)
-        })
-        .collect();
-    eprintln!("{what}: {}", figures.join(", "));
-    seen[seen.len() / 2].outage
+fn median(mut seen: Vec<Outage>, what: &str) -> Duration {
+    seen.sort_by_key(Outage::sure);
+    let shown = |seen: &Outage| format!("{:.1?} ({} lost, {:.1?} late)", seen.sure(), seen.lost, seen.late);
+    eprintln!("{what}: {}", seen.iter().map(shown).collect::<Vec<_>>().join(", "));
+    seen[seen.len() / 2].sure()
 }
 
 /// What a client sees while something is done, and a second longer.
-fn watch(topology: &Topology, deed: impl FnOnce() -> Result<()>) -> Result<Seen> {
+fn watch(topology: &Topology, deed: impl FnOnce() -> Result<()>) -> Result<Outage> {
     let vip: IpAddr = VIP.parse().unwrap();
     lb_tests::lab::ping(&topology.client.ns, vip, 8, PATIENCE)?;
-    let prober = Prober::start(&topology.client.ns, vip).expect("a prober");
+    let prober = Prober::start(&topology.client.ns, Way::Ping(vip), PERIOD).expect("a prober");
     std::thread::sleep(Duration::from_millis(300));
     deed()?;
     std::thread::sleep(Duration::from_secs(1));
-    Ok(prober.end())
+    let trace = prober.stop();
+    assert!(!trace.answers.is_empty(), "no request was answered");
+    Ok(trace.outage(PERIOD))
 }
 
 #[test]

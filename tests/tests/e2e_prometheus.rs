@@ -184,10 +184,13 @@ fn sync(topology: &Topology, on: usize) -> String {
 fn settings(topology: &Topology, on: usize) -> Settings {
     let vrrp = format!(
         "\n[[vrrp]]\nname = \"public\"\ninterface = \"eth0\"\nrouter_id = 51\npriority = {}\n\
-         advert_interval = \"100ms\"\naddresses = [\"{}/24\", \"{}/64\"]\n",
+         advert_interval = \"100ms\"\naddresses = [\"{}/24\", \"{}/64\"]\ntrack_bfd = [\"peer\"]\n\n\
+         [[bfd]]\nname = \"peer\"\nlocal = \"{}\"\npeer = \"{}\"\ninterval = \"200ms\"\nmultiplier = 10\n",
         150 - 50 * on,
         topology.vip4(),
-        topology.vip6()
+        topology.vip6(),
+        topology.lb[on].v4,
+        topology.lb[1 - on].v4,
     );
     let www = Service::www([topology.vip4(), topology.vip6()]).nodes(&topology.backends).checked();
     let shop = Service::www([topology.vip4()])

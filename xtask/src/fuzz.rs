@@ -11,7 +11,15 @@ use crate::setup::{self, Group};
 use crate::workspace::Workspace;
 
 /// Each with the longest input that makes sense, in bytes.
-const TARGETS: [(&str, u32); 4] = [("config", 4096), ("import", 4096), ("packet", 300), ("vrrp", 1100)];
+const TARGETS: [(&str, u32); 7] = [
+    ("bfd", 64),
+    ("config", 4096),
+    ("flowsync", 4096),
+    ("import", 4096),
+    ("link", 4096),
+    ("packet", 300),
+    ("vrrp", 1100),
+];
 /// What makes the compiler note which ways a run took: the coverage that libFuzzer reads. All of it is stable, unlike the
 /// sanitizers, which would find little in a program without unsafe code.
 const COVERAGE: [&str; 8] = [
@@ -27,7 +35,7 @@ const COVERAGE: [&str; 8] = [
 
 #[derive(Args)]
 pub struct Options {
-    /// config, import, packet or vrrp; all of them, one after the other, without a name
+    /// bfd, config, flowsync, import, link, packet or vrrp; all of them, one after the other, without a name
     target: Option<String>,
     /// How long each runs
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]

@@ -8,6 +8,9 @@ pub mod fsm;
 pub mod packet;
 mod port;
 mod thread;
+mod view;
+
+pub use view::{Counters, Refused, SessionView};
 
 use crate::{
     model::{BfdSpec, VrrpName},
@@ -19,7 +22,6 @@ use std::{
     net::IpAddr,
     sync::{Arc, mpsc as sync_mpsc},
     thread::JoinHandle,
-    time::SystemTime,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -27,17 +29,6 @@ use tokio::sync::{mpsc, watch};
 const PRIORITY: i32 = 51;
 /// Configurations, and notices, that wait at most.
 const QUEUE: usize = 64;
-
-/// A session as it is.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SessionView {
-    pub spec: BfdSpec,
-    pub state: State,
-    pub diagnostic: Diagnostic,
-    pub since: SystemTime,
-    /// Why there is no socket, if there is none.
-    pub trouble: Option<String>,
-}
 
 /// What is to be logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,6 +86,7 @@ pub struct Bfd {
     queue: sync_mpsc::SyncSender<thread::Input>,
     waker: wake::Waker,
     views: watch::Receiver<Arc<Vec<SessionView>>>,
+    refused: Arc<Refused>,
     thread: JoinHandle<()>,
 }
 
@@ -109,14 +101,16 @@ impl Bfd {
         let (queue, inputs) = sync_mpsc::sync_channel(QUEUE);
         let (waker, alarm) = wake::pair()?;
         let (views_tx, views) = watch::channel(Arc::default());
+        let refused = Arc::<Refused>::default();
+        let for_thread = Arc::clone(&refused);
         let thread = std::thread::Builder::new().name("bfd".to_owned()).spawn(move || {
             if let Err(error) = wake::real_time(PRIORITY) {
                 // Full: it says more important things.
                 let _ = notices.try_send(Notice::Ordinary { error: error.to_string() });
             }
-            thread::Sessions::new(inputs, alarm, notices, views_tx, Box::new(report)).run();
+            thread::Sessions::new(inputs, alarm, notices, (views_tx, for_thread), Box::new(report)).run();
         })?;
-        Ok((Self { queue, waker, views, thread }, reader))
+        Ok((Self { queue, waker, views, refused, thread }, reader))
     }
 
     /// The sessions, in place of those before; those that stay as they are go on.
@@ -128,6 +122,10 @@ impl Bfd {
 
     pub fn views(&self) -> Arc<Vec<SessionView>> {
         Arc::clone(&self.views.borrow())
+    }
+
+    pub fn refused(&self) -> &Refused {
+        &self.refused
     }
 
     /// Tells the peers, and ends.

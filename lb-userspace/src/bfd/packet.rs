@@ -100,6 +100,35 @@ pub enum Refusal {
     OtherSession(u32),
 }
 
+impl Refusal {
+    /// Every label, in the order of [`Refusal::number`].
+    pub const LABELS: [&str; 9] = [
+        "length",
+        "version",
+        "authentication",
+        "multipoint",
+        "multiplier",
+        "discriminator",
+        "no_session",
+        "ttl",
+        "other_session",
+    ];
+
+    pub(super) const fn number(&self) -> usize {
+        match self {
+            Self::Length(_) => 0,
+            Self::Version(_) => 1,
+            Self::Authentication => 2,
+            Self::Multipoint => 3,
+            Self::Multiplier => 4,
+            Self::Discriminator => 5,
+            Self::NoSession => 6,
+            Self::HopLimit(_) => 7,
+            Self::OtherSession(_) => 8,
+        }
+    }
+}
+
 /// Reads a packet, and refuses what RFC 5880 section 6.8.6 wants discarded before a session is looked for.
 pub fn parse(bytes: &[u8]) -> Result<Packet, Refusal> {
     let Some(head) = bytes.first_chunk::<LENGTH>() else { return Err(Refusal::Length(bytes.len())) };
@@ -214,6 +243,7 @@ mod tests {
         assert_eq!(with(7, 0), Err(Refusal::Discriminator));
         assert_eq!(with(11, 0), Err(Refusal::NoSession));
         assert_eq!(parse(&BYTES[..23]), Err(Refusal::Length(23)));
+        assert_eq!(with(11, 0).map_err(|refusal| Refusal::LABELS[refusal.number()]), Err("no_session"));
         // Down, it need not know.
         let mut down = BYTES;
         (down[1], down[11]) = (0x40, 0);

@@ -1,6 +1,10 @@
 use super::*;
 use std::{
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
@@ -59,5 +63,22 @@ fn two_threads_meet() {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert_eq!(refused, [Refusal::HopLimit(64)]);
+    let counted: Vec<_> = a.refused().counts().filter(|(_, count)| *count > 0).collect();
+    assert_eq!(counted, [("ttl", 5)]);
+    let session = Arc::clone(&a.views()[0].counters);
+    let entered: Vec<_> = session.transitions().filter(|(state, _)| *state == State::Up).collect();
+    assert_eq!(entered, [(State::Up, 1)]);
+    let packets = |count: &AtomicU64| count.load(Relaxed);
+    // Down, init and up were each said by either side at least once.
+    assert!(packets(&session.received) >= 3 && packets(&session.sent) >= 3, "{session:?}");
+    // Another interval is another session of the same name: it goes on counting.
+    let received = packets(&session.received);
+    a.configure(vec![BfdSpec { interval: Duration::from_millis(60), ..spec("a", one, two) }]);
+    let start = Instant::now();
+    while a.views()[0].spec.interval != Duration::from_millis(60) {
+        assert!(start.elapsed() < patience, "{:?}", a.views());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(packets(&a.views()[0].counters.received) >= received);
     a.stop();
 }

@@ -2,7 +2,7 @@
 //! the timers, in that order, as VRRP's heartbeat does.
 
 use super::{
-    Notice, SessionView,
+    Counters, Notice, Refused, SessionView,
     fsm::{Change, Session},
     packet::{self, Diagnostic, HOP_LIMIT, Refusal, State, micros},
     port::{Arrived, Receiver, Sender},
@@ -23,7 +23,7 @@ use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
     io,
     net::IpAddr,
-    sync::{Arc, mpsc as sync_mpsc},
+    sync::{Arc, atomic::Ordering::Relaxed, mpsc as sync_mpsc},
     time::{Duration, SystemTime},
 };
 use tokio::sync::{mpsc, watch};
@@ -49,6 +49,7 @@ struct Entry {
     sender: Option<Sender>,
     since: SystemTime,
     trouble: Option<String>,
+    counters: Arc<Counters>,
 }
 
 pub(super) struct Sessions {
@@ -56,6 +57,7 @@ pub(super) struct Sessions {
     alarm: Alarm,
     notices: mpsc::Sender<Notice>,
     views: watch::Sender<Arc<Vec<SessionView>>>,
+    refused: Arc<Refused>,
     report: Report,
     entries: Vec<Entry>,
     receivers: BTreeMap<IpAddr, Receiver>,
@@ -83,7 +85,7 @@ impl Sessions {
         inputs: sync_mpsc::Receiver<Input>,
         alarm: Alarm,
         notices: mpsc::Sender<Notice>,
-        views: watch::Sender<Arc<Vec<SessionView>>>,
+        (views, refused): (watch::Sender<Arc<Vec<SessionView>>>, Arc<Refused>),
         report: Report,
     ) -> Self {
         Self {
@@ -91,6 +93,7 @@ impl Sessions {
             alarm,
             notices,
             views,
+            refused,
             report,
             entries: Vec::new(),
             receivers: BTreeMap::new(),
@@ -134,6 +137,7 @@ impl Sessions {
                     diagnostic: entry.session.diagnostic,
                     since: entry.since,
                     trouble: entry.trouble.clone(),
+                    counters: Arc::clone(&entry.counters),
                 });
                 self.views.send_replace(Arc::new(views.collect()));
             }
@@ -156,6 +160,8 @@ impl Sessions {
         let mut before = std::mem::take(&mut self.entries);
         for spec in specs {
             let same = before.iter().position(|entry| entry.spec == spec);
+            let of_name = before.iter().find(|entry| entry.spec.name == spec.name);
+            let counters = of_name.map(|entry| Arc::clone(&entry.counters)).unwrap_or_default();
             let entry = same.map(|at| before.swap_remove(at)).unwrap_or_else(|| {
                 let discriminator = (self.chance.next() as u32).max(1);
                 Entry {
@@ -164,6 +170,7 @@ impl Sessions {
                     sender: None,
                     since: SystemTime::now(),
                     trouble: None,
+                    counters,
                 }
             });
             self.entries.push(entry);
@@ -218,6 +225,7 @@ impl Sessions {
             match self.judge(local, &arrived) {
                 Ok((at, packet)) => {
                     let now = clock();
+                    self.entries[at].counters.received.fetch_add(1, Relaxed);
                     let change = self.entries[at].session.receive(&packet, now);
                     self.tell(at, change);
                     let jitter = self.chance.next() as u8;
@@ -246,6 +254,7 @@ impl Sessions {
         let Some(Change { from, to, diagnostic }) = change else { return };
         let entry = &mut self.entries[at];
         entry.since = SystemTime::now();
+        entry.counters.entered(to);
         self.changed = true;
         let (name, peer) = (entry.spec.name.clone(), entry.spec.peer);
         match (from, to) {
@@ -259,6 +268,7 @@ impl Sessions {
     }
 
     fn refuse(&mut self, source: IpAddr, refusal: Refusal) {
+        self.refused.count(&refusal);
         let now = clock();
         let kind = std::mem::discriminant(&refusal);
         let (told, more) = self.refusals_told.entry(kind).or_insert((Moment(0), 0));
@@ -274,17 +284,24 @@ impl Sessions {
 
 impl Entry {
     fn transmit(&mut self, now: Moment, jitter: u8) {
-        let Some(sender) = &self.sender else { return };
+        if self.sender.is_none() {
+            return;
+        }
         if let Some(packet) = self.session.transmit(now, jitter) {
-            // What cannot be sent is missed by the peer, and that is what it is to notice.
-            let _ = sender.send(self.spec.peer, &packet.encode());
+            self.send(&packet);
         }
     }
 
     fn farewell(&mut self) {
         let packet = self.session.farewell();
-        if let Some(sender) = &self.sender {
-            let _ = sender.send(self.spec.peer, &packet.encode());
+        self.send(&packet);
+    }
+
+    fn send(&self, packet: &packet::Packet) {
+        let Some(sender) = &self.sender else { return };
+        // What cannot be sent is missed by the peer, and that is what it is to notice.
+        if sender.send(self.spec.peer, &packet.encode()).is_ok() {
+            self.counters.sent.fetch_add(1, Relaxed);
         }
     }
 }

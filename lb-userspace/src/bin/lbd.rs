@@ -52,7 +52,9 @@ fn start(args: &Args) -> Result<(), StartError> {
     let options = Options { config: args.config.clone() };
     if args.check {
         let config = daemon::check(&options)?;
-        eprintln!("{}: valid, {} services", args.config.display(), config.services.len());
+        let services = config.services.len();
+        let word = if services == 1 { "service" } else { "services" };
+        eprintln!("{}: valid, {services} {word}", args.config.display());
         return Ok(());
     }
     if args.detach {

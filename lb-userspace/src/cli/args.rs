@@ -59,7 +59,7 @@ pub struct Cli {
     pub output: Output,
     /// Do nothing unless the runtime state has this revision, as `lbctl changes` and every change show it: for scripts
     /// that must not overwrite what somebody else changed meanwhile
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = parse::whole_number::<u64>)]
     pub if_revision: Option<u64>,
     #[command(subcommand)]
     pub command: Command,
@@ -143,7 +143,7 @@ Slots that have not changed hands are plain: their flows need no entry and are n
         #[arg(long, value_name = "NAME", value_parser = parse::backend)]
         backend: Option<BackendName>,
         /// Flows listed at most [default: 1000]; all are counted
-        #[arg(long, value_name = "N")]
+        #[arg(long, value_name = "N", value_parser = parse::whole_number::<usize>)]
         limit: Option<usize>,
     },
     /// Packets for virtual addresses and what becomes of them, as they come; ends with Ctrl-C

@@ -9,6 +9,7 @@ use super::{
     },
 };
 use crate::{
+    config::format_duration,
     control::{
         api::ChangeView,
         client::{Client, ClientError},
@@ -22,6 +23,7 @@ use std::{
     fs,
     io::{self, Read as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 #[derive(Debug, Subcommand)]
@@ -212,7 +214,7 @@ pub fn render_limits(views: &[LimitsView]) -> String {
                 rate(limits.connections_per_second),
                 rate(limits.source_packets_per_second),
                 rate(limits.source_connections_per_second),
-                format!("{}ms", limits.burst_ms),
+                format_duration(Duration::from_millis(limits.burst_ms.into())),
                 view.origin.clone(),
                 allowed,
             ]

@@ -1,6 +1,6 @@
 //! `lbctl import`.
 
-use super::{import_files, parse};
+use super::{import_files, parse, table::count};
 use crate::import::{self, Kind, Options};
 use clap::ValueEnum;
 use std::{
@@ -96,11 +96,11 @@ pub fn run(options: &ImportOptions, err: &mut dyn Write) -> Result<String, Impor
         told += &format!("{file}: {remark}\n");
     }
     told += &format!(
-        "{} services with {} backends and {} virtual routers; {} remarks\n",
-        made.services,
-        made.backends,
-        made.vrrp,
-        made.remarks.len()
+        "{} with {} and {}; {}\n",
+        count(made.services, "service"),
+        count(made.backends, "backend"),
+        count(made.vrrp, "virtual router"),
+        count(made.remarks.len(), "remark")
     );
     // A closed standard error is no reason not to write the file.
     let _ = writeln!(err, "{}", super::table::printable_lines(&told));

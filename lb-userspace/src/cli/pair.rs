@@ -129,7 +129,7 @@ fn render_at(views: &[PairView], now: f64) -> String {
             let _ = writeln!(text, "{name}: held{by}{since}; `lbctl pair hold --off` ends it");
         }
         for session in &view.bfd {
-            let BfdView { name: of, peer, state, since, trouble } = session;
+            let BfdView { name: of, peer, state, since, trouble, .. } = session;
             let trouble = trouble.as_deref().map_or(String::new(), |why| format!(": {}", printable(why)));
             let (of, state, since) = (printable(of), printable(state), duration(now - since));
             let _ = writeln!(text, "{name}: BFD session {of} with {peer}: {state} for {since}{trouble}");
@@ -188,6 +188,9 @@ mod tests {
                 state: "up".to_owned(),
                 since: 1051.0,
                 trouble: None,
+                packets_sent: 9,
+                packets_received: 8,
+                transitions: [("up".to_owned(), 1)].into(),
             }],
             held: true,
             hold_by: Some("uid 0 (root)".to_owned()),

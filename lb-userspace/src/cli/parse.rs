@@ -5,6 +5,7 @@ use crate::model::{BackendName, MAX_WEIGHT, NameError, Protocol, ServiceName, Vr
 use ipnet::IpNet;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
 
 /// `ADDRESS[:PORT]` of a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,10 +32,16 @@ pub enum ArgError {
     Port,
     #[error("expected a weight from 0 to {MAX_WEIGHT}")]
     Weight,
+    #[error("expected a whole number")]
+    Number,
     #[error("{why}; expected an address or a prefix like 10.0.0.2, 10.0.0.0/29 or 2001:db8:0:1::/64")]
     Prefix { why: String },
     #[error("{why}; expected the name of a network interface like eth0 (see `ip link`)")]
     Interface { why: &'static str },
+}
+
+pub fn whole_number<T: FromStr>(text: &str) -> Result<T, ArgError> {
+    text.parse().map_err(|_| ArgError::Number)
 }
 
 pub fn service(text: &str) -> Result<ServiceName, NameError> {

@@ -43,7 +43,7 @@ pub use files::{read_certificates, read_password};
 pub use firewall::{FirewallConfig, prefixes_digest};
 pub use fleet::FleetConfig;
 pub use include::SourceFile;
-pub use node::{FlowsConfig, MetricsConfig, NodeConfig, TunnelConfig, XdpMode};
+pub use node::{FlowsConfig, MetricsConfig, NodeConfig, TunnelConfig};
 pub use resolver::ResolverConfig;
 pub use service::{DEFAULT_GUE_PORT, default_idle_timeout, default_seed};
 pub use settings::{Origin, Origins, Setting};

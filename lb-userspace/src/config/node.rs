@@ -6,11 +6,11 @@ use super::{
     reader::{Notes, Refusal, Section, Setting, text},
     schema,
 };
+use crate::model::XdpMode;
 use ipnet::{Ipv4Net, Ipv6Net};
 use lb_common::abi::{FLOW_CAPACITY, HALF_OPEN_CAPACITY, SESSION_CAPACITY};
 use std::{
     collections::HashMap,
-    fmt,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
 };
@@ -31,26 +31,6 @@ pub struct NodeConfig {
     pub answer_ping: bool,
     /// Fragments are forwarded.
     pub fragments: bool,
-}
-
-/// How the program is attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum XdpMode {
-    /// Native, or generic with a warning where the driver has no native mode.
-    #[default]
-    Auto,
-    Native,
-    Generic,
-}
-
-impl fmt::Display for XdpMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Auto => "auto",
-            Self::Native => "native",
-            Self::Generic => "generic",
-        })
-    }
 }
 
 /// `[metrics]`.

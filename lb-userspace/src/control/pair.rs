@@ -109,9 +109,26 @@ pub struct BfdView {
     /// Why there is no socket for it, if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+    /// Since the start of the daemon, as all that is counted.
+    #[serde(default)]
+    pub packets_sent: u64,
+    /// Those that passed all checks.
+    #[serde(default)]
+    pub packets_received: u64,
+    /// How often each state was entered.
+    #[serde(default)]
+    pub transitions: BTreeMap<String, u64>,
 }
 
-/// VRRP packets of no effect, by reason.
+/// All BFD sessions.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct BfdStats {
+    pub sessions: Vec<BfdView>,
+    /// Packets of no effect, by reason; empty as long as there was no session.
+    pub refused: Vec<RefusedView>,
+}
+
+/// Packets of no effect, by reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RefusedView {
     pub reason: String,
@@ -148,6 +165,7 @@ impl Example for Hold {
 pub enum PairCommand {
     List(Reply<Vec<PairView>>),
     Refused(Reply<Vec<RefusedView>>),
+    Bfd(Reply<BfdStats>),
     /// None without `[sync]`.
     Link(Reply<Option<SyncView>>),
     Failover {

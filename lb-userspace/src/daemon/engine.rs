@@ -12,9 +12,9 @@ use super::{
     trace::Tracers,
 };
 use crate::{
-    config::{self, Config},
+    config::Config,
     control::{gradual::ChangeOptions, tls::TlsDoor, watch::Watchers},
-    dataplane::{Attached, Capacities, Kernel, XdpMode},
+    dataplane::{Attached, Capacities, Kernel},
     events::Bus,
     health::{HealthEvent, HealthHandle, Target, TargetKey, VipWay},
     maglev,
@@ -346,12 +346,7 @@ impl Engine {
     }
 
     fn attach_to(&mut self, interfaces: &[String]) -> Result<(), EngineError> {
-        let mode = match self.config.node.xdp_mode {
-            config::XdpMode::Auto => XdpMode::Auto,
-            config::XdpMode::Native => XdpMode::Native,
-            config::XdpMode::Generic => XdpMode::Generic,
-        };
-        self.attached = self.kernel.attach(interfaces, mode)?;
+        self.attached = self.kernel.attach(interfaces, self.config.node.xdp_mode)?;
         Ok(())
     }
 

@@ -86,7 +86,11 @@ impl Engine {
             if let Some(link) = handover.link.take() {
                 link.stop();
                 handover.introduced = false;
+                // What it waited for will never come.
+                handover.gate = handover.gate.map(|_| Instant::now());
                 self.mirror.set_link(None);
+                self.lead_all();
+                self.tend_link();
             }
             return Ok(());
         };
@@ -132,11 +136,15 @@ impl Engine {
         self.pair.handover.gate = wait.map(|wait| Instant::now() + wait);
     }
 
-    /// What the peers are told, and who has the peer's state by now.
+    /// What the peers are told, and who has the peer's state by now. Without a link there is no peer, as far as is known.
     pub(super) fn tend_link(&mut self) {
-        let Some(link) = self.pair.handover.link.clone() else { return };
-        link.tell_services(&self.hashes().services);
-        let peers = link.view().peers;
+        let link = self.pair.handover.link.clone();
+        let peers = link.map(|link| {
+            link.tell_services(&self.hashes().services);
+            link.view().peers
+        });
+        let peers = peers.unwrap_or_default();
+        let connected = !peers.is_empty();
         self.tell_lease(&peers);
         let theirs = peers.into_iter().map(|peer| peer.status.services).find(|hash| !hash.is_empty());
         if theirs != self.pair.peer_services {
@@ -149,7 +157,6 @@ impl Engine {
         }
         let Some(until) = self.pair.handover.gate else { return };
         let left = until.saturating_duration_since(Instant::now());
-        let connected = !link.connected().is_empty();
         let worse = self.worse_than_peer();
         let lacks = |name: &VrrpName| {
             !connected || !self.mirror_ready(name) || faulted.contains(name) || worse.contains(name)

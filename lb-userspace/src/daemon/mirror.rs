@@ -255,24 +255,27 @@ impl Engine {
         self.mirror.settle();
         let last = std::mem::take(&mut self.shared_inbox().words);
         self.apply_words(last, &before);
-        let won: Vec<(PartName, u32)> = self
-            .parts()
-            .into_iter()
-            .filter(|((_, instance), id)| {
-                self.mirror.masters.contains(instance) && self.image.followed.contains_key(id)
-            })
-            .collect();
-        if won.is_empty() {
+        let won = self.parts().into_iter();
+        let won = won.filter(|((_, instance), _)| self.mirror.masters.contains(instance));
+        self.lead(won.map(|(_, id)| id).collect());
+    }
+
+    /// No node's words come any more.
+    pub(super) fn lead_all(&mut self) {
+        self.lead(self.image.followed.keys().copied().collect());
+    }
+
+    /// This node decides on the slots of these parts from now on, from how they are; as it does on those that follow nobody.
+    fn lead(&mut self, parts: Vec<u32>) {
+        let led: Vec<u32> = parts.into_iter().filter(|id| self.image.followed.remove(id).is_some()).collect();
+        if led.is_empty() {
             return;
         }
-        let now = Instant::now();
-        for (_, id) in &won {
-            self.image.followed.remove(id);
-        }
-        self.tracking.restart(won.iter().map(|(_, id)| *id), &self.image, now);
-        tracing::info!(parts = won.len(), "in charge of flows that another node had");
+        self.tracking.restart(led.iter().copied(), &self.image, Instant::now());
+        tracing::info!(parts = led.len(), "in charge of flows that another node had");
+        let records = led.iter().filter_map(|id| self.image.services.get(id));
         let names: BTreeSet<ServiceName> =
-            won.iter().filter_map(|((name, _), _)| name.parse().ok()).collect();
+            records.filter_map(|record| plan::name_of(&record.identity).parse().ok()).collect();
         if let Err(error) = self.converge_part(&names) {
             tracing::error!(%error, "could not carry out a takeover of flows; forwarding goes on as before");
         }
@@ -285,6 +288,9 @@ impl Engine {
     /// Writes the words that came from the peer.
     fn follow_words(&mut self) {
         let Inbox { words, sizes } = std::mem::take(&mut *self.shared_inbox());
+        if !self.mirror.has_link {
+            return;
+        }
         if !sizes.is_empty() {
             self.take_sizes(sizes);
         }

@@ -82,6 +82,14 @@ struct PeerState {
     heard: Instant,
 }
 
+impl PeerState {
+    /// The tables stay as they are: this node may be the next master.
+    fn stop(&mut self) {
+        self.receiver.stop();
+        self.sender.stop();
+    }
+}
+
 impl MirrorThread {
     async fn run(
         mut self,
@@ -129,7 +137,13 @@ impl MirrorThread {
 
     fn order(&mut self, order: Order) {
         match order {
-            Order::Link(link) => self.link = link,
+            Order::Link(link) => {
+                self.link = link;
+                if self.link.is_none() {
+                    // The end of a connection that ended with its link may have gone untold.
+                    self.peers.values_mut().for_each(PeerState::stop);
+                }
+            }
             Order::Scope(scope) => {
                 self.scope = scope;
                 for peer in self.peers.values_mut() {
@@ -180,9 +194,7 @@ impl MirrorThread {
             LinkEvent::TakeOver { .. } | LinkEvent::Wanted { .. } => {}
             LinkEvent::Down { peer, .. } => {
                 if let Some(state) = self.peers.get_mut(peer) {
-                    // The tables stay as they are: this node may be the next master.
-                    state.receiver.stop();
-                    state.sender.stop();
+                    state.stop();
                 }
             }
         }

@@ -142,6 +142,9 @@ impl Engine {
             PairCommand::Refused(reply) => {
                 let _ = reply.send(Ok(self.pair.vrrp.as_ref().map(refused).unwrap_or_default()));
             }
+            PairCommand::Bfd(reply) => {
+                let _ = reply.send(Ok(self.pair.bfd_stats()));
+            }
             PairCommand::Link(reply) => {
                 let view = self.pair.handover.link.is_some().then(|| self.link_view());
                 let _ = reply.send(Ok(view));

@@ -2,11 +2,11 @@
 
 use super::{engine::Engine, error::EngineError, pair::Pair};
 use crate::{
-    bfd::{Bfd, Notice},
-    control::pair::BfdView,
+    bfd::{Bfd, Notice, SessionView},
+    control::pair::{BfdStats, BfdView, RefusedView},
     model::VrrpSpec,
 };
-use std::time::SystemTime;
+use std::{sync::atomic::Ordering::Relaxed, time::SystemTime};
 use tokio::sync::mpsc;
 
 impl Engine {
@@ -35,14 +35,33 @@ impl Pair {
         let Some(bfd) = &self.bfd else { return Vec::new() };
         let views = bfd.views();
         let tracked = views.iter().filter(|view| spec.track.bfd.contains(&view.spec.name));
-        let each = tracked.map(|view| BfdView {
-            name: view.spec.name.to_string(),
-            peer: view.spec.peer,
-            state: view.state.name().to_owned(),
-            since: view.since.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
-            trouble: view.trouble.clone(),
-        });
-        each.collect()
+        tracked.map(view_of).collect()
+    }
+
+    /// Every session, tracked or not.
+    pub(super) fn bfd_stats(&self) -> BfdStats {
+        let Some(bfd) = &self.bfd else { return BfdStats::default() };
+        let refused = bfd.refused().counts();
+        BfdStats {
+            sessions: bfd.views().iter().map(view_of).collect(),
+            refused: refused
+                .map(|(reason, packets)| RefusedView { reason: reason.to_owned(), packets })
+                .collect(),
+        }
+    }
+}
+
+fn view_of(view: &SessionView) -> BfdView {
+    let SessionView { spec, state, diagnostic: _, since, trouble, counters } = view;
+    BfdView {
+        name: spec.name.to_string(),
+        peer: spec.peer,
+        state: state.name().to_owned(),
+        since: since.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
+        trouble: trouble.clone(),
+        packets_sent: counters.sent.load(Relaxed),
+        packets_received: counters.received.load(Relaxed),
+        transitions: counters.transitions().map(|(state, count)| (state.name().to_owned(), count)).collect(),
     }
 }
 

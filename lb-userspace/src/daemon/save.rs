@@ -36,6 +36,11 @@ pub enum SaveFailure {
     Write { path: String, source: io::Error },
 }
 
+/// So many of them, in words.
+pub(super) fn runtime_changes(count: usize) -> String {
+    format!("{count} runtime change{}", if count == 1 { "" } else { "s" })
+}
+
 impl Engine {
     /// Writes the runtime changes into the files, or only shows what they would be.
     pub(super) fn save(&mut self, print: bool, by: &str) -> Result<SaveView, EngineError> {
@@ -63,7 +68,7 @@ impl Engine {
         if print || saved.count == 0 {
             let message = match saved.count {
                 0 => "no runtime change to save".to_owned(),
-                n => format!("{n} runtime changes would be saved"),
+                n => format!("{} would be saved", runtime_changes(n)),
             };
             return Ok(view(message, print));
         }
@@ -94,7 +99,7 @@ impl Engine {
         self.note_files(files);
         let before = std::mem::replace(&mut self.changes, remaining);
         self.converge()?;
-        let message = format!("{} runtime changes saved", saved.count);
+        let message = format!("{} saved", runtime_changes(saved.count));
         tell::saved(&self.events, &before, &self.changes, &message, by);
         tracing::info!(by, "{message}");
         Ok(view(message, false))

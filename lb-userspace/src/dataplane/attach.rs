@@ -1,6 +1,7 @@
 //! The links that hold the program on its interfaces, pinned so that they outlive the daemon.
 
 use super::DataplaneError;
+use crate::model::XdpMode;
 use aya::programs::{
     Xdp, XdpMode as AyaMode,
     links::{FdLink, PinnedLink},
@@ -15,16 +16,6 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
-
-/// How the program is to be attached (`xdp_mode`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum XdpMode {
-    /// Native where the driver can, else generic with a warning.
-    #[default]
-    Auto,
-    Native,
-    Generic,
-}
 
 /// How it is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -5,8 +5,11 @@
 //! PIN_ROOT/decap/3/maps-1/                 its maps, in the directory of their layout
 //! ```
 
-use super::{DataplaneError, XdpMode, attach::Links, attach::attached_program, elf, kernel::check_pin};
-use crate::control::api::{DecapView, DropView};
+use super::{DataplaneError, attach::Links, attach::attached_program, elf, kernel::check_pin};
+use crate::{
+    control::api::{DecapView, DropView},
+    model::XdpMode,
+};
 use anyhow::{Context as _, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,

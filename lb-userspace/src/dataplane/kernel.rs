@@ -1,7 +1,10 @@
 //! The loaded program with its maps: adopted from an earlier daemon where there are pins, made where not.
 
-use super::{Attached, DataplaneError, Maps, Observed, Ran, XdpMode, attach, elf, fresh, observe};
-use crate::plan::{Action, Image, Pair, Walk};
+use super::{Attached, DataplaneError, Maps, Observed, Ran, attach, elf, fresh, observe};
+use crate::{
+    model::XdpMode,
+    plan::{Action, Image, Pair, Walk},
+};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{MapData, RingBuf},

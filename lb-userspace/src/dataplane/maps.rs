@@ -5,6 +5,7 @@ use super::{
     flow_tables::FlowTables,
     fresh::Arrays,
     lists::Lists,
+    mapping::Mapping,
     nat::NatMaps,
     signals::SignalMap,
     window::{Windowed, load_slot},
@@ -19,10 +20,8 @@ use lb_common::abi::{
     PortRangeKey, ServiceEntry, Slot, Stats, VipEntry,
 };
 use std::{
-    io,
     net::IpAddr,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
-    ptr::NonNull,
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -31,46 +30,26 @@ use std::{
 
 /// An array map in our address space: words are read and written atomically, without a system call.
 pub(super) struct Mapped {
-    base: NonNull<AtomicU64>,
-    bytes: usize,
+    mapping: Mapping,
     /// Words of 8 bytes a value takes.
     stride: usize,
     pub(super) len: u32,
     _map: MapData,
 }
 
-// SAFETY: the memory is only touched through atomics.
-unsafe impl Send for Mapped {}
-// SAFETY: as above.
-unsafe impl Sync for Mapped {}
-
 impl Mapped {
     pub(super) fn new(name: &'static str, map: MapData) -> Result<Self, DataplaneError> {
         let info = map.info().map_err(DataplaneError::map(name))?;
         let stride = info.value_size().div_ceil(8) as usize;
         let len = info.max_entries();
-        let bytes = stride * 8 * len as usize;
-        // SAFETY: a new shared mapping of the whole array; the kernel checks the length against the map.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                map.fd().as_fd().as_raw_fd(),
-                0,
-            )
-        };
-        match NonNull::new(address.cast()) {
-            Some(base) if address != libc::MAP_FAILED => Ok(Self { base, bytes, stride, len, _map: map }),
-            _ => Err(DataplaneError::Mmap { map: name, source: io::Error::last_os_error() }),
-        }
+        let mapping = Mapping::new(name, &map, stride * 8 * len as usize, 0)?;
+        Ok(Self { mapping, stride, len, _map: map })
     }
 
     pub(super) fn word(&self, index: u32, word: usize) -> &AtomicU64 {
         assert!(index < self.len && word < self.stride, "index {index} of {}", self.len);
-        // SAFETY: the assertion keeps the place inside the mapping, which lives as long as `self`.
-        unsafe { &*self.base.as_ptr().add(index as usize * self.stride + word) }
+        let number = index as usize * self.stride + word;
+        &self.mapping.words(number * 8, 1)[0]
     }
 
     pub(super) fn load<T: Pod>(&self, index: u32) -> T {
@@ -98,13 +77,6 @@ impl Mapped {
             self.word(index, w).store(words[w], Ordering::Release);
         }
         self.word(index, last).store(words[last], Ordering::Release);
-    }
-}
-
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        // SAFETY: the mapping made in `new`, unmapped once.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
     }
 }
 

@@ -20,6 +20,7 @@ mod held;
 mod kernel;
 mod listing;
 mod lists;
+mod mapping;
 mod maps;
 mod mirror;
 mod nat;
@@ -28,7 +29,7 @@ mod signals;
 mod window;
 
 pub use addresses::{Addresses, LeaseWord};
-pub use attach::{Attached, Mode, XdpMode};
+pub use attach::{Attached, Mode};
 pub use elf::{BENCH, DECAP, LB};
 pub use error::DataplaneError;
 pub(crate) use flow_tables::monotonic_ns;

@@ -1,15 +1,10 @@
 //! A large array map of which only what is being read or written is in our address space: pages that are mapped count as
 //! the daemon's memory, although they are the map's.
 
-use super::DataplaneError;
+use super::{DataplaneError, mapping::Mapping};
 use aya::maps::MapData;
 use lb_common::abi::Slot;
-use std::{
-    io,
-    os::fd::{AsFd, AsRawFd},
-    ptr::NonNull,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// An array map of single words, the values of which are 8 bytes.
 pub(super) struct Windowed {
@@ -21,9 +16,9 @@ pub(super) struct Windowed {
 
 /// Words of the map, mapped for as long as this lives.
 pub(super) struct Window {
-    mapping: NonNull<libc::c_void>,
-    bytes: usize,
-    first: NonNull<AtomicU64>,
+    mapping: Mapping,
+    /// Of the first one in the mapping, in bytes.
+    offset: usize,
     count: usize,
 }
 
@@ -46,22 +41,8 @@ impl Windowed {
         let offset = base as usize * 8;
         let aligned = offset / self.page * self.page;
         let bytes = offset - aligned + count as usize * 8;
-        // SAFETY: a new shared mapping of pages of the map; the kernel checks it against the map's length.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                self.map.fd().as_fd().as_raw_fd(),
-                aligned as libc::off_t,
-            )
-        };
-        let failed = || DataplaneError::Mmap { map: self.name, source: io::Error::last_os_error() };
-        let mapping = NonNull::new(address).filter(|_| address != libc::MAP_FAILED).ok_or_else(failed)?;
-        // SAFETY: less than `bytes` into the mapping.
-        let first = unsafe { mapping.byte_add(offset - aligned) }.cast();
-        Ok(Window { mapping, bytes, first, count: count as usize })
+        let mapping = Mapping::new(self.name, &self.map, bytes, aligned)?;
+        Ok(Window { mapping, offset: offset - aligned, count: count as usize })
     }
 
     /// Copies all that fits from a smaller or larger map.
@@ -84,15 +65,7 @@ impl Windowed {
 
 impl Window {
     pub(super) fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the words lie in the mapping, which lives as long as `self`; others touch them through atomics, too.
-        unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.count) }
-    }
-}
-
-impl Drop for Window {
-    fn drop(&mut self) {
-        // SAFETY: the mapping made in `at`, unmapped once.
-        unsafe { libc::munmap(self.mapping.as_ptr(), self.bytes) };
+        self.mapping.words(self.offset, self.count)
     }
 }
 

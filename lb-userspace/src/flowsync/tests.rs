@@ -163,6 +163,14 @@ impl World {
         }
     }
 
+    /// Twenty entries, of both parts by turns.
+    fn put_twenty(&mut self) {
+        for n in 0..20 {
+            let part = u32::from(n) % 2;
+            self.step(Step::Put { key: n, table: n, part, backend: 1, stale: false, closing: false });
+        }
+    }
+
     /// What the standby should have: the authority's in its own numbers, none of it older.
     fn check(&self) -> Result<(), TestCaseError> {
         let live = |entry: FlowEntry| {
@@ -427,16 +435,7 @@ fn at_rest_nothing_is_said() {
 #[test]
 fn the_new_authority_keeps_what_it_has() {
     let mut world = World::new();
-    for n in 0..20 {
-        world.step(Step::Put {
-            key: n,
-            table: n,
-            part: u32::from(n) % 2,
-            backend: 1,
-            stale: false,
-            closing: false,
-        });
-    }
+    world.put_twenty();
     world.round(|_| false);
     assert_eq!(world.here.len(), 20);
     world.standby = scope(3, [true, false]);
@@ -460,16 +459,7 @@ fn the_new_authority_keeps_what_it_has() {
 fn the_old_master_gets_what_it_refused() {
     let mut world = World::new();
     world.standby = scope(3, [true, true]);
-    for n in 0..20 {
-        world.step(Step::Put {
-            key: n,
-            table: n,
-            part: u32::from(n) % 2,
-            backend: 1,
-            stale: false,
-            closing: false,
-        });
-    }
+    world.put_twenty();
     world.round(|_| false);
     assert!(world.here.is_empty() && world.receiver.followed().is_empty());
     world.standby = scope(3, [false, false]);

@@ -398,30 +398,27 @@ mod tests {
         assert_eq!(two.beating("one"), Some(false));
     }
 
+    /// Heartbeats come on both ways, and then, for a while, on one of them.
+    fn both_and_then(one: &Beats, two: &Beats, only: usize) {
+        let send = |ms, ways: &[usize]| {
+            let beats = one.due(TEN);
+            ways.iter().for_each(|way| two.take(&beats[*way].1, at(ms)).unwrap());
+        };
+        send(1000, &[0, 1]);
+        for ms in (1010..1200).step_by(10) {
+            send(ms, &[only]);
+            assert!(two.judge(at(ms)).is_empty());
+        }
+    }
+
     #[test]
     fn a_cut_network_is_no_dead_master() {
         // The link's own network is cut: the other way goes on.
         let (one, two) = pair();
-        let send = |ms, ways: &[usize]| {
-            let beats = one.due(TEN);
-            ways.iter().for_each(|way| two.take(&beats[*way].1, at(ms)).unwrap());
-        };
-        send(1000, &[0, 1]);
-        for ms in (1010..1200).step_by(10) {
-            send(ms, &[1]);
-            assert!(two.judge(at(ms)).is_empty());
-        }
+        both_and_then(&one, &two, 1);
         // The way over the interface is cut first, then the link's: the advertisements decide.
         let (one, two) = pair();
-        let send = |ms, ways: &[usize]| {
-            let beats = one.due(TEN);
-            ways.iter().for_each(|way| two.take(&beats[*way].1, at(ms)).unwrap());
-        };
-        send(1000, &[0, 1]);
-        for ms in (1010..1200).step_by(10) {
-            send(ms, &[0]);
-            assert!(two.judge(at(ms)).is_empty());
-        }
+        both_and_then(&one, &two, 0);
         assert_eq!(two.judge(at(1300)), [("one".into(), TEN, vec![])]);
         // Only the link's way ever worked.
         let (one, two) = pair();

@@ -321,5 +321,7 @@ impl Link {
             thread::sleep(Duration::from_millis(1));
         }
         self.shared.stop.send_replace(true);
+        // Whoever still has this handle shall not find those whose farewell took too long.
+        lock(&self.shared.peers).clear();
     }
 }

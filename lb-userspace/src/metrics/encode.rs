@@ -91,6 +91,7 @@ impl Collector for Scrape {
         let drops = self.snapshot.drops.iter().map(|row| ([row.reason.as_str()], row.packets));
         counters(&mut encoder, &families::DROPS, drops)?;
         super::pair::encode(&self.snapshot, &mut encoder)?;
+        super::bfd::encode(&self.snapshot, &mut encoder)?;
         self.instruments.sync.encode(&mut encoder)?;
         super::link::encode(&self.snapshot, &mut encoder)?;
         super::bgp::encode(&self.snapshot, &mut encoder)?;

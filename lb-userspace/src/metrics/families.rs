@@ -369,6 +369,29 @@ pub(super) static VRRP_REFUSED: Family<1> = Family::new(
     "VRRP packets of no effect, by reason.",
 );
 
+pub(super) static BFD_STATE: Family<2> = Family::new(
+    Gauge,
+    "lbd_bfd_state",
+    ["session", "state"],
+    "1 for the state of the BFD session, 0 for the others: admin-down, down, init, up.",
+);
+pub(super) static BFD_TRANSITIONS: Family<2> = Family::new(
+    Counter,
+    "lbd_bfd_transitions_total",
+    ["session", "state"],
+    "Times that the BFD session came into the state.",
+);
+pub(super) static BFD_SENT: Family<1> =
+    Family::new(Counter, "lbd_bfd_packets_sent_total", ["session"], "Packets that the BFD session sent.");
+pub(super) static BFD_RECEIVED: Family<1> = Family::new(
+    Counter,
+    "lbd_bfd_packets_received_total",
+    ["session"],
+    "Packets for the BFD session that passed all checks.",
+);
+pub(super) static BFD_REFUSED: Family<1> =
+    Family::new(Counter, "lbd_bfd_refused_packets_total", ["reason"], "BFD packets of no effect, by reason.");
+
 pub(super) static SYNC_CONNECTED: Family<1> =
     Family::new(Gauge, "lbd_sync_connected", ["peer"], "1 for each peer that the sync link connects to.");
 pub(super) static SYNC_WAITING: Family<0> = Family::new(

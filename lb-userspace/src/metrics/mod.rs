@@ -5,6 +5,7 @@
 //! dashboard; [`bind`] opens its socket with errors an operator can act on. Nothing served here
 //! changes any state.
 
+mod bfd;
 mod bgp;
 mod dashboard;
 mod encode;

@@ -9,7 +9,7 @@ use crate::{
     control::bgp::{AnnouncedView, BgpView},
     control::fleet::{FleetAuthority, FleetNode, FleetView, RingView},
     control::link::{PeerView, SyncView},
-    control::pair::{PairView, RefusedView},
+    control::pair::{BfdStats, BfdView, PairView, RefusedView},
     control::passive::{EjectionView, PassiveView},
     model::{Admin, Forward, Health, Protocol, Scheduler, ServiceState},
 };
@@ -162,6 +162,19 @@ pub(super) fn snapshot() -> Snapshot {
             RefusedView { reason: "ttl".to_owned(), packets: 3 },
             RefusedView { reason: "checksum".to_owned(), packets: 0 },
         ],
+        bfd: BfdStats {
+            sessions: vec![BfdView {
+                name: "fast".to_owned(),
+                peer: "10.2.0.3".parse().unwrap(),
+                state: "up".to_owned(),
+                since: 1.5,
+                trouble: None,
+                packets_sent: 300,
+                packets_received: 298,
+                transitions: [("down".to_owned(), 1), ("up".to_owned(), 2)].into(),
+            }],
+            refused: vec![RefusedView { reason: "ttl".to_owned(), packets: 4 }],
+        },
         link: Some(SyncView {
             peers: vec![PeerView {
                 name: "lb2".to_owned(),

@@ -6,7 +6,7 @@ use crate::control::{
     command::{Command, CommandError, Commands, Reply},
     fleet::{FleetCommand, FleetView},
     link::SyncView,
-    pair::{PairCommand, PairView, RefusedView},
+    pair::{BfdStats, PairCommand, PairView, RefusedView},
 };
 use serde::Serialize;
 use std::{future::Future, time::Duration};
@@ -20,6 +20,7 @@ pub struct Snapshot {
     pub drops: Vec<DropView>,
     pub pair: Vec<PairView>,
     pub pair_refused: Vec<RefusedView>,
+    pub bfd: BfdStats,
     /// Absent without `[sync]`.
     pub link: Option<SyncView>,
     pub bgp: BgpView,
@@ -64,6 +65,7 @@ impl Source for Commands {
             drops: ask(self, Command::Drops).await?,
             pair: ask(self, |reply| Command::Pair(PairCommand::List(reply))).await?,
             pair_refused: ask(self, |reply| Command::Pair(PairCommand::Refused(reply))).await?,
+            bfd: ask(self, |reply| Command::Pair(PairCommand::Bfd(reply))).await?,
             link: ask(self, |reply| Command::Pair(PairCommand::Link(reply))).await?,
             bgp: ask(self, Command::Bgp).await?,
             fleet: ask(self, |reply| Command::Fleet(FleetCommand::Status(reply))).await?,
@@ -121,6 +123,7 @@ mod tests {
                     Command::Pair(PairCommand::Refused(reply)) => {
                         drop(reply.send(Ok(answers.pair_refused.clone())));
                     }
+                    Command::Pair(PairCommand::Bfd(reply)) => drop(reply.send(Ok(answers.bfd.clone()))),
                     Command::Pair(PairCommand::Link(reply)) => drop(reply.send(Ok(answers.link.clone()))),
                     Command::Bgp(reply) => drop(reply.send(Ok(answers.bgp.clone()))),
                     Command::Fleet(FleetCommand::Status(reply)) => {

@@ -10,6 +10,7 @@ mod health;
 mod name;
 mod named;
 mod nat;
+mod node;
 mod passive;
 mod pool;
 mod port;
@@ -35,6 +36,7 @@ pub use health::{
 pub use name::{BackendName, NameError, ServiceName, VrrpName};
 pub use named::{Found, MAX_NAMED, NamedSpec, Query};
 pub use nat::{DEFAULT_SNAT_PORTS, Misfit, SnatSpec, misfit};
+pub use node::XdpMode;
 pub use passive::PassiveSpec;
 pub use pool::{HookSpec, OnAllDown, PoolSpec, ServiceState};
 pub use port::{PortError, PortSpec};

@@ -86,13 +86,17 @@ impl Action {
     }
 }
 
+/// What a change does, by whether there was something before it and is after it.
+pub(super) const fn verb(old: bool, new: bool) -> &'static str {
+    match (old, new) {
+        (false, _) => "add",
+        (true, true) => "change",
+        (true, false) => "remove",
+    }
+}
+
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verb = |old: bool, new: bool| match (old, new) {
-            (false, _) => "add",
-            (true, true) => "change",
-            (true, false) => "remove",
-        };
         match self {
             Self::Backend { id, old, new } => {
                 write!(f, "{} backend {id}", verb(old.is_some(), new.is_some()))

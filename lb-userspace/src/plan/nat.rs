@@ -1,7 +1,7 @@
 //! Network address translation in the image: where replies of `nat` backends come from, which source addresses
 //! sessions take, and which services need sessions at all.
 
-use super::{BuildError, Image, WantedService};
+use super::{BuildError, Image, WantedService, action::verb};
 use crate::model::{DEFAULT_SNAT_PORTS, Forward, ServiceSpec};
 use lb_common::{
     abi::{NAT_CAPACITY, NatKey, NatOrigin, POOL_ADDRESS_CAPACITY, Pool, ServiceEntry, VipEntry},
@@ -282,11 +282,6 @@ impl NatChange {
 
 impl fmt::Display for NatChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verb = |old: bool, new: bool| match (old, new) {
-            (false, _) => "add",
-            (true, true) => "change",
-            (true, false) => "remove",
-        };
         match self {
             Self::Origin { key, old, new } => {
                 let (address, port) = (unmapped(key.address), u16::from_be_bytes(key.port));

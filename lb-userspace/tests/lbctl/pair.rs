@@ -3,13 +3,14 @@
 use super::engine::changed;
 use lb_userspace::control::{
     command::CommandError,
-    pair::{PairCommand, PairView},
+    pair::{BfdStats, PairCommand, PairView},
 };
 
 pub fn obey(command: PairCommand, note: impl Fn(String)) {
     match command {
         PairCommand::List(reply) => drop(reply.send(Ok(vec![public()]))),
         PairCommand::Refused(reply) => drop(reply.send(Ok(Vec::new()))),
+        PairCommand::Bfd(reply) => drop(reply.send(Ok(BfdStats::default()))),
         PairCommand::Link(reply) => drop(reply.send(Ok(None))),
         PairCommand::Failover { name, by, reply } => {
             note(by);

@@ -58,6 +58,13 @@ pub struct Outage {
     pub late: Duration,
 }
 
+impl Outage {
+    /// Without what the prober itself was late by: an outage for sure.
+    pub fn sure(&self) -> Duration {
+        self.length.saturating_sub(self.late)
+    }
+}
+
 impl Trace {
     /// # Panics
     /// Never: an empty trace is one without an outage.

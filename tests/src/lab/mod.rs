@@ -30,7 +30,7 @@ pub use bpf::{XdpLink, XdpProgram, insn};
 pub use capture::{Frame, Sniffer};
 pub use link::{End, Plan};
 pub use netns::Netns;
-pub use ping::{Pinger, ping};
+pub use ping::ping;
 pub use process::{Process, wait_for_port, wait_until};
 pub use topology::{Arms, Gateway, Interface, Mtu, Node, Shape, Topology};
 

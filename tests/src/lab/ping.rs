@@ -80,42 +80,6 @@ fn exchange(socket: &UdpSocket, target: IpAddr, payload: usize, patience: Durati
     }
 }
 
-/// A socket for echo requests and their answers; for many of them, where [`ping`] waits for one.
-#[derive(Debug)]
-pub struct Pinger {
-    socket: UdpSocket,
-    v4: bool,
-}
-
-impl Pinger {
-    /// In the namespace of the caller.
-    pub fn open(target: IpAddr) -> io::Result<Self> {
-        Ok(Self { socket: open(target)?, v4: target.is_ipv4() })
-    }
-
-    /// A request of this number.
-    pub fn send(&self, sequence: u16) -> io::Result<()> {
-        let kind = if self.v4 { 8 } else { 128 };
-        self.socket.send(&echo(kind, sequence, 8)).map(drop)
-    }
-
-    /// The number of an answer to this process, if one comes within that time.
-    pub fn receive(&self, patience: Duration) -> io::Result<Option<u16>> {
-        let mut buffer = [0; 256];
-        self.socket.set_read_timeout(Some(patience))?;
-        let length = match self.socket.recv(&mut buffer) {
-            Ok(length) => length,
-            // Nothing, or the news that nobody was there.
-            Err(_) => return Ok(None),
-        };
-        let header = if self.v4 { usize::from(buffer[0] & 0x0f) * 4 } else { 0 };
-        let message = buffer[..length].get(header..).filter(|message| message.len() >= HEADER);
-        let id = (std::process::id() as u16).to_be_bytes();
-        let own = |message: &&[u8]| message[0] == if self.v4 { 0 } else { 129 } && message[4..6] == id;
-        Ok(message.filter(own).map(|message| u16::from_be_bytes([message[6], message[7]])))
-    }
-}
-
 /// RFC 792 and RFC 4443 §4.1: type, code 0, checksum, identifier, sequence number, payload. For ICMPv6 the kernel
 /// fills in the checksum.
 fn echo(kind: u8, sequence: u16, payload: usize) -> Vec<u8> {

@@ -15,6 +15,23 @@ struct Room {
     may: &'static [&'static str],
 }
 
+/// For programs and tests.
+const ALL_OF_THE_DAEMON: &[&str] = &[
+    "lb-userspace",
+    "cli",
+    "daemon",
+    "shells",
+    "events",
+    "pure",
+    "model",
+    "lb-common",
+    "abi",
+    "wire",
+    "core",
+    "aya",
+    "tokio",
+];
+
 /// The arrows. A crate that is not in the table may be imported by all.
 const ROOMS: &[Room] = &[
     // The packet library: a leaf each, or knowing each other.
@@ -94,44 +111,8 @@ const ROOMS: &[Room] = &[
         modules: &["lb_userspace"],
         may: &["cli", "daemon", "shells", "events", "pure", "model"],
     },
-    Room {
-        name: "bins",
-        modules: &["lb_userspace_bin"],
-        may: &[
-            "lb-userspace",
-            "cli",
-            "daemon",
-            "shells",
-            "events",
-            "pure",
-            "model",
-            "lb-common",
-            "abi",
-            "wire",
-            "core",
-            "aya",
-            "tokio",
-        ],
-    },
-    Room {
-        name: "tests",
-        modules: &["lb_tests"],
-        may: &[
-            "lb-userspace",
-            "cli",
-            "daemon",
-            "shells",
-            "events",
-            "pure",
-            "model",
-            "lb-common",
-            "abi",
-            "wire",
-            "core",
-            "aya",
-            "tokio",
-        ],
-    },
+    Room { name: "bins", modules: &["lb_userspace_bin"], may: ALL_OF_THE_DAEMON },
+    Room { name: "tests", modules: &["lb_tests"], may: ALL_OF_THE_DAEMON },
     Room { name: "xtask", modules: &["xtask"], may: &[] },
     // Other people's crates that not everybody may use.
     Room { name: "aya", modules: &["aya", "aya_log", "aya_obj"], may: &[] },

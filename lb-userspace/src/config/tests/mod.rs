@@ -7,7 +7,7 @@ mod pair_parts;
 mod property;
 
 use super::*;
-use crate::model::{Forward, HealthCheck, HealthSpec, HttpCheck, PortSpec, Protocol, Scheduler};
+use crate::model::{Forward, HealthCheck, HealthSpec, HttpCheck, PortSpec, Protocol, Scheduler, XdpMode};
 use std::time::Duration;
 
 fn read(text: &str) -> Config {

@@ -8,7 +8,7 @@ use crate::model::{
     BackendSpec, BgpSpec, DnsCheck, ExecCheck, GradualSpec, GrpcCheck, GuardSpec, Health, HeldBy, HookSpec,
     LimitSpec, MAX_BURST_MS, MAX_RATE, MysqlCheck, OnAllDown, PassiveSpec, PoolSpec, QuicSpec, RedisCheck,
     Role, ServerId, SnatSpec, StatusRange, TlsSpec, TrackSpec, Tracked, TrackedFile, UdpCheck, Via,
-    VrrpVersion, Withdraw,
+    VrrpVersion, Withdraw, XdpMode,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

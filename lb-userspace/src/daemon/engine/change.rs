@@ -4,7 +4,7 @@ use super::Engine;
 use crate::{
     config::Config,
     control::{api::ChangeView, gradual::PlanView},
-    daemon::{error::EngineError, tell},
+    daemon::{error::EngineError, save::runtime_changes, tell},
     events::unix_ms,
     model::{Admin, BackendName, ServiceName},
     plan::Action,
@@ -88,8 +88,8 @@ impl Engine {
         by: &str,
     ) -> Result<ChangeView, EngineError> {
         let Some(service) = service else {
-            let count = self.changes.count();
-            return self.change(format!("{count} runtime changes dropped"), by, |changes, _, _| {
+            let count = runtime_changes(self.changes.count());
+            return self.change(format!("{count} dropped"), by, |changes, _, _| {
                 let changed = !changes.is_empty();
                 changes.reset();
                 Ok(changed)
@@ -98,7 +98,8 @@ impl Engine {
         let what =
             backend.map_or_else(|| service.to_string(), |backend| format!("backend {backend} of {service}"));
         let dropped = self.changes.clone().reset_some(&self.config.services, service, backend)?;
-        self.change(format!("{dropped} runtime changes of {what} dropped"), by, |changes, config, _| {
+        let dropped = runtime_changes(dropped);
+        self.change(format!("{dropped} of {what} dropped"), by, |changes, config, _| {
             Ok(changes.reset_some(&config.services, service, backend)? > 0)
         })
     }

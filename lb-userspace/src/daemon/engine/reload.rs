@@ -55,6 +55,7 @@ impl Engine {
         if plan_only {
             let message = match changes.len() {
                 0 => format!("{file}: nothing would change"),
+                1 => format!("{file}: 1 setting would change"),
                 n => format!("{file}: {n} settings would change"),
             };
             return Ok(ChangeView { planned_only: true, plan, ..self.changed(message, changes) });
@@ -105,6 +106,7 @@ impl Engine {
         let read = if matches!(from, Texts::Files) { "read again" } else { "taken" };
         let message = match changes.len() {
             0 => format!("{file} {read}: nothing changed"),
+            1 => format!("{file} {read}: 1 setting changed"),
             n => format!("{file} {read}: {n} settings changed"),
         };
         Ok(self.changed(message, changes))
