@@ -162,11 +162,13 @@ pub fn chaos(site: &Site, keep: Option<&Path>, docs: &Path) -> Result<bool> {
             row.verdict = Err("web3 got nothing".to_owned());
         }
     }
-    // Connections whose slots are just changing hands: the balancers tell each other where they are.
+    // Connections whose slots are just changing hands: the balancers tell each other where they are, ten times a second. Those
+    // that began since may be lost, and with them what they carry at that moment.
     run.event("lb1 is gone while connections change hands", |site| {
+        let known = load::now_ms();
         site.place().kill_host("lb1")?;
         thread::sleep(Duration::from_secs(5));
-        Ok((Promise::Nothing, String::new()))
+        Ok((Promise::Crash { server: "lb1", known }, String::new()))
     });
     run.event("and back again", |site| {
         probe::return_host(site, "lb1")?;

@@ -117,6 +117,8 @@ def digest(password, salt):
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 30
+    # Head and body leave together: the body does not wait until the head was acknowledged, by way of a balancer.
+    wbufsize = -1
 
     def log_message(self, *_):
         pass
