@@ -76,6 +76,39 @@ pub(super) fn for_each<K: aya::Pod + Default, V: aya::Pod + Default>(
     }
 }
 
+/// Inserts entries that are not there; those that are stay as they are. An error leaves those before it in the map.
+///
+/// `K` and `V` must have the map's key and value size.
+pub(super) fn insert_new<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> io::Result<()> {
+    const BPF_NOEXIST: u64 = 1;
+    assert_eq!(keys.len(), values.len());
+    let mut at = 0;
+    while at < keys.len() {
+        let asked = (keys.len() - at).min(BATCH);
+        let mut attr = Attr {
+            keys: keys[at..].as_ptr() as u64,
+            values: values[at..].as_ptr() as u64,
+            count: asked as u32,
+            map_fd: map.as_raw_fd() as u32,
+            elem_flags: BPF_NOEXIST,
+            ..Attr::default()
+        };
+        let result = bpf(BPF_MAP_UPDATE_BATCH, &mut attr);
+        let done = (attr.count as usize).min(asked);
+        at += match result {
+            Ok(()) => asked,
+            // The one after those that were inserted was there.
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) && done < asked => done + 1,
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(())
+}
+
 /// Inserts or replaces entries. An error leaves those before it in the map.
 ///
 /// `K` and `V` must have the map's key and value size.
@@ -149,12 +182,28 @@ struct ElementAttr {
     flags: u64,
 }
 
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 
 /// Takes an element out at once: what comes back is what was there last. `None` if there was none.
 ///
 /// `K` and `V` must have the map's key and value size.
 pub(super) fn take<K: aya::Pod, V: aya::Pod + Default>(
+    map: BorrowedFd<'_>,
+    key: &K,
+) -> io::Result<Option<V>> {
+    element(BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key)
+}
+
+/// The element of a key, if there is one.
+///
+/// `K` and `V` must have the map's key and value size.
+pub(super) fn get<K: aya::Pod, V: aya::Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    element(BPF_MAP_LOOKUP_ELEM, map, key)
+}
+
+fn element<K: aya::Pod, V: aya::Pod + Default>(
+    command: libc::c_long,
     map: BorrowedFd<'_>,
     key: &K,
 ) -> io::Result<Option<V>> {
@@ -166,7 +215,7 @@ pub(super) fn take<K: aya::Pod, V: aya::Pod + Default>(
         value: &raw mut value as u64,
         flags: 0,
     };
-    match bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attr) {
+    match bpf(command, &mut attr) {
         Ok(()) => Ok(Some(value)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),

@@ -122,7 +122,7 @@ impl World {
         self.sender.describe(&self.authority);
         let mut round = self.sender.round(&self.authority, self.now);
         for (key, value) in &self.there {
-            round.entry(*key, value.clone());
+            round.entry(*key, value.clone(), Whose::Own);
         }
         round.finish();
         let mut number = 0;
@@ -158,7 +158,7 @@ impl World {
                     self.asked_again += 1;
                     self.sender.begin();
                 }
-                Effect::BeginAgain | Effect::Resize { .. } => panic!("{effect:?}"),
+                Effect::BeginAgain | Effect::Resize { .. } | Effect::Offer(..) => panic!("{effect:?}"),
             }
         }
     }

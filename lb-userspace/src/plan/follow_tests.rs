@@ -106,7 +106,7 @@ fn followed() -> Arc<Followed> {
         let (owner, home) = (71 + u32::from(i) % 4, 71 + u32::from(i / 4) % 4);
         Slot::new(owner, if state == SlotState::Moving { home } else { owner }, state, i)
     };
-    Arc::new(Followed { words: (0..101).map(word).collect(), names: BTreeMap::from(names) })
+    Arc::new(Followed { words: (0..101).map(word).collect(), names: BTreeMap::from(names), fleet: None })
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn a_followed_ring_is_the_masters_and_no_rule_touches_it() {
 fn a_ring_of_another_size_is_not_followed() {
     let mut image = made(&[wanted(&["192.0.2.1"])], &Image::empty(1 << 12, 64));
     let id = image.service_id("s1-0").unwrap();
-    let other = Followed { words: (0..103).map(|_| Slot(0)).collect(), names: BTreeMap::new() };
+    let other = Followed { words: (0..103).map(|_| Slot(0)).collect(), names: BTreeMap::new(), fleet: None };
     assert_eq!(image.follow(id, &Arc::new(other)), None);
     assert!(image.followed.is_empty());
 }
