@@ -3,13 +3,13 @@
 use super::{engine::Engine, mirror::PartName};
 use crate::{
     fleet::Authority,
-    flowsync::{Charge, Claim, HOLD, Judge},
+    flowsync::{Charge, Claim, Judge, PATIENCE},
     model::ServiceName,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::atomic::Ordering,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// What this node knows of it. Nothing without `[fleet]` and `[sync]`.
@@ -74,7 +74,7 @@ impl Engine {
     }
 
     /// The election has a result, or it is lost.
-    pub(super) fn authority_changed(&mut self, authority: Authority) {
+    pub fn follow_authority(&mut self, authority: Authority) {
         if self.mirror.words.authority == authority {
             return;
         }
@@ -83,12 +83,24 @@ impl Engine {
             self.mirror.settle();
             self.follow_words();
         }
-        self.mirror.words.authority = authority;
+        let words = &mut self.mirror.words;
+        if authority.epoch < words.authority.epoch
+            && let Some(judge) = &mut words.judge
+        {
+            tracing::warn!(epoch = authority.epoch, "etcd was set up anew: epochs count from its present one");
+            judge.begin_anew();
+        }
+        words.authority = authority;
         self.mirror_news();
     }
 
     fn shares_words(&self) -> bool {
         self.mirror.words.authority.epoch > 0 && self.config.sync.is_some()
+    }
+
+    /// How long the last words of an authority hold that is gone.
+    fn hold(&self) -> Duration {
+        PATIENCE + Duration::from_secs(5)
     }
 
     /// The parts whose flows all nodes forward, by their ids.
@@ -116,6 +128,7 @@ impl Engine {
                 self.tracking.note_shared([], now);
             }
         }
+        let hold = self.hold();
         let claims = self.shared_inbox().claims.clone();
         let peers = claims.len();
         let ready = self.mirror.words.ready;
@@ -124,14 +137,14 @@ impl Engine {
         // The words of this node would be another's than those that the others have.
         let known = claims.values().map(|claim| claim.epoch).max().unwrap_or(0);
         let mine = authority.mine && (judge.claim().epoch > 0 || ready || known == 0);
-        if judge.judge(authority.epoch, mine, claims, now) {
+        if judge.judge(authority.epoch, mine, claims, hold, now) {
             self.mirror.changed();
             self.charge_changed(&before, now);
         }
         let silent: BTreeSet<u32> = match self.mirror.words.judge.as_ref().map(Judge::charge) {
             Some(Charge::Follows(..)) => {
                 let stale = self.mirror.words.stale.iter();
-                stale.filter(|(_, since)| now - **since >= HOLD).map(|(id, _)| *id).collect()
+                stale.filter(|(_, since)| now - **since >= hold).map(|(id, _)| *id).collect()
             }
             _ => BTreeSet::new(),
         };
@@ -176,7 +189,7 @@ impl Engine {
                 tracing::info!(%peer, epoch, "another node decides over the slots of the fleet");
             }
             Charge::Holds(_) => tracing::warn!(
-                keeps = ?HOLD,
+                keeps = ?self.hold(),
                 "nobody decides over the slots of the fleet: they stay as they are for a while"
             ),
             Charge::Alone => {
@@ -247,7 +260,7 @@ impl Engine {
             Charge::Holds(since) => Some(format!(
                 "no authority of the fleet for {} s: its slots are kept as they are for {} s, then this node decides for itself",
                 since.elapsed().as_secs(),
-                HOLD.as_secs()
+                self.hold().as_secs()
             )),
             Charge::Alone => Some(
                 "no authority of the fleet: this node decides over its slots by itself (see etcd, and the sync links)"

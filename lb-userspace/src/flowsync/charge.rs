@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Words of an authority that is gone are kept so long; then every node decides for itself. Longer than an etcd lease lasts
-/// and an election takes, so that a new authority comes first where there can be one.
-pub const HOLD: Duration = Duration::from_secs(20);
+/// Words of an authority that is gone are kept for so much longer than its lease; then every node decides for itself. Longer
+/// than an election takes, so that a new authority comes first where there can be one.
+pub const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Whose words a node has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -21,7 +21,7 @@ pub struct Claim {
 /// Who decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Charge {
-    /// This node, for itself alone: no authority was ever known, or none for longer than [`HOLD`].
+    /// This node, for itself alone: no authority was ever known, or none for too long.
     Alone,
     /// This node, for all: it is the authority, in this epoch.
     Leads(u64),
@@ -50,6 +50,11 @@ impl Judge {
         &self.charge
     }
 
+    /// The epochs begin anew: etcd was set up anew.
+    pub fn begin_anew(&mut self) {
+        self.epoch = 0;
+    }
+
     /// Whose words this node has.
     #[must_use]
     pub fn claim(&self) -> Claim {
@@ -57,12 +62,13 @@ impl Judge {
     }
 
     /// `known` is the epoch of the last election that this node knows of, `mine` whether it has won it, `claims` are those
-    /// of the peers that are linked. True if somebody else decides than before.
+    /// of the peers that are linked. Without an authority its last words hold for `hold`. True if somebody else decides than before.
     pub fn judge(
         &mut self,
         known: u64,
         mine: bool,
         claims: impl IntoIterator<Item = (Arc<str>, Claim)>,
+        hold: Duration,
         now: Instant,
     ) -> bool {
         let floor = self.epoch.max(known);
@@ -75,7 +81,7 @@ impl Judge {
             None if mine && known > 0 && known >= self.epoch => Charge::Leads(known),
             None => match self.charge {
                 Charge::Alone => Charge::Alone,
-                Charge::Holds(since) if now.saturating_duration_since(since) >= HOLD => Charge::Alone,
+                Charge::Holds(since) if now.saturating_duration_since(since) >= hold => Charge::Alone,
                 Charge::Holds(since) => Charge::Holds(since),
                 Charge::Leads(_) | Charge::Follows(..) => Charge::Holds(now),
             },
@@ -127,7 +133,7 @@ mod tests {
             let before = judge.charge().clone();
             let claims = claims.map(|epoch| Claim { epoch, leads: epoch > 0 });
             let claims = [&a, &b].map(Arc::clone).into_iter().zip(claims);
-            let changed = judge.judge(known, mine, claims, at(second));
+            let changed = judge.judge(known, mine, claims, Duration::from_secs(20), at(second));
             assert_eq!(*judge.charge(), expected, "{what}");
             assert_eq!(changed, before != expected, "{what}");
         }

@@ -24,7 +24,7 @@ mod shared;
 #[cfg(test)]
 mod tests;
 
-pub use charge::{Charge, Claim, HOLD, Judge};
+pub use charge::{Charge, Claim, Judge, PATIENCE};
 pub use codec::{BackendDef, DecodeError, Frame, ServiceDef};
 pub use entry::{Key, Session, Table, Value};
 pub use receiver::{Dropped, Effect, Offer, Receiver};
