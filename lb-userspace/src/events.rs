@@ -28,6 +28,8 @@ pub enum Kind {
     Pair,
     /// The configuration file was read again; names no service.
     Reload,
+    /// The fleet's document, or who has the word; names no service.
+    Fleet,
     /// A runtime change, whatever it changed; from one revision to the next. Names no service.
     Change,
 }
@@ -174,6 +176,7 @@ impl Kind {
             Self::Weight => "WEIGHT",
             Self::Pair => "PAIR",
             Self::Reload => "RELOAD",
+            Self::Fleet => "FLEET",
             Self::Change => "CHANGE",
         }
     }
@@ -185,6 +188,7 @@ impl fmt::Display for Event {
         match (self.kind, &self.backend) {
             (Kind::Pair, _) => write!(f, "instance {}", self.service)?,
             (Kind::Reload, _) => write!(f, "configuration")?,
+            (Kind::Fleet, _) => write!(f, "fleet")?,
             (Kind::Change, _) => write!(f, "revision")?,
             (Kind::Admin, Some(backend)) => write!(f, "state of backend {backend} of {}", self.service)?,
             (Kind::Weight, Some(backend)) => write!(f, "weight of backend {backend} of {}", self.service)?,

@@ -4,6 +4,7 @@ use super::bgp::BGP_EXAMPLES;
 use super::changes::{RESET_EXAMPLES, ResetOptions};
 use super::connect::Remote;
 use super::firewall::{LIMIT_EXAMPLES, LIST_EXAMPLES, LimitCommand, ListCommand};
+use super::fleet::{FLEET_EXAMPLES, FleetCommand};
 use super::gradual::{Careful, DrainOptions, parse_time};
 use super::import::{EXAMPLES as IMPORT_EXAMPLES, ImportOptions};
 use super::pair::{PAIR_EXAMPLES, PairCommand};
@@ -185,6 +186,12 @@ at most are written, what is lost is said.")]
     /// Virtual addresses announced to a routing daemon on this host, and why others are withheld
     #[command(after_help = BGP_EXAMPLES)]
     Bgp,
+    /// Configuration from etcd: which generation is in force, do all nodes agree, who has the word; and its document
+    #[command(after_help = FLEET_EXAMPLES)]
+    Fleet {
+        #[command(subcommand)]
+        command: Option<FleetCommand>,
+    },
     /// The pair: every VRRP instance, its state and why, the master, what is missing
     #[command(after_help = PAIR_EXAMPLES)]
     Pair {

@@ -8,6 +8,7 @@ pub mod changes;
 pub mod connect;
 pub mod decap;
 pub mod firewall;
+pub mod fleet;
 pub mod gradual;
 pub mod import;
 mod import_files;
@@ -47,6 +48,8 @@ enum Failure {
     #[error(transparent)]
     Prefixes(#[from] firewall::FileError),
     #[error(transparent)]
+    Document(#[from] fleet::FileError),
+    #[error(transparent)]
     Server(#[from] ServerError),
     #[error(transparent)]
     Import(#[from] import::ImportError),
@@ -66,7 +69,9 @@ impl Failure {
     fn exit_status(&self) -> u8 {
         let usage = match self {
             Self::Client(e) => e.is_usage(),
-            Self::Usage(_) | Self::Prefixes(_) | Self::Server(_) | Self::Import(_) => true,
+            Self::Usage(_) | Self::Prefixes(_) | Self::Document(_) | Self::Server(_) | Self::Import(_) => {
+                true
+            }
             Self::NoService(_) | Self::Drain(_) | Self::Decap(_) | Self::Runtime(_) | Self::Json(_) => false,
         };
         if usage { 2 } else { 1 }
@@ -138,6 +143,7 @@ fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
     let client = client(cli)?.asking(gradual::options(&cli.command));
     let output = cli.output;
     match &cli.command {
+        Command::Fleet { command } => fleet(&client, output, command.as_ref()),
         Command::Bgp => print(output, &wait(client.bgp())?, bgp::render),
         Command::Status => print(output, &wait(client.status())?, render::status),
         Command::Service { command: ServiceCommand::List } => {
@@ -209,6 +215,19 @@ fn execute(cli: &Cli, decap: &dyn Decap) -> Result<String, Failure> {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "lbctl", &mut script);
             Ok(String::from_utf8_lossy(&script).into_owned())
+        }
+    }
+}
+
+fn fleet(client: &Client, output: Output, command: Option<&fleet::FleetCommand>) -> Result<String, Failure> {
+    match command {
+        None | Some(fleet::FleetCommand::Status) => print(output, &wait(client.fleet())?, fleet::render),
+        Some(fleet::FleetCommand::Get) => {
+            print(output, &wait(client.fleet_document())?, fleet::render_document)
+        }
+        Some(fleet::FleetCommand::Put { file, if_generation, force }) => {
+            let put = fleet::read(file, *if_generation, *force)?;
+            print(output, &wait(fleet::put(client, put))?, fleet::render_put)
         }
     }
 }

@@ -14,6 +14,7 @@ mod duration;
 mod error;
 mod files;
 mod firewall;
+mod fleet;
 mod gradual;
 mod health;
 mod include;
@@ -40,6 +41,7 @@ pub use duration::{format_duration, parse_duration};
 pub use error::{ConfigError, Problem};
 pub use files::{read_certificates, read_password};
 pub use firewall::{FirewallConfig, prefixes_digest};
+pub use fleet::FleetConfig;
 pub use include::SourceFile;
 pub use node::{FlowsConfig, MetricsConfig, NodeConfig, TunnelConfig, XdpMode};
 pub use resolver::ResolverConfig;
@@ -91,6 +93,10 @@ pub struct Config {
     pub sync: Option<SyncSpec>,
     /// Where virtual addresses are announced, if they are.
     pub bgp: Option<BgpSpec>,
+    /// Where the configuration is that all nodes share, if there is one.
+    pub fleet: Option<FleetConfig>,
+    /// Which of the files is the fleet's document, if it was read.
+    pub fleet_file: Option<usize>,
     /// Commands told of every change of state, in the order of the file.
     pub notify: Vec<HookSpec>,
     /// Which of the settings the file set.
@@ -121,11 +127,17 @@ pub fn read_files(path: &Path) -> Result<Vec<SourceFile>, ConfigError> {
 
 /// Checks texts that were read, with the files they name.
 pub fn load_from(files: &[SourceFile]) -> Result<Config, ConfigError> {
-    let mut config = parse_files(files, &hostname())?;
+    load_with(files, None)
+}
+
+/// As [`load_from`], with the fleet's document; which has no effect where there is no `[fleet]`.
+pub fn load_with(files: &[SourceFile], document: Option<&SourceFile>) -> Result<Config, ConfigError> {
+    let mut config = parse_with(files, document, &hostname())?;
     firewall::read_files(Arc::make_mut(&mut config.firewall))?;
     files::check(&config)?;
     control::check(&config)?;
     sync::check(&config)?;
+    fleet::check(&config)?;
     Ok(config)
 }
 
@@ -149,10 +161,24 @@ pub fn parse_on(file_name: &str, text: &str, hostname: &str) -> Result<Config, C
 /// # Panics
 /// If there is no file.
 pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, ConfigError> {
+    parse_with(files, None, hostname)
+}
+
+/// As [`parse_files`], with the fleet's document; which has no effect where there is no `[fleet]`. Pure.
+///
+/// # Panics
+/// If there is no file.
+pub fn parse_with(
+    files: &[SourceFile],
+    document: Option<&SourceFile>,
+    hostname: &str,
+) -> Result<Config, ConfigError> {
+    let (own_files, document) = (files.len(), document.filter(|_| files.iter().any(has_fleet)));
+    let files: Vec<&SourceFile> = files.iter().chain(document).collect();
     let notes = Notes::of(files.iter().map(|file| (file.name.as_str(), file.text.as_str())));
     let mut documents = Vec::with_capacity(files.len());
     let mut unreadable = Vec::new();
-    for file in files {
+    for file in &files {
         match DeTable::parse(&file.text) {
             Ok(document) => documents.push(document.into_inner()),
             Err(error) => {
@@ -165,10 +191,16 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
         return Err(ConfigError { problems: unreadable });
     }
     let roots = documents.iter().enumerate().map(|(i, document)| {
-        let schema = if i == 0 { &schema::ROOT } else { &schema::INCLUDED };
+        let schema = match i {
+            0 => &schema::ROOT,
+            i if i < own_files => &schema::INCLUDED,
+            _ => &schema::DOCUMENT,
+        };
         Section::open(&notes, document, notes.base(i), "", Vec::new(), schema)
     });
     let roots: Vec<_> = roots.collect();
+    let (own, of_fleet) = roots.split_at(own_files);
+    of_fleet.iter().zip(&documents[own_files..]).for_each(|(root, table)| fleet::check_document(root, table));
     include::read(&roots[0]);
     let single = |key| include::single(&roots, key);
     let node = match single("node") {
@@ -190,16 +222,27 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
     let control = single("control").map(|(table, at)| control::read(&notes, table, at));
     let resolver = single("resolver").map(|(table, at)| resolver::read(&notes, table, at));
     let sync = single("sync").and_then(|(table, at)| sync::read(&notes, table, at));
-    let defaults = single("defaults").map(|(table, at)| ServiceSettings::read_defaults(&notes, table, at));
-    let defaults = defaults.unwrap_or(ServiceSettings::ABSENT);
-    let each = |key: &'static str| {
-        roots.iter().flat_map(move |root| root.tables(key).unwrap_or_default().into_iter().zip(1..))
-    };
-    let drafts: Vec<_> = each("service")
-        .map(|((table, at), number)| service::read_service(&notes, table, at, number, &defaults))
-        .collect();
+    let fleet = single("fleet").and_then(|(table, at)| fleet::read(&notes, table, at));
+    // The fleet's services are the same on every node, whatever the defaults of its own files.
+    let defaults = [own, of_fleet].map(|roots| {
+        let defaults = include::single(roots, "defaults");
+        let defaults = defaults.map(|(table, at)| ServiceSettings::read_defaults(&notes, table, at));
+        defaults.unwrap_or(ServiceSettings::ABSENT)
+    });
+    let each = |key: &'static str| each_of(&roots, key);
+    let mut drafts = Vec::new();
+    let mut own_services = 0;
+    for (roots, defaults) in [own, of_fleet].into_iter().zip(&defaults) {
+        own_services = drafts.len();
+        let tables = each_of(roots, "service");
+        drafts.extend(
+            tables.map(|((table, at), number)| service::read_service(&notes, table, at, number, defaults)),
+        );
+    }
     let bgp = single("bgp").map(|(table, at)| bgp::read(&notes, table, at));
-    bgp.iter().for_each(|bgp| bgp.check(&drafts));
+    // Which services there will be is not known before the document has come.
+    let complete = fleet.is_none() || document.is_some();
+    bgp.iter().filter(|_| complete).for_each(|bgp| bgp.check(&drafts));
     check::check(&drafts);
     snat::check(&drafts);
     let routers: Vec<_> =
@@ -211,12 +254,15 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
         bfd: track::read_bfd(&notes, numbered("bfd")),
         groups: track::read_groups(&notes, numbered("vrrp_group"), &vrrp::names(&routers)),
     };
-    vrrp::check(&routers, &pair, &drafts.iter().filter_map(service::ServiceDraft::name).collect());
+    let known = drafts.iter().filter_map(service::ServiceDraft::name).collect();
+    vrrp::check(&routers, &pair, complete.then_some(&known));
     let notify = pool::read_notify(&notes, each("notify").map(|(table, _)| table), None);
     let vrrp = routers.into_iter().filter_map(|router| router.build(&pair)).collect();
     let names = drafts.iter().filter_map(service::ServiceDraft::names).collect();
+    let defaults = |number: usize| &defaults[usize::from(number >= own_services)];
+    let built = drafts.into_iter().enumerate();
     let mut services: Vec<ServiceSpec> =
-        drafts.into_iter().filter_map(|draft| draft.build(&defaults)).collect();
+        built.filter_map(|(number, draft)| draft.build(defaults(number))).collect();
     // They would stay in the memory of the drafts, which are larger.
     services.shrink_to_fit();
     share_names(&mut services);
@@ -236,9 +282,24 @@ pub fn parse_files(files: &[SourceFile], hostname: &str) -> Result<Config, Confi
         pair,
         sync,
         bgp: bgp.map(bgp::BgpDraft::build),
+        fleet,
+        fleet_file: document.map(|_| own_files),
         notify,
         origins: Origins::new(notes.finish()?),
     })
+}
+
+/// The sections of a key that may occur several times, each with its number in its file.
+fn each_of<'a, 'r>(
+    roots: &'r [Section<'a>],
+    key: &'static str,
+) -> impl Iterator<Item = ((&'a DeTable<'a>, usize), usize)> + 'r {
+    roots.iter().flat_map(move |root| root.tables(key).unwrap_or_default().into_iter().zip(1..))
+}
+
+/// A text that cannot be read has none: what is wrong with it is said elsewhere.
+fn has_fleet(file: &SourceFile) -> bool {
+    DeTable::parse(&file.text).is_ok_and(|document| document.get_ref().contains_key("fleet"))
 }
 
 /// Backends of many services have the same few names: each is kept once.

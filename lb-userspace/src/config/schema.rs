@@ -56,6 +56,7 @@ const SECTIONS: &[&str] = &[
     "bfd",
     "bgp",
     "sync",
+    "fleet",
     "notify",
 ];
 
@@ -65,6 +66,47 @@ pub(super) static INCLUDED: Schema = Schema {
     header: "an included file",
     keys: SECTIONS.split_at(1).1,
     refused: &[("include", "only the main file includes others: name this one's there")],
+};
+
+const OWN: &str = "each node has its own: write it in the node's lbd.toml";
+
+/// What all nodes share.
+pub(super) static DOCUMENT: Schema = Schema {
+    header: "the fleet's document",
+    keys: &["firewall", "resolver", "defaults", "service"],
+    refused: &[
+        ("include", "the document is one text: put everything into it"),
+        ("node", OWN),
+        ("metrics", OWN),
+        ("tunnel", OWN),
+        ("flows", OWN),
+        ("control", OWN),
+        ("vrrp", OWN),
+        ("vrrp_group", OWN),
+        ("vrrp_script", OWN),
+        ("vrrp_file", OWN),
+        ("bfd", OWN),
+        ("bgp", OWN),
+        ("sync", OWN),
+        ("fleet", OWN),
+        ("notify", OWN),
+    ],
+};
+
+pub(super) static FLEET: Schema = Schema {
+    header: "[fleet]",
+    keys: &[
+        "endpoints",
+        "prefix",
+        "ca_file",
+        "cert_file",
+        "key_file",
+        "user",
+        "password_file",
+        "lease",
+        "commands",
+    ],
+    refused: &[],
 };
 
 pub(super) static NODE: Schema = Schema {

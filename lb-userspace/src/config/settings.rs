@@ -4,7 +4,7 @@ use super::{
     Config, bgp,
     digest::{ServiceDigest, digest, services_hash},
     duration::format_duration,
-    gradual, pool,
+    fleet, gradual, pool,
     reader::Place,
     resolver, sync, track, vrrp,
 };
@@ -302,6 +302,7 @@ impl Config {
         push("flows", "max_sessions", json!(self.flows.max_sessions));
         entries.extend(self.control.entries());
         entries.extend(self.sync.iter().flat_map(sync::entries));
+        entries.extend(self.fleet.iter().flat_map(fleet::entries));
         entries
     }
 
@@ -362,6 +363,8 @@ impl Config {
             pair: self.pair.clone(),
             sync: self.sync.clone(),
             bgp: self.bgp.clone(),
+            fleet: self.fleet.clone(),
+            fleet_file: self.fleet_file,
             origins: Origins::default(),
         }
     }

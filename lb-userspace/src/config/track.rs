@@ -110,8 +110,13 @@ impl TrackDraft {
         }
     }
 
-    /// Notes names that nothing has.
-    pub(super) fn check(&self, section: &Section<'_>, parts: &PairSpec, services: &BTreeSet<&ServiceName>) {
+    /// Notes names that nothing has; of services only where it is known which there are.
+    pub(super) fn check(
+        &self,
+        section: &Section<'_>,
+        parts: &PairSpec,
+        services: Option<&BTreeSet<&ServiceName>>,
+    ) {
         let known = |key: &'static str, name: &str, at: usize, there: bool, header: &str| {
             if !there {
                 let why = Refusal::expected(format!("the name of a {header} of this configuration"));
@@ -127,7 +132,8 @@ impl TrackDraft {
             known("track_files", name.as_str(), *at, there, "[[vrrp_file]]");
         }
         for ((name, _), at) in self.services.value().into_iter().flatten() {
-            known("track_services", name.as_str(), *at, services.contains(name), "[[service]]");
+            let there = services.is_none_or(|services| services.contains(name));
+            known("track_services", name.as_str(), *at, there, "[[service]]");
         }
         for (name, at) in self.bfd.value().into_iter().flatten() {
             let there = parts.bfd.iter().any(|session| session.name == *name);

@@ -149,8 +149,8 @@ pub(super) fn names(drafts: &[VrrpDraft<'_>]) -> BTreeSet<VrrpName> {
     drafts.iter().filter_map(|draft| draft.name.value().cloned()).collect()
 }
 
-/// Notes what no setting shows by itself.
-pub(super) fn check(drafts: &[VrrpDraft<'_>], parts: &PairSpec, services: &BTreeSet<&ServiceName>) {
+/// Notes what no setting shows by itself. Without `services` nobody knows yet which there will be.
+pub(super) fn check(drafts: &[VrrpDraft<'_>], parts: &PairSpec, services: Option<&BTreeSet<&ServiceName>>) {
     let mut names = HashMap::new();
     let mut routers = HashMap::new();
     let mut addresses = HashMap::new();

@@ -2,8 +2,8 @@
 
 use super::observe::{AskFlows, AskTrace, FlowsView, TraceLine};
 use super::{
-    api::*, bgp::BgpView, changes::ChangesView, firewall::FirewallCommand, gradual::GradualCommand,
-    guard::Guarded, pair::PairCommand, watch::Watcher,
+    api::*, bgp::BgpView, changes::ChangesView, firewall::FirewallCommand, fleet::FleetCommand,
+    gradual::GradualCommand, guard::Guarded, pair::PairCommand, watch::Watcher,
 };
 use crate::model::{BackendName, ServiceName};
 use std::net::{IpAddr, SocketAddr};
@@ -127,6 +127,8 @@ pub enum Command {
     Firewall(FirewallCommand),
     /// About drains, and how a change is asked for.
     Gradual(GradualCommand),
+    /// About the fleet.
+    Fleet(FleetCommand),
     /// About the pair.
     Pair(PairCommand),
     /// Answered by the events that are to come; dropping it ends the watch.

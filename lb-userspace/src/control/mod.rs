@@ -10,6 +10,7 @@ pub mod client;
 pub mod command;
 mod extract;
 pub mod firewall;
+pub mod fleet;
 pub mod gradual;
 pub mod guard;
 pub mod link;

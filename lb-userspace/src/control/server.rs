@@ -301,6 +301,7 @@ pub(super) fn routes() -> ApiRouter<State> {
         .merge(super::pair::routes())
         .merge(super::link::routes())
         .merge(super::bgp::routes())
+        .merge(super::fleet::routes())
         .merge(super::changes::routes())
         .merge(super::save::routes())
         .merge(super::watch::routes())

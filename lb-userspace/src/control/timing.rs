@@ -64,6 +64,7 @@ impl Command {
             Self::Firewall(_) => "firewall",
             Self::Pair(_) => "pair",
             Self::Bgp(_) => "bgp",
+            Self::Fleet(_) => "fleet",
             Self::Flows { .. } => "flows_list",
             Self::Trace { .. } => "trace",
             Self::Guarded(guarded) => guarded.command.name(),

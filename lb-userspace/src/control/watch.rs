@@ -85,6 +85,7 @@ fn name(kind: Kind) -> &'static str {
         Kind::Weight => "weight",
         Kind::Pair => "pair",
         Kind::Reload => "reload",
+        Kind::Fleet => "fleet",
         Kind::Change => "change",
     }
 }

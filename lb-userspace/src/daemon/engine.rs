@@ -68,6 +68,7 @@ pub struct Engine {
     pub(super) pair: super::pair::Pair,
     pub(super) mirror: super::mirror::Mirror,
     pub(super) bgp: super::bgp::Bgp,
+    pub(super) fleet: super::fleet::Fleet,
     pub(super) nat: NatState,
     pub(super) names: super::names::Names,
     pub(super) name_task: NameHandle,
@@ -111,6 +112,7 @@ pub struct Parts {
     pub hop_task: NextHopHandle,
     pub name_task: NameHandle,
     pub instruments: Instruments,
+    pub(super) fleet: super::fleet::Fleet,
 }
 
 impl Engine {
@@ -146,6 +148,7 @@ impl Engine {
             pair: super::pair::Pair::new(holds),
             mirror: super::mirror::Mirror::new(Arc::clone(&parts.instruments.sync)),
             bgp: super::bgp::Bgp::new(!image.services.is_empty()),
+            fleet: parts.fleet,
             nat: NatState::default(),
             asked: ChangeOptions::default(),
             watch: ramp::Watch::default(),

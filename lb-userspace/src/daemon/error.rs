@@ -47,6 +47,8 @@ pub enum EngineError {
     Link(std::io::Error),
     #[error("cannot announce addresses to a routing daemon: {0}")]
     Announce(std::io::Error),
+    #[error("the thread that asks etcd could not be started: {0}")]
+    Fleet(std::io::Error),
     #[error("{0}")]
     Pair(crate::vrrp::RequestError),
     #[error(
@@ -75,6 +77,7 @@ impl From<EngineError> for CommandError {
             | EngineError::Vrrp(_)
             | EngineError::Link(_)
             | EngineError::Announce(_)
+            | EngineError::Fleet(_)
             | EngineError::Pair(_) => Self::Failed(text),
         }
     }

@@ -24,6 +24,7 @@ mod events;
 mod explain;
 mod explain_nat;
 mod firewall;
+mod fleet;
 mod flows;
 mod foresee;
 mod gradual;

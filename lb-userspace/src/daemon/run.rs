@@ -73,7 +73,7 @@ pub fn detach(options: &Options) -> Result<(), StartError> {
 
 /// Runs the daemon until it is told to stop. Forwarding goes on when it returns.
 pub async fn run(options: Options) -> Result<(), StartError> {
-    let config = config::load(&options.config)?;
+    let (config, fleet) = super::fleet::begin(&options.config)?;
     if let Some(missing) = caps::missing_for_dataplane()? {
         return Err(missing.into());
     }
@@ -143,6 +143,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         hop_task,
         name_task,
         instruments: instruments.clone(),
+        fleet,
     })?;
     engine.tls_door = tls_door;
     engine.settle_hops(HOP_PATIENCE).await;
@@ -187,6 +188,10 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     if let Err(error) = engine.configure_bgp() {
         tracing::error!(%error, "no address is announced");
     }
+    if let Err(error) = engine.configure_fleet() {
+        tracing::error!(%error, "the fleet's document is not kept up to date");
+    }
+    let fleet_news = std::sync::Arc::clone(&engine.fleet.told);
     engine.log_ready();
     engine.calm.disturb();
     let mirror_news = engine.mirror.news();
@@ -201,9 +206,11 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                 Some(Command::Detach { by, reply }) => {
                     engine.end_traces();
                     tracing::warn!(by, "detaching: nothing is forwarded any more");
+                    engine.stop_fleet();
                     // First the peer takes over.
                     engine.stop_pair().await;
                     engine.stop_bgp().await;
+                    engine.fleet_ended().await;
                     drop(engine);
                     let result = Kernel::detach(&pin_dir).map_err(|e| CommandError::Failed(e.to_string()));
                     let _ = reply.send(result.map(|()| ChangeView {
@@ -247,6 +254,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             _ = prune.tick(), if engine.tracers.any() => engine.prune_tracers(),
             Ok(()) = ways.changed() => engine.kernel.maps().nat().routes_changed(),
             () = std::future::ready(()), if engine.is_walking() => engine.timed("services", Engine::walk),
+            () = fleet_news.notified() => engine.timed("fleet", Engine::fleet_news),
             () = mirror_news.notified() => engine.timed("mirror", Engine::mirror_news),
             held = resequencer.next() => resequencer.work(held, &mut engine.kernel),
             due = tend.tick() => {
@@ -259,6 +267,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
                 engine.timed("pair", Engine::tend_pair);
                 engine.timed("passive", |engine| engine.tend_passive(std::time::Instant::now()));
                 engine.announce();
+                engine.tend_fleet();
                 engine.calm.tick();
             }
             _ = hangup.recv() => {
@@ -268,15 +277,19 @@ pub async fn run(options: Options) -> Result<(), StartError> {
             }
             _ = terminate.recv() => {
                 engine.end_traces();
+                engine.stop_fleet();
                 engine.stop_bgp().await;
                 engine.stop_pair().await;
+                engine.fleet_ended().await;
                 tracing::info!("SIGTERM: the daemon ends, forwarding goes on (lbd --detach removes it)");
                 break;
             }
             _ = interrupt.recv() => {
                 engine.end_traces();
+                engine.stop_fleet();
                 engine.stop_bgp().await;
                 engine.stop_pair().await;
+                engine.fleet_ended().await;
                 tracing::info!("SIGINT: the daemon ends, forwarding goes on (lbd --detach removes it)");
                 break;
             }
@@ -389,6 +402,7 @@ impl Engine {
         }
         match command {
             Command::Status(reply) => self.begin_status(reply),
+            Command::Fleet(command) => self.answer_fleet(command),
             Command::Bgp(reply) => send(reply, Ok::<_, CommandError>(self.bgp_view())),
             Command::Services(reply) => self.begin_walk(reply),
             Command::Drops(reply) => send(reply, self.drops()),

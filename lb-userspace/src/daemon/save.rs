@@ -1,6 +1,6 @@
 //! Runtime changes written back into the configuration's files.
 
-use super::{engine::Engine, error::EngineError, tell};
+use super::{engine::Engine, error::EngineError, fleet::Texts, tell};
 use crate::{
     config::{self, Config, SourceFile},
     control::save::{SaveView, SavedFile},
@@ -27,6 +27,10 @@ pub enum SaveFailure {
     )]
     Differs { file: String },
     #[error(
+        "{document} is the fleet's document: put the change there (`lbctl save --print` shows what it would be, `lbctl fleet put` takes it)"
+    )]
+    Fleet { document: String },
+    #[error(
         "{path}: cannot be written: {source}. `lbctl save --print` shows what it would be; lbd may lack the right, or its service unit keep the directory from it"
     )]
     Write { path: String, source: io::Error },
@@ -36,15 +40,17 @@ impl Engine {
     /// Writes the runtime changes into the files, or only shows what they would be.
     pub(super) fn save(&mut self, print: bool, by: &str) -> Result<SaveView, EngineError> {
         let main = self.config_file.display().to_string();
-        let files = config::read_files(&self.config_file)?;
-        let mut read = config::load_from(&files)?;
+        let (mut files, document) = self.sources(Texts::Files)?;
+        let own = files.len();
+        let mut read = config::load_with(&files, document.as_ref())?;
+        files.extend(document.filter(|_| read.fleet_file.is_some()));
         self.names.answers.fill(&mut read);
         if (read.hash(), &read.files) != (self.config.hash(), &self.config.files) {
             return Err(SaveFailure::Changed { file: main }.into());
         }
         // With the places of what is on the disk now: comments may have moved lines.
         let saved = state::save(&files, &read, &self.changes).map_err(SaveFailure::from)?;
-        let new = self.verified(&files, &saved)?;
+        let new = self.verified(&files, own, &saved)?;
         let view = |message: String, text: bool| SaveView {
             message,
             files: saved
@@ -61,6 +67,10 @@ impl Engine {
             };
             return Ok(view(message, print));
         }
+        let of_fleet = |name: &str| files[own..].iter().any(|file| file.name == name);
+        if let Some(file) = saved.files.iter().find(|file| of_fleet(&file.name)) {
+            return Err(SaveFailure::Fleet { document: file.name.clone() }.into());
+        }
         let mut temporaries = Vec::new();
         for file in &saved.files {
             let failed = |source| SaveFailure::Write { path: file.name.clone(), source };
@@ -74,6 +84,14 @@ impl Engine {
         remaining.advance();
         self.state_dir.store(&remaining)?;
         self.config = new;
+        for (file, new) in files.iter_mut().filter_map(|file| {
+            let new = saved.files.iter().find(|new| new.name == file.name)?;
+            Some((file, new))
+        }) {
+            file.text.clone_from(&new.text);
+        }
+        files.truncate(own);
+        self.note_files(files);
         let before = std::mem::replace(&mut self.changes, remaining);
         self.converge()?;
         let message = format!("{} runtime changes saved", saved.count);
@@ -83,14 +101,19 @@ impl Engine {
     }
 
     /// The configuration as it will be; refused unless the same is in force with it.
-    fn verified(&self, files: &[SourceFile], saved: &state::Saved) -> Result<Config, EngineError> {
+    fn verified(
+        &self,
+        files: &[SourceFile],
+        own: usize,
+        saved: &state::Saved,
+    ) -> Result<Config, EngineError> {
         let mut texts = files.to_vec();
         for file in &mut texts {
             if let Some(new) = saved.files.iter().find(|new| new.name == file.name) {
                 file.text.clone_from(&new.text);
             }
         }
-        let mut new = config::load_from(&texts)?;
+        let mut new = config::load_with(&texts[..own], texts.get(own))?;
         self.names.answers.fill(&mut new);
         let in_force = |effective: &Effective| {
             let services = effective.services.iter();

@@ -236,6 +236,9 @@ impl Engine {
             .map(|setting| SettingView {
                 origin: match setting.origin {
                     ConfigOrigin::Default => "default".to_owned(),
+                    ConfigOrigin::File { file, .. } if Some(file) == self.config.fleet_file => {
+                        "fleet".to_owned()
+                    }
                     ConfigOrigin::File { .. } => "file".to_owned(),
                 },
                 key: setting.key,
@@ -289,7 +292,8 @@ impl Engine {
         }
         self.sign(&mut settings);
         settings.extend(self.hold_settings());
-        for setting in settings.iter().filter(|setting| setting.origin != "file") {
+        for setting in settings.iter().filter(|setting| !["file", "fleet"].contains(&setting.origin.as_str()))
+        {
             places.remove(&setting.key);
         }
         let file = self.config_file.display().to_string();

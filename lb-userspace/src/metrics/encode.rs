@@ -94,6 +94,7 @@ impl Collector for Scrape {
         self.instruments.sync.encode(&mut encoder)?;
         super::link::encode(&self.snapshot, &mut encoder)?;
         super::bgp::encode(&self.snapshot, &mut encoder)?;
+        super::fleet::encode(&self.snapshot, &mut encoder)?;
         super::pulse_encode::encode(&self.snapshot, &self.instruments, &mut encoder)
     }
 }

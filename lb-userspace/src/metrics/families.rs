@@ -286,6 +286,58 @@ pub(super) static BGP_ANNOUNCED: Family<1> = Family::new(
     ["address"],
     "1 while a route to the address is there for a routing daemon, 0 while it is withheld; lbctl bgp tells why.",
 );
+pub(super) static SERVICES_HASH: Family<1> = Family::new(
+    Gauge,
+    "lbd_services_info",
+    ["hash"],
+    "1; hash over the services in force, runtime changes included: equal on nodes that forward alike.",
+);
+pub(super) static RING: Family<3> = Family::new(
+    Gauge,
+    "lbd_service_ring_info",
+    ["service", "seed", "size"],
+    "1; seed and slots of the service's ring, which have to be equal on all nodes that share its addresses.",
+);
+pub(super) static FLEET_CONNECTED: Family<0> =
+    Family::new(Gauge, "lbd_fleet_connected", [], "1 while a member of etcd answers.");
+pub(super) static FLEET_GENERATION: Family<0> = Family::new(
+    Gauge,
+    "lbd_fleet_generation",
+    [],
+    "Generation of the fleet's document in force: the revision of etcd that wrote it; 0 = none.",
+);
+pub(super) static FLEET_STORED: Family<0> = Family::new(
+    Gauge,
+    "lbd_fleet_stored_generation",
+    [],
+    "Generation of the fleet's document in etcd, as last seen; 0 = none.",
+);
+pub(super) static FLEET_DOCUMENTS: Family<1> = Family::new(
+    Counter,
+    "lbd_fleet_documents_total",
+    ["result"],
+    "Documents of the fleet that came: applied, refused.",
+);
+pub(super) static FLEET_REFUSING: Family<0> = Family::new(
+    Gauge,
+    "lbd_fleet_refused",
+    [],
+    "1 while the latest document of the fleet is not in force on this node; lbctl fleet tells why.",
+);
+pub(super) static FLEET_AUTHORITY: Family<0> = Family::new(
+    Gauge,
+    "lbd_fleet_authority",
+    [],
+    "1 on the node that has the word in changes that concern the whole fleet.",
+);
+pub(super) static FLEET_EPOCH: Family<0> = Family::new(
+    Gauge,
+    "lbd_fleet_authority_epoch",
+    [],
+    "Number of the last election of the authority that this node knows of: the revision of etcd that it made.",
+);
+pub(super) static FLEET_NODES: Family<0> =
+    Family::new(Gauge, "lbd_fleet_nodes", [], "Nodes of the fleet that hold a lease of etcd, as last seen.");
 pub(super) static VRRP_SENT: Family<1> = Family::new(
     Counter,
     "lbd_vrrp_adverts_sent_total",

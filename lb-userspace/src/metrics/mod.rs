@@ -9,6 +9,7 @@ mod bgp;
 mod dashboard;
 mod encode;
 mod families;
+mod fleet;
 mod http;
 mod instruments;
 mod link;

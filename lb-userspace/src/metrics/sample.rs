@@ -7,6 +7,7 @@ use crate::{
         SlotsView, StatusView, TableView,
     },
     control::bgp::{AnnouncedView, BgpView},
+    control::fleet::{FleetAuthority, FleetNode, FleetView, RingView},
     control::link::{PeerView, SyncView},
     control::pair::{PairView, RefusedView},
     control::passive::{EjectionView, PassiveView},
@@ -135,6 +136,19 @@ pub(super) fn snapshot() -> Snapshot {
             started: 1_750_000_000.5,
         }),
         pair: vec![pair("public", "master"), pair("inner\"side", "fault")],
+        fleet: FleetView {
+            configured: true,
+            endpoint: Some("http://10.9.0.5:2379".to_owned()),
+            generation: Some(17),
+            stored_generation: Some(18),
+            applied: 3,
+            refusals: 1,
+            services_hash: "8899aabb44556677".to_owned(),
+            authority: FleetAuthority { mine: true, holder: Some("lb1".to_owned()), epoch: 12 },
+            nodes: vec![FleetNode::default(); 3],
+            rings: vec![RingView { service: "www".to_owned(), seed: i64::MAX as u64, size: 65_537 }],
+            ..FleetView::default()
+        },
         bgp: BgpView {
             table: Some(9750),
             addresses: vec![AnnouncedView {

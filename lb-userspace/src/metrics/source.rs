@@ -4,6 +4,7 @@ use crate::control::{
     api::{DropView, InterfaceView, ServiceView, StatusView},
     bgp::BgpView,
     command::{Command, CommandError, Commands, Reply},
+    fleet::{FleetCommand, FleetView},
     link::SyncView,
     pair::{PairCommand, PairView, RefusedView},
 };
@@ -22,6 +23,7 @@ pub struct Snapshot {
     /// Absent without `[sync]`.
     pub link: Option<SyncView>,
     pub bgp: BgpView,
+    pub fleet: FleetView,
     /// Absent where /proc cannot be read.
     pub process: Option<super::ProcessView>,
 }
@@ -64,6 +66,7 @@ impl Source for Commands {
             pair_refused: ask(self, |reply| Command::Pair(PairCommand::Refused(reply))).await?,
             link: ask(self, |reply| Command::Pair(PairCommand::Link(reply))).await?,
             bgp: ask(self, Command::Bgp).await?,
+            fleet: ask(self, |reply| Command::Fleet(FleetCommand::Status(reply))).await?,
             process: super::process::read().ok(),
         })
     }
@@ -120,6 +123,9 @@ mod tests {
                     }
                     Command::Pair(PairCommand::Link(reply)) => drop(reply.send(Ok(answers.link.clone()))),
                     Command::Bgp(reply) => drop(reply.send(Ok(answers.bgp.clone()))),
+                    Command::Fleet(FleetCommand::Status(reply)) => {
+                        drop(reply.send(Ok(answers.fleet.clone())));
+                    }
                     other => panic!("a scrape must not send {other:?}"),
                 }
             }

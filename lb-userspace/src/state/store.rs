@@ -196,7 +196,7 @@ impl StateDir {
         self.path.join(name)
     }
 
-    fn replace(
+    pub(super) fn replace(
         &self,
         path: PathBuf,
         write: impl FnOnce(&mut File) -> io::Result<()>,

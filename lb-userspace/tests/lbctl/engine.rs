@@ -190,6 +190,7 @@ pub fn obey(command: Command, services: &mut Vec<ServiceView>, asked_by: &Mutex<
         Command::Services(reply) => answer(reply, Ok(services.clone())),
         Command::Drops(reply) => answer(reply, Ok(drops())),
         Command::Bgp(reply) => answer(reply, Ok(Default::default())),
+        Command::Fleet(command) => super::fleet::obey(command),
         Command::Config(reply) => answer(reply, Ok(super::guarded::config())),
         Command::BackendAdd { service, name, address, port, weight, backup, by, reply } => {
             note(by);

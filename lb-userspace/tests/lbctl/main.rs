@@ -4,6 +4,7 @@
 mod client;
 mod command_line;
 mod engine;
+mod fleet;
 mod gradual;
 mod guarded;
 mod hostile;

@@ -24,6 +24,9 @@ pub enum Group {
     All,
 }
 
+/// The client of etcd makes its messages of their description.
+const BUILD_TOOLS: &[Tool] = &[Tool { program: "protoc", package: "protobuf-compiler" }];
+
 const TEST_TOOLS: &[Tool] = &[
     Tool { program: "ip", package: "iproute2" },
     Tool { program: "ethtool", package: "ethtool" },
@@ -40,6 +43,8 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "arping", package: "iputils-arping" },
     Tool { program: "faketime", package: "faketime" },
     Tool { program: "bird", package: "bird2" },
+    Tool { program: "etcd", package: "etcd-server" },
+    Tool { program: "etcdctl", package: "etcd-client" },
     Tool { program: "tmux", package: "tmux" },
     Tool { program: "prometheus", package: "prometheus" },
     Tool { program: "chromium-headless-shell", package: "chromium-headless-shell" },
@@ -70,6 +75,9 @@ pub fn run(groups: &[Group]) -> Result<()> {
         ebpf::ensure()?;
     }
     let mut tools = Vec::new();
+    if wanted(Group::Build) {
+        tools.extend_from_slice(BUILD_TOOLS);
+    }
     if wanted(Group::Test) {
         tools.extend_from_slice(TEST_TOOLS);
     }

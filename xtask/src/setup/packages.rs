@@ -163,6 +163,7 @@ impl NoServices {
             ("haproxy", "haproxy"),
             ("ipvsadm", "ipvsadm"),
             ("knot", "knot"),
+            ("etcd-server", "etcd"),
             ("prometheus-nginx-exporter", "prometheus-nginx-exporter"),
             ("prometheus-mysqld-exporter", "prometheus-mysqld-exporter"),
         ];

@@ -1,6 +1,7 @@
 //! Tests of the configuration: what is accepted and what it means.
 
 mod broken;
+mod fleet;
 mod include;
 mod pair_parts;
 mod property;
@@ -75,7 +76,9 @@ fn the_sample_is_valid_and_says_what_it_means() {
         Some(setting) if setting.contains(" = ") && setting.starts_with(|c: char| c.is_ascii_lowercase()) => {
             setting
         }
-        Some(header) if header.starts_with("[[") || ["[sync]", "[bgp]"].contains(&header) => header,
+        Some(header) if header.starts_with("[[") || ["[sync]", "[bgp]", "[fleet]"].contains(&header) => {
+            header
+        }
         _ => line,
     });
     let all = read(&all.collect::<Vec<_>>().join("\n"));

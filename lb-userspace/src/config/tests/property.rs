@@ -508,6 +508,16 @@ fn config() -> impl Strategy<Value = Config> {
                 delay: Duration::from_millis(1500),
                 keep_on_stop: vrrp[0].preempt,
             }),
+            fleet: (vrrp.len() == 2).then(|| FleetConfig {
+                endpoints: vec!["https://etcd1:2379".to_owned(), "https://[::1]:2379".to_owned()],
+                prefix: "/lbd/a.b".to_owned(),
+                ca_file: None,
+                identity: Some(("/etc/lbd/a.crt".into(), "/etc/lbd/a.key".into())),
+                login: Some(("lbd".to_owned(), "/etc/lbd/etcd.password".into())),
+                lease: Duration::from_secs(7),
+                commands: vrrp[0].preempt,
+            }),
+            fleet_file: None,
             notify: pool(vrrp.len() as u16 + 1).notify,
             file: "lbd.toml".to_owned(),
             node,
@@ -557,6 +567,7 @@ proptest! {
         prop_assert_eq!(&read.control, &config.control);
         prop_assert_eq!(&read.flows, &config.flows);
         prop_assert_eq!(&read.sync, &config.sync);
+        prop_assert_eq!(&read.fleet, &config.fleet);
         prop_assert_eq!(&read.services, &config.services);
         prop_assert_eq!(read.hash(), config.hash());
         prop_assert_eq!(read.shared_hash(), config.shared_hash());

@@ -4,7 +4,7 @@ use super::Engine;
 use crate::{
     config::{self, Config},
     control::{api::ChangeView, tls::Access},
-    daemon::{error::EngineError, tell},
+    daemon::{error::EngineError, fleet::Texts, tell},
     model::{ServiceName, ServiceSpec},
     state,
 };
@@ -15,7 +15,13 @@ impl Engine {
     pub fn reload(&mut self, plan_only: bool, by: &str) -> Result<ChangeView, EngineError> {
         let plan_only = plan_only || self.asked.plan;
         self.asked.plan = plan_only;
-        let result = self.try_reload(plan_only);
+        let mut result = self.try_reload(plan_only, Texts::Files);
+        if let Ok(view) = &mut result
+            && !plan_only
+            && let Some(outcome) = self.retry_document(self.asked.force)
+        {
+            view.message += &format!("; {outcome}");
+        }
         if !plan_only {
             self.instruments.reloads.record(result.is_ok());
             match &result {
@@ -26,13 +32,24 @@ impl Engine {
         result
     }
 
-    fn try_reload(&mut self, plan_only: bool) -> Result<ChangeView, EngineError> {
-        let mut new = config::load(&self.config_file)?;
+    /// Takes the configuration that these texts make, or leaves everything as it was.
+    pub(in crate::daemon) fn try_reload(
+        &mut self,
+        plan_only: bool,
+        from: Texts<'_>,
+    ) -> Result<ChangeView, EngineError> {
+        let (files, document) = self.sources(from)?;
+        let mut new = config::load_with(&files, document.as_ref())?;
         self.names.answers.fill(&mut new);
         restart_needed(&self.config, &new)?;
         let access = new.control.tls.as_ref().map(Access::load).transpose().map_err(EngineError::Tls)?;
         let changes = setting_changes(&self.config, &new);
-        let file = self.config_file.display().to_string();
+        let file = match from {
+            Texts::Files => self.config_file.display().to_string(),
+            Texts::Document(document) => {
+                format!("generation {} of the fleet's document", document.generation)
+            }
+        };
         let kept = self.changes.clone();
         let plan = self.foresee(Some(&new), &kept)?;
         if plan_only {
@@ -64,6 +81,7 @@ impl Engine {
             }
             return Err(error);
         }
+        self.note_files(files);
         self.apply_names();
         if let (Some(access), Some(door)) = (access, &self.tls_door) {
             door.replace(access);
@@ -80,10 +98,14 @@ impl Engine {
         if let Err(error) = self.configure_bgp() {
             tracing::error!(%error, "no address is announced");
         }
+        if let Err(error) = self.configure_fleet() {
+            tracing::error!(%error, "the fleet's document is not kept up to date");
+        }
         self.calm.disturb();
+        let read = if matches!(from, Texts::Files) { "read again" } else { "taken" };
         let message = match changes.len() {
-            0 => format!("{file} read again: nothing changed"),
-            n => format!("{file} read again: {n} settings changed"),
+            0 => format!("{file} {read}: nothing changed"),
+            n => format!("{file} {read}: {n} settings changed"),
         };
         Ok(self.changed(message, changes))
     }
