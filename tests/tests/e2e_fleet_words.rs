@@ -13,14 +13,14 @@ use lb_tests::{
     balancer::{Balancer, Service, Settings},
     crowd::{Crowd, Report},
     ecmp::{PATIENCE, PORT, echo_servers, everybody_speaks, routers, wait_for_paths},
-    lab::{Process, Result, Shape, Topology, wait_until},
+    lab::{Process, Result, Shape, Topology, wait_for_port, wait_until},
     require,
     skip::Need,
 };
 
 const NODES: usize = 4;
 const CONNECTIONS: usize = 200;
-const LEASE: Duration = Duration::from_secs(2);
+const LEASE: Duration = Duration::from_secs(3);
 const ETCD: u16 = 2379;
 
 /// The nodes' common memory, on the router's host.
@@ -29,10 +29,12 @@ fn etcd(topology: &Topology) -> Result<Process> {
     let mut command = topology.router.ns.command("etcd");
     command.arg("--data-dir").arg(topology.lab.dir().join("etcd"));
     command.args(["--listen-client-urls", &own, "--advertise-client-urls", &own]);
-    command.args(["--log-level", "error"]);
-    // Two seconds of lease are what etcd grants with these at least.
-    command.args(["--heartbeat-interval", "100", "--election-timeout", "1000"]);
-    topology.lab.spawn("etcd", command)
+    let peer = "http://127.0.0.1:2380";
+    command.args(["--name", "etcd1", "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]);
+    command.args(["--initial-cluster", &format!("etcd1={peer}")]);
+    let process = topology.lab.spawn("etcd", command)?;
+    wait_for_port(&topology.router.ns, SocketAddr::new(topology.router.v4.into(), ETCD), PATIENCE)?;
+    Ok(process)
 }
 
 /// `[sync]` and `[fleet]` of a node.

@@ -74,7 +74,7 @@ impl Engine {
     }
 
     /// The election has a result, or it is lost.
-    pub fn follow_authority(&mut self, authority: Authority) {
+    pub(super) fn follow_authority(&mut self, authority: Authority) {
         if self.mirror.words.authority == authority {
             return;
         }
@@ -87,7 +87,10 @@ impl Engine {
         if authority.epoch < words.authority.epoch
             && let Some(judge) = &mut words.judge
         {
-            tracing::warn!(epoch = authority.epoch, "etcd was set up anew: epochs count from its present one");
+            tracing::warn!(
+                epoch = authority.epoch,
+                "etcd was set up anew: epochs count from its present one"
+            );
             judge.begin_anew();
         }
         words.authority = authority;
@@ -95,12 +98,18 @@ impl Engine {
     }
 
     fn shares_words(&self) -> bool {
-        self.mirror.words.authority.epoch > 0 && self.config.sync.is_some()
+        self.config.fleet.is_some() && self.config.sync.is_some()
+    }
+
+    /// How many peers should be linked: all that live, as far as etcd tells.
+    fn peers_expected(&self) -> usize {
+        let others = self.fleet_nodes().map_or(usize::MAX, |nodes| nodes.saturating_sub(1));
+        others.min(self.config.sync.as_ref().map_or(0, |sync| sync.peers.len()))
     }
 
     /// How long the last words of an authority hold that is gone.
     fn hold(&self) -> Duration {
-        PATIENCE + Duration::from_secs(5)
+        PATIENCE + self.config.fleet.as_ref().map_or(Duration::ZERO, |fleet| fleet.lease)
     }
 
     /// The parts whose flows all nodes forward, by their ids.
@@ -131,16 +140,18 @@ impl Engine {
         let hold = self.hold();
         let claims = self.shared_inbox().claims.clone();
         let peers = claims.len();
-        let ready = self.mirror.words.ready;
+        let (ready, expected) = (self.mirror.words.ready, self.peers_expected());
         let Words { judge: Some(judge), authority, .. } = &mut self.mirror.words else { return };
         let before = judge.charge().clone();
         // The words of this node would be another's than those that the others have.
         let known = claims.values().map(|claim| claim.epoch).max().unwrap_or(0);
-        let mine = authority.mine && (judge.claim().epoch > 0 || ready || known == 0);
+        let stands = judge.claim().epoch > 0 || ready || known == 0 && peers >= expected;
+        let mine = authority.mine && stands;
         if judge.judge(authority.epoch, mine, claims, hold, now) {
             self.mirror.changed();
             self.charge_changed(&before, now);
         }
+        self.stand(stands);
         let silent: BTreeSet<u32> = match self.mirror.words.judge.as_ref().map(Judge::charge) {
             Some(Charge::Follows(..)) => {
                 let stale = self.mirror.words.stale.iter();
@@ -233,7 +244,7 @@ impl Engine {
         let charge = words.judge.as_ref().map(Judge::charge);
         let has_all = match charge {
             Some(Charge::Leads(_)) => true,
-            Some(Charge::Follows(..)) => peers >= sync.peers.len() && self.mirror.is_ready(),
+            Some(Charge::Follows(..)) => peers >= self.peers_expected() && self.mirror.is_ready(),
             _ => false,
         };
         if !words.ready && (has_all || self.started.elapsed() >= sync.takeover_wait) {

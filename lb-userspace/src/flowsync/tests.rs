@@ -148,7 +148,7 @@ impl World {
                             |peer: &Peer| peer.part == part && peer.name == name && peer.address == address;
                         self.standby.backends.iter().find(|(_, peer)| same(peer)).map(|(id, _)| *id)
                     };
-                    self.words.insert(instance, followed.ring(known));
+                    self.words.insert(instance, followed.ring(known, |_| true));
                 }
                 Effect::Complete(parts) => {
                     let receiver = &self.receiver;
