@@ -60,7 +60,7 @@ fn fleet(topology: &Topology, on: usize) -> String {
 fn www(topology: &Topology, backends: usize) -> Service {
     let health = "type = \"tcp\"\ninterval = \"500ms\"\ntimeout = \"500ms\"\nrise = 1\nfall = 2\nport = 80";
     let www = Service::www([topology.vip4(), topology.vip6()]).health(health);
-    www.extra("idle_timeout_tcp = \"10m\"").nodes(&topology.backends[..backends])
+    www.extra("idle_timeout = \"10m\"").nodes(&topology.backends[..backends])
 }
 
 fn settings(topology: &Topology, on: usize, backends: usize, shares: bool) -> Settings {

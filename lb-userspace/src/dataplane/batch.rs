@@ -76,39 +76,6 @@ pub(super) fn for_each<K: aya::Pod + Default, V: aya::Pod + Default>(
     }
 }
 
-/// Inserts entries that are not there; those that are stay as they are. An error leaves those before it in the map.
-///
-/// `K` and `V` must have the map's key and value size.
-pub(super) fn insert_new<K: aya::Pod, V: aya::Pod>(
-    map: BorrowedFd<'_>,
-    keys: &[K],
-    values: &[V],
-) -> io::Result<()> {
-    const BPF_NOEXIST: u64 = 1;
-    assert_eq!(keys.len(), values.len());
-    let mut at = 0;
-    while at < keys.len() {
-        let asked = (keys.len() - at).min(BATCH);
-        let mut attr = Attr {
-            keys: keys[at..].as_ptr() as u64,
-            values: values[at..].as_ptr() as u64,
-            count: asked as u32,
-            map_fd: map.as_raw_fd() as u32,
-            elem_flags: BPF_NOEXIST,
-            ..Attr::default()
-        };
-        let result = bpf(BPF_MAP_UPDATE_BATCH, &mut attr);
-        let done = (attr.count as usize).min(asked);
-        at += match result {
-            Ok(()) => asked,
-            // The one after those that were inserted was there.
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) && done < asked => done + 1,
-            Err(error) => return Err(error),
-        };
-    }
-    Ok(())
-}
-
 /// Inserts or replaces entries. An error leaves those before it in the map.
 ///
 /// `K` and `V` must have the map's key and value size.
@@ -183,6 +150,7 @@ struct ElementAttr {
 }
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 
 /// Takes an element out at once: what comes back is what was there last. `None` if there was none.
@@ -220,4 +188,31 @@ fn element<K: aya::Pod, V: aya::Pod + Default>(
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Inserts entries that are not there; those that are stay as they are. An error leaves those before it in the map. One by one: batches
+/// know no such condition.
+///
+/// `K` and `V` must have the map's key and value size.
+pub(super) fn insert_new<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> io::Result<()> {
+    const BPF_NOEXIST: u64 = 1;
+    assert_eq!(keys.len(), values.len());
+    for (key, value) in keys.iter().zip(values) {
+        let mut attr = ElementAttr {
+            map_fd: map.as_raw_fd() as u32,
+            pad: 0,
+            key: std::ptr::from_ref(key) as u64,
+            value: std::ptr::from_ref(value) as u64,
+            flags: BPF_NOEXIST,
+        };
+        match bpf(BPF_MAP_UPDATE_ELEM, &mut attr) {
+            Err(error) if error.raw_os_error() != Some(libc::EEXIST) => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
 }
