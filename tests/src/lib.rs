@@ -19,6 +19,7 @@ pub mod client;
 pub mod crowd;
 pub mod daemon;
 pub mod echo;
+pub mod ecmp;
 pub mod failover;
 pub mod foobar;
 pub mod http;

@@ -81,6 +81,9 @@ impl Engine {
         let services = states.into_iter().map(|(service, state)| (service, state, settled(service)));
         let judged = bgp::judge(spec, obstacle.as_deref(), services);
         self.bgp.serves = serves;
+        if judged.values().any(|it| it.announced) {
+            self.mirror.words.serve();
+        }
         if judged != self.bgp.judged {
             announcer
                 .set(judged.iter().filter(|(_, it)| it.announced).map(|(address, _)| *address).collect());
@@ -93,7 +96,7 @@ impl Engine {
         if let Some(hold) = self.pair.node_hold() {
             return Some(format!("the node is held by {} (lbctl pair hold --off ends it)", hold.by));
         }
-        self.unattached().next()
+        self.unattached().next().or_else(|| self.words_missing())
     }
 
     /// The answer to a hold where there are no virtual routers.

@@ -179,6 +179,7 @@ impl Engine {
         engine.apply_names();
         engine.effective = state::apply(&engine.config.services, &engine.changes);
         engine.hop_task.set_destinations(destinations(&engine.effective));
+        engine.adopt_words();
         Ok(engine)
     }
 

@@ -161,7 +161,10 @@ impl Engine {
         let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), unix_seconds());
         self.fleet.boot = format!("{random:016x}");
         let told = Arc::clone(&self.fleet.told);
-        self.fleet.handle = Some(FleetHandle::spawn(config, node, told).map_err(EngineError::Fleet)?);
+        let handle = FleetHandle::spawn(config, node, told).map_err(EngineError::Fleet)?;
+        // Where slots are shared, one that lacks those of the others does not stand.
+        handle.stand(self.config.sync.is_none());
+        self.fleet.handle = Some(handle);
         self.tend_fleet();
         Ok(())
     }
@@ -232,12 +235,26 @@ impl Engine {
         let (from, to, epoch) = (name(&before), name(now), now.epoch);
         tracing::info!(from, to, epoch, mine = now.mine, "the fleet's authority");
         self.tell_fleet(&format!("authority {from}"), &to, format!("epoch {epoch}"));
+        self.follow_authority(self.fleet.authority.clone());
     }
 
     /// Who has the word, as this node knows it.
     #[must_use]
     pub fn authority(&self) -> &Authority {
         &self.fleet.authority
+    }
+
+    /// The nodes that etcd knows to live, this one among them; none if it does not answer.
+    pub(super) fn fleet_nodes(&self) -> Option<usize> {
+        let view = self.fleet.handle.as_ref()?.view();
+        view.endpoint.is_some().then_some(view.nodes.len())
+    }
+
+    /// Whether this node stands for election.
+    pub(super) fn stand(&self, stands: bool) {
+        if let Some(handle) = &self.fleet.handle {
+            handle.stand(stands);
+        }
     }
 
     fn tell_fleet(&self, from: &str, to: &str, reason: String) {

@@ -57,6 +57,7 @@ impl Engine {
     }
 
     fn try_tend(&mut self, now: Instant) -> Result<(), DataplaneError> {
+        self.tend_words(now);
         let refused = self.kernel.maps().flow_stats()?.refused;
         if refused != self.rounds.refused {
             let refused_now = refused.saturating_sub(self.rounds.refused);

@@ -4,10 +4,10 @@
 #[path = "mirror_thread.rs"]
 mod thread;
 
-use super::engine::Engine;
+use super::{engine::Engine, words::Words};
 use crate::{
-    flowsync::{Member, Peer, Scope},
-    link::{Link, LinkEvent},
+    flowsync::{Claim, Member, Peer, Scope},
+    link::{Link, LinkEvent, PeerId},
     metrics::SyncMetrics,
     model::ServiceName,
     plan::{self, Followed, Instances},
@@ -34,13 +34,24 @@ const SETTLE_PATIENCE: Duration = Duration::from_millis(100);
 const EVENTS: usize = 64;
 
 /// Names a part: service and instance.
-type PartName = (String, String);
+pub(super) type PartName = (String, String);
 
 /// What the thread has for the engine.
 #[derive(Debug, Default)]
-struct Inbox {
-    words: BTreeMap<PartName, Arc<Followed>>,
+pub(super) struct Inbox {
+    /// The peers that are there, and whose words they have of the parts of a fleet.
+    pub(super) claims: BTreeMap<PeerId, Claim>,
+    pub(super) words: BTreeMap<PartName, Arc<Followed>>,
     sizes: BTreeMap<PartName, u32>,
+}
+
+impl Inbox {
+    fn take(&mut self, part: PartName, followed: Arc<Followed>) {
+        // Two may believe to be the authority for a moment.
+        if self.words.get(&part).is_none_or(|other| other.fleet <= followed.fleet) {
+            self.words.insert(part, followed);
+        }
+    }
 }
 
 /// Between the engine and the thread.
@@ -49,6 +60,8 @@ pub(super) struct Shared {
     inbox: Mutex<Inbox>,
     /// The peer that came last has sent all it had when it came.
     complete: AtomicBool,
+    /// When some peer last may have had other words or flows than this node.
+    unsure: Mutex<Option<Instant>>,
     /// Something waits for the engine.
     news: Arc<Notify>,
     pub(super) metrics: Arc<SyncMetrics>,
@@ -57,6 +70,14 @@ pub(super) struct Shared {
 impl Shared {
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_unsure(&self) {
+        *self.unsure.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    pub(super) fn unsure(&self) -> Option<Instant> {
+        *self.unsure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -78,8 +99,9 @@ pub(super) struct Mirror {
     /// Until the thread has it.
     inbox: Option<mpsc::UnboundedReceiver<Order>>,
     has_link: bool,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     masters: BTreeSet<String>,
+    pub(super) words: Words,
     is_dirty: bool,
 }
 
@@ -92,6 +114,7 @@ impl Mirror {
             has_link: false,
             shared: Arc::new(Shared { metrics, ..Shared::default() }),
             masters: BTreeSet::new(),
+            words: Words::default(),
             is_dirty: false,
         }
     }
@@ -128,7 +151,7 @@ impl Mirror {
     }
 
     /// What has come from the peer until now is in the inbox.
-    fn settle(&self) {
+    pub(super) fn settle(&self) {
         if !self.has_link || self.inbox.is_some() {
             return;
         }
@@ -177,6 +200,7 @@ impl Engine {
     /// The thread or the virtual routers have something to say.
     pub(super) fn mirror_news(&mut self) {
         self.note_masters();
+        self.tend_words(Instant::now());
         self.follow_words();
         self.tell_mirror();
         // Whoever waits for the peer's state may have it now.
@@ -184,7 +208,7 @@ impl Engine {
     }
 
     /// The parts by service and instance, with their ids.
-    fn parts(&self) -> BTreeMap<PartName, u32> {
+    pub(super) fn parts(&self) -> BTreeMap<PartName, u32> {
         let instances = Instances::of(&self.config.vrrp);
         let ids: BTreeMap<(&str, u32), u32> = self
             .image
@@ -196,7 +220,8 @@ impl Engine {
         for service in &self.effective.services {
             let name = service.spec.name.as_str();
             for (number, instance) in instances.parts(&service.spec) {
-                if let (Some(instance), Some(id)) = (instance, ids.get(&(name, number))) {
+                let shared = self.mirror.words.is_on().then_some("");
+                if let (Some(instance), Some(id)) = (instance.or(shared), ids.get(&(name, number))) {
                     parts.insert((name.to_owned(), instance.to_owned()), *id);
                 }
             }
@@ -205,7 +230,7 @@ impl Engine {
     }
 
     fn scope(&self) -> Scope {
-        let mut scope = Scope::default();
+        let mut scope = Scope { claim: self.mirror.words.claim(), ..Scope::default() };
         for ((service, instance), id) in self.parts() {
             let (Some(record), Some(ring)) = (self.image.services.get(&id), self.image.rings.get(&id)) else {
                 continue;
@@ -281,13 +306,16 @@ impl Engine {
         }
     }
 
-    fn shared_inbox(&self) -> MutexGuard<'_, Inbox> {
+    pub(super) fn shared_inbox(&self) -> MutexGuard<'_, Inbox> {
         self.mirror.shared.inbox()
     }
 
     /// Writes the words that came from the peer.
-    fn follow_words(&mut self) {
-        let Inbox { words, sizes } = std::mem::take(&mut *self.shared_inbox());
+    pub(super) fn follow_words(&mut self) {
+        let (words, sizes) = {
+            let mut inbox = self.shared_inbox();
+            (std::mem::take(&mut inbox.words), std::mem::take(&mut inbox.sizes))
+        };
         if !self.mirror.has_link {
             return;
         }
@@ -300,7 +328,11 @@ impl Engine {
         }
     }
 
-    fn apply_words(&mut self, words: BTreeMap<PartName, Arc<Followed>>, masters: &BTreeSet<String>) {
+    pub(super) fn apply_words(
+        &mut self,
+        words: BTreeMap<PartName, Arc<Followed>>,
+        masters: &BTreeSet<String>,
+    ) {
         if words.is_empty() {
             return;
         }
@@ -308,8 +340,14 @@ impl Engine {
         for (name, followed) in words {
             let Some(id) = parts.get(&name).filter(|_| !masters.contains(&name.1)) else { continue };
             let is_new = !self.image.followed.contains_key(id);
+            if !self.mirror.words.takes(followed.fleet) {
+                continue;
+            }
             let Some(action) = self.image.follow(*id, &followed) else { continue };
-            if is_new {
+            self.mirror.words.came(*id);
+            if is_new && followed.fleet.is_some() {
+                tracing::info!(service = name.0, "slots follow the fleet's authority");
+            } else if is_new {
                 tracing::info!(service = name.0, instance = name.1, "slots follow the master");
             }
             if matches!(&action, plan::Action::Slots { words, .. } if words.is_empty()) {
@@ -333,7 +371,8 @@ impl Engine {
                 instance.is_some_and(|instance| self.mirror.masters.contains(instance))
             };
             let parts = instances.parts(found);
-            let foreign = found.ring_size.is_some() || parts.into_iter().any(in_charge);
+            let leads = instance.is_empty() && self.mirror.words.claim().leads;
+            let foreign = leads || found.ring_size.is_some() || parts.into_iter().any(in_charge);
             if foreign || !crate::model::is_ring_size(size) || (size as usize) < found.backends.len() {
                 tracing::warn!(
                     service,

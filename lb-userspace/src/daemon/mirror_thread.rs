@@ -7,8 +7,9 @@
 use super::{Order, Shared};
 use crate::{
     dataplane::{DataplaneError, FlowMaps, monotonic_ns},
-    flowsync::{Effect, Key, Receiver, Scope, Sender, Table, Value},
+    flowsync::{Copies, Effect, Key, Offer, Receiver, Scope, Sender, Table, Value},
     link::{Full, Link, LinkEvent, PeerId},
+    plan::LAG,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -45,6 +46,7 @@ pub(super) fn spawn(
         shared,
         scope: Arc::default(),
         peers: BTreeMap::new(),
+        copies: Copies::default(),
         flushes: Vec::new(),
         flushed: false,
         due: Instant::now(),
@@ -64,6 +66,8 @@ struct MirrorThread {
     shared: Arc<Shared>,
     scope: Arc<Scope>,
     peers: BTreeMap<PeerId, PeerState>,
+    /// Of the entries that all nodes of a fleet have.
+    copies: Copies,
     flushes: Vec<std::sync::mpsc::Sender<()>>,
     /// Since the last of them was asked for, everything was said.
     flushed: bool,
@@ -195,6 +199,8 @@ impl MirrorThread {
             LinkEvent::Down { peer, .. } => {
                 if let Some(state) = self.peers.get_mut(peer) {
                     state.stop();
+                    // What it has not told will not come.
+                    self.shared.note_unsure();
                 }
             }
         }
@@ -223,20 +229,29 @@ impl MirrorThread {
         let looks = scope.has_entries() || peers.iter().any(|peer| peer.sender.entries() > 0);
         let mut all = peers.len() == connected;
         let mut result = Ok(());
+        let copies = &mut self.copies;
+        if !scope.has_entries() {
+            copies.clear();
+        }
+        copies.begin();
         let mut rounds: Vec<_> =
             peers.iter_mut().map(|peer| (peer.sender.round(&scope, clock), &mut peer.whole)).collect();
         if looks && !rounds.is_empty() {
             result = Table::ALL.into_iter().try_for_each(|table| {
                 maps.read(table, |key, value| {
+                    let whose = scope.whose(&key, &value, copies);
                     // Nearly always there is one peer.
                     for (round, _) in &mut rounds {
-                        round.entry(key, value.clone());
+                        round.entry(key, value.clone(), whose);
                     }
                 })
             });
         }
         match result {
             Ok(()) => {
+                if looks && !rounds.is_empty() {
+                    copies.end();
+                }
                 for (round, whole) in rounds {
                     if round.finish() {
                         *whole = Some(begun);
@@ -291,7 +306,8 @@ impl MirrorThread {
 
     /// Does what the receivers ask for.
     fn carry_out(&mut self) {
-        let mut news = false;
+        let mut news = self.note_claims();
+        let mut offers: HashMap<Key, (Value, Offer)> = HashMap::new();
         for (name, peer) in &mut self.peers {
             let mut entries: HashMap<Key, Option<(Value, u32)>> = HashMap::new();
             let mut complete: Option<BTreeSet<u32>> = None;
@@ -299,8 +315,19 @@ impl MirrorThread {
                 match effect {
                     Effect::Put(key, value, part) => drop(entries.insert(key, Some((value, part)))),
                     Effect::Gone(key) => drop(entries.insert(key, None)),
+                    Effect::Offer(key, value, offer) => {
+                        // Of two peers the later word, of one its last.
+                        let met =
+                            |(value, offer): &(Value, Offer)| value.entry.seen().wrapping_sub(offer.lead);
+                        let offered = (value, offer);
+                        let older =
+                            |other: &(Value, Offer)| met(&offered).wrapping_sub(met(other)) > u16::MAX / 2;
+                        if !offers.get(&key).is_some_and(older) {
+                            offers.insert(key, offered);
+                        }
+                    }
                     Effect::Words { service, instance, followed } => {
-                        self.shared.inbox().words.insert((service, instance), followed);
+                        self.shared.inbox().take((service, instance), followed);
                         news = true;
                     }
                     Effect::Resize { service, instance, size } => {
@@ -326,13 +353,56 @@ impl MirrorThread {
                 tracing::error!(%error, "could not write all flows of the peer");
             }
         }
+        if let Err(error) = self.accept(offers) {
+            self.shared.metrics.failed.fetch_add(1, Ordering::Relaxed);
+            self.shared.note_unsure();
+            tracing::error!(%error, "could not write all flows of the fleet: slots settle later for it");
+        }
         self.measure();
         if news {
             self.shared.news.notify_one();
         }
     }
 
+    /// Writes what peers offer where it counts.
+    fn accept(&mut self, offers: HashMap<Key, (Value, Offer)>) -> Result<(), DataplaneError> {
+        let mut new: BTreeMap<Table, Vec<(Key, Value)>> = BTreeMap::new();
+        let mut newer: BTreeMap<Table, Vec<(Key, Value, u32)>> = BTreeMap::new();
+        for (key, (value, offer)) in offers {
+            let here = self.maps.get(&key)?;
+            if !self.copies.takes(&key, here.as_ref(), &value, offer, &self.scope) {
+                continue;
+            }
+            self.copies.wrote(key, &value, offer);
+            match here {
+                None => new.entry(key.table).or_default().push((key, value)),
+                Some(_) => newer.entry(key.table).or_default().push((key, value, offer.part)),
+            }
+        }
+        let replaced = newer.into_iter().try_for_each(|(table, entries)| self.maps.put(table, &entries));
+        // A packet may have made one meanwhile.
+        let inserted = new.into_iter().try_for_each(|(table, entries)| self.maps.put_new(table, &entries));
+        replaced.and(inserted)
+    }
+
+    /// Takes note of which peers are there and what they claim. True if that is something else than before.
+    fn note_claims(&self) -> bool {
+        let there = self.peers.iter().filter(|(_, peer)| peer.sender.is_connected());
+        let now = there.map(|(name, peer)| (Arc::clone(name), peer.receiver.claim())).collect();
+        let mut inbox = self.shared.inbox();
+        let differs = inbox.claims != now;
+        inbox.claims = now;
+        differs
+    }
+
     fn measure(&self) {
+        let late = |at: Instant| at.elapsed() > LAG;
+        let unsure = |peer: &PeerState| {
+            !peer.receiver.is_complete() || !peer.sender.has_ended() || late(peer.heard) || late(peer.told)
+        };
+        if self.peers.values().any(|peer| peer.sender.is_connected() && unsure(peer)) {
+            self.shared.note_unsure();
+        }
         let connected = || self.peers.values().filter(|peer| peer.sender.is_connected());
         if connected().next().is_some() {
             let complete = connected().all(|peer| peer.receiver.is_complete());

@@ -52,6 +52,7 @@ mod trace;
 mod via;
 mod views;
 mod walk;
+mod words;
 
 pub use engine::Engine;
 pub use error::{EngineError, StartError};

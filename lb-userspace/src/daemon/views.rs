@@ -89,7 +89,7 @@ impl Engine {
             refused_flows: self.kernel.maps().flow_stats().map_err(failed)?.refused,
             warnings: {
                 let obstacles = self.nat.obstacles.iter().map(Obstacle::describe);
-                obstacles.chain(link).collect()
+                obstacles.chain(link).chain(self.words_warning()).collect()
             },
             nat: self.kernel.maps().nat().stats().map_err(failed).map(|s| NatTotals {
                 made: s.made,

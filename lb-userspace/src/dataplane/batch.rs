@@ -149,12 +149,29 @@ struct ElementAttr {
     flags: u64,
 }
 
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 
 /// Takes an element out at once: what comes back is what was there last. `None` if there was none.
 ///
 /// `K` and `V` must have the map's key and value size.
 pub(super) fn take<K: aya::Pod, V: aya::Pod + Default>(
+    map: BorrowedFd<'_>,
+    key: &K,
+) -> io::Result<Option<V>> {
+    element(BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key)
+}
+
+/// The element of a key, if there is one.
+///
+/// `K` and `V` must have the map's key and value size.
+pub(super) fn get<K: aya::Pod, V: aya::Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    element(BPF_MAP_LOOKUP_ELEM, map, key)
+}
+
+fn element<K: aya::Pod, V: aya::Pod + Default>(
+    command: libc::c_long,
     map: BorrowedFd<'_>,
     key: &K,
 ) -> io::Result<Option<V>> {
@@ -166,9 +183,36 @@ pub(super) fn take<K: aya::Pod, V: aya::Pod + Default>(
         value: &raw mut value as u64,
         flags: 0,
     };
-    match bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attr) {
+    match bpf(command, &mut attr) {
         Ok(()) => Ok(Some(value)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Inserts entries that are not there; those that are stay as they are. An error leaves those before it in the map. One by one: batches
+/// know no such condition.
+///
+/// `K` and `V` must have the map's key and value size.
+pub(super) fn insert_new<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> io::Result<()> {
+    const BPF_NOEXIST: u64 = 1;
+    assert_eq!(keys.len(), values.len());
+    for (key, value) in keys.iter().zip(values) {
+        let mut attr = ElementAttr {
+            map_fd: map.as_raw_fd() as u32,
+            pad: 0,
+            key: std::ptr::from_ref(key) as u64,
+            value: std::ptr::from_ref(value) as u64,
+            flags: BPF_NOEXIST,
+        };
+        match bpf(BPF_MAP_UPDATE_ELEM, &mut attr) {
+            Err(error) if error.raw_os_error() != Some(libc::EEXIST) => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
 }

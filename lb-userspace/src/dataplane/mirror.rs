@@ -67,6 +67,38 @@ impl FlowMaps {
         .map_err(failed(table))
     }
 
+    /// The entry of a key. Of NAT sessions none is given.
+    pub fn get(&self, key: &Key) -> Result<Option<Value>, DataplaneError> {
+        let fd = self.0[&key.table].fd().as_fd();
+        let flow = |word: Option<u64>| word.map(|word| Value::flow(FlowEntry(word)));
+        let half = |half: Option<HalfOpen>| half.map(Value::half_open);
+        match key.table {
+            Table::Flows4 => batch::get(fd, &key.to_v4()).map(flow),
+            Table::Flows6 => batch::get(fd, &key.to_v6()).map(flow),
+            Table::HalfOpen4 => batch::get(fd, &key.to_v4()).map(half),
+            Table::HalfOpen6 => batch::get(fd, &key.to_v6()).map(half),
+            Table::SessionsOut | Table::SessionsBack => Ok(None),
+        }
+        .map_err(failed(key.table))
+    }
+
+    /// Inserts entries of a table; where there is one by now, it stays. Of NAT sessions nothing is written.
+    pub fn put_new(&self, table: Table, entries: &[(Key, Value)]) -> Result<(), DataplaneError> {
+        let fd = self.0[&table].fd().as_fd();
+        let v4 = || entries.iter().map(|(key, _)| key.to_v4()).collect::<Vec<_>>();
+        let v6 = || entries.iter().map(|(key, _)| key.to_v6()).collect::<Vec<_>>();
+        let words = || entries.iter().map(|(_, value)| value.entry.0).collect::<Vec<_>>();
+        let halves = || entries.iter().map(|(_, value)| value.to_half_open()).collect::<Vec<_>>();
+        match table {
+            Table::Flows4 => batch::insert_new(fd, &v4(), &words()),
+            Table::Flows6 => batch::insert_new(fd, &v6(), &words()),
+            Table::HalfOpen4 => batch::insert_new(fd, &v4(), &halves()),
+            Table::HalfOpen6 => batch::insert_new(fd, &v6(), &halves()),
+            Table::SessionsOut | Table::SessionsBack => Ok(()),
+        }
+        .map_err(failed(table))
+    }
+
     /// Inserts or replaces entries of a table; the number is the id of their service.
     pub fn put(&self, table: Table, entries: &[(Key, Value, u32)]) -> Result<(), DataplaneError> {
         let v4 = || entries.iter().map(|(key, ..)| key.to_v4()).collect::<Vec<_>>();

@@ -5,7 +5,10 @@ use crate::config::FleetConfig;
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::Builder,
     time::Duration,
 };
@@ -94,6 +97,7 @@ pub(super) struct Shared {
     view: Mutex<View>,
     news: Mutex<News>,
     told: Arc<Notify>,
+    stands: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -108,6 +112,10 @@ impl Shared {
 
     pub fn view(&self) -> View {
         lock(&self.view).clone()
+    }
+
+    pub fn stands(&self) -> bool {
+        self.stands.load(Ordering::Relaxed)
     }
 
     /// Tells the engine.
@@ -136,6 +144,7 @@ impl FleetHandle {
             view: Mutex::new(View { error: Some("not asked yet".to_owned()), ..View::default() }),
             news: Mutex::default(),
             told,
+            stands: AtomicBool::new(true),
         });
         let (record, records) = watch::channel(None);
         let (requests, asked) = mpsc::channel(QUEUE);
@@ -176,6 +185,12 @@ impl FleetHandle {
             }
             differs
         });
+    }
+
+    /// Whether this node stands for election where there is no authority; it does until it is told otherwise. One that is
+    /// elected already stays so.
+    pub fn stand(&self, stands: bool) {
+        self.shared.stands.store(stands, Ordering::Relaxed);
     }
 
     /// Passes a request on; gives it back where too many wait.

@@ -62,7 +62,7 @@ impl State {
     }
 
     pub fn may_stand(&self) -> bool {
-        self.lock().election.is_open(Instant::now())
+        self.shared.stands() && self.lock().election.is_open(Instant::now())
     }
 
     /// Tells the engine who the authority is, if that is another one than it was told.

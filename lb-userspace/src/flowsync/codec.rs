@@ -4,7 +4,7 @@
 //! stream begins with [`Frame::Begin`], whose number is 0. Kinds that are not known are skipped, so that the versions of two
 //! nodes may differ by one: a newer node says more, never something else.
 
-use super::{Key, Session, Table, Value};
+use super::{Claim, Key, Session, Table, Value};
 use lb_common::abi::FlowEntry;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -39,6 +39,8 @@ pub enum Frame {
     Idle,
     /// To the authority: begin again.
     Resync,
+    /// Whose words the sender has of parts without an instance. Its own count only behind a claim to lead.
+    Claim(Claim),
     /// Of a later version.
     Unknown(u8),
 }
@@ -89,6 +91,7 @@ impl Frame {
             Self::Forget(_) => 8,
             Self::Idle => 9,
             Self::Resync => 10,
+            Self::Claim(_) => 11,
             Self::Unknown(kind) => *kind,
         }
     }
@@ -142,6 +145,10 @@ impl Frame {
                     put_key(&mut out, key);
                 }
             }
+            Self::Claim(claim) => {
+                out.extend(claim.epoch.to_be_bytes());
+                out.push(claim.leads.into());
+            }
             Self::Forget(parts) => out.extend(parts.iter().flat_map(|part| part.to_be_bytes())),
         }
         out
@@ -184,6 +191,10 @@ impl Frame {
             8 => Self::Forget(reader.all(Reader::u32)?),
             9 => Self::Idle,
             10 => Self::Resync,
+            11 => {
+                let epoch = u64::from_be_bytes(reader.array()?);
+                Self::Claim(Claim { epoch, leads: reader.array()? == [1] })
+            }
             kind => Self::Unknown(kind),
         };
         Ok((frame, number))
@@ -382,7 +393,8 @@ mod tests {
             Just(Frame::End),
             Just(Frame::Idle),
             Just(Frame::Resync),
-            (11..=u8::MAX).prop_map(Frame::Unknown),
+            any::<(u64, bool)>().prop_map(|(epoch, leads)| Frame::Claim(Claim { epoch, leads })),
+            (12..=u8::MAX).prop_map(Frame::Unknown),
             (any::<(u32, u32, u64, u16)>(), name(), name()).prop_map(
                 |((part, size, seed, refresh), service, instance)| {
                     Frame::Service(ServiceDef { part, size, seed, refresh, service, instance })

@@ -1,7 +1,7 @@
 //! The standby's side: a copy of what the authority says, in this node's own numbers.
 
 use super::{
-    BackendDef, DecodeError, Frame, Key, Scope, ServiceDef, Table, Value,
+    BackendDef, Claim, DecodeError, Frame, Key, Scope, ServiceDef, Table, Value,
     entry::{with_backend, with_seen},
 };
 use crate::plan::Followed;
@@ -16,6 +16,8 @@ use std::{
 pub enum Effect {
     /// Write an entry. The number is the part's on this node.
     Put(Key, Value, u32),
+    /// An entry of a part whose flows this node forwards as well: it counts where this node knows nothing newer.
+    Offer(Key, Value, Offer),
     /// Remove an entry.
     Gone(Key),
     /// The words of a part.
@@ -43,10 +45,20 @@ pub struct Dropped {
     pub authority: u64,
 }
 
+/// What belongs to an entry that is offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
+    /// The part's number on this node.
+    pub part: u32,
+    /// Units of the entries' clock by which the entry is dated ahead of the last packet that the peer has told of.
+    pub lead: u16,
+}
+
 /// What one peer said.
 #[derive(Debug, Default)]
 pub struct Receiver {
     next: Option<u32>,
+    claim: Claim,
     /// The authority was asked to begin again, and has not yet.
     asked: bool,
     complete: bool,
@@ -106,6 +118,7 @@ impl Receiver {
 
     fn forget_all(&mut self) {
         self.complete = false;
+        self.claim = Claim::default();
         self.parts.clear();
         self.backends.clear();
         self.targets.clear();
@@ -117,6 +130,12 @@ impl Receiver {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.complete
+    }
+
+    /// Whose words the peer has of parts without an instance.
+    #[must_use]
+    pub fn claim(&self) -> Claim {
+        self.claim
     }
 
     /// Entries of the copy.
@@ -131,11 +150,12 @@ impl Receiver {
         self.copy.get(key).is_some_and(|value| self.targets.contains_key(&value.entry.backend()))
     }
 
-    /// The parts of this node that follow the peer.
+    /// The parts of this node that follow the peer and have only what it has.
     #[must_use]
     pub fn followed(&self) -> BTreeSet<u32> {
         self.parts
             .values()
+            .filter(|part| !part.is_shared())
             .filter(|part| part.said >= part.words.len())
             .filter_map(|part| part.local)
             .collect()
@@ -144,13 +164,15 @@ impl Receiver {
     /// What is to be done since this was last asked.
     pub fn effects(&mut self) -> Vec<Effect> {
         for part in self.parts.values_mut() {
-            if part.local.is_some() && part.changed && part.said >= part.words.len() {
+            let counts = !part.is_shared() || self.claim.leads;
+            if counts && part.local.is_some() && part.changed && part.said >= part.words.len() {
                 part.changed = false;
                 let of_part = |def: &&BackendDef| def.part == part.def.part;
                 let names = self.backends.values().filter(of_part);
                 let followed = Followed {
                     words: part.words.clone().into(),
                     names: names.map(|def| (def.backend, (def.name.clone(), def.address))).collect(),
+                    fleet: part.is_shared().then_some(self.claim.epoch),
                 };
                 // Words before the entries that matter because of them.
                 let (service, instance) = (part.def.service.clone(), part.def.instance.clone());
@@ -208,10 +230,14 @@ impl Receiver {
             if old == new {
                 continue;
             }
-            self.effects.push(match new {
-                Some(target) => put(*key, value, *target),
-                None => Effect::Gone(*key),
-            });
+            let of = backends.get(&value.entry.backend()).and_then(|def| self.parts.get(&def.part));
+            let Some(part) = of else { continue };
+            match new {
+                Some(target) => self.effects.push(put(*key, value, *target, part)),
+                // Who forwards flows itself forgets them itself.
+                None if part.is_shared() => {}
+                None => self.effects.push(Effect::Gone(*key)),
+            }
         }
     }
 
@@ -244,6 +270,15 @@ impl Receiver {
         }
         match frame {
             Frame::Begin | Frame::Idle | Frame::Unknown(_) => {}
+            Frame::Claim(claim) => {
+                self.claim = claim;
+                for part in self.parts.values_mut().filter(|part| part.is_shared()) {
+                    (part.said, part.changed) = (0, true);
+                    if claim.leads {
+                        self.effects.extend(resize(&part.def, scope));
+                    }
+                }
+            }
             Frame::Service(def) => {
                 if def.size > MAX_RING {
                     return Err(DecodeError::Malformed(2));
@@ -256,12 +291,8 @@ impl Receiver {
                     is_own: is_own(&def, scope),
                     def,
                 };
-                if let Some((_, member)) = scope.find(&part.def.service, &part.def.instance)
-                    && !member.is_authority
-                    && member.ring.len() != part.def.size as usize
-                {
-                    let (service, instance) = (part.def.service.clone(), part.def.instance.clone());
-                    self.effects.push(Effect::Resize { service, instance, size: part.def.size });
+                if !part.is_shared() || self.claim.leads {
+                    self.effects.extend(resize(&part.def, scope));
                 }
                 self.parts.insert(part.def.part, part);
             }
@@ -295,7 +326,11 @@ impl Receiver {
                 for key in keys {
                     if let Some(old) = self.copy.remove(&key) {
                         *self.held.entry(key.table).or_default() -= 1;
-                        if self.targets.contains_key(&old.entry.backend()) {
+                        let def = self.backends.get(&old.entry.backend());
+                        let part = def.and_then(|def| self.parts.get(&def.part));
+                        // The peer tells of it no more, because another does or because the flow is over.
+                        let is_shared = part.is_some_and(Part::is_shared);
+                        if !is_shared && self.targets.contains_key(&old.entry.backend()) {
                             self.effects.push(Effect::Gone(key));
                         }
                     }
@@ -357,15 +392,15 @@ impl Receiver {
         *held += usize::from(is_new);
         let clock = FlowEntry::clock(clock_ns) as u16;
         // Newer packets of the flow may not be told of for so long.
-        let seen = clock.wrapping_sub(value.entry.seen()).wrapping_add(part.def.refresh);
+        let seen = clock.wrapping_sub(value.entry.seen()).wrapping_add(part.lead(key.table));
         let value = Value { entry: with_seen(value.entry, seen), ..value };
         match self.targets.get(&value.entry.backend()) {
-            Some(target) => self.effects.push(put(key, &value, *target)),
+            Some(target) => self.effects.push(put(key, &value, *target, part)),
             None => {
                 self.dropped.backend += u64::from(part.local.is_some());
                 // It was another backend's, which this node has.
                 let old = self.copy.get(&key).map(|old| old.entry.backend());
-                if old.is_some_and(|backend| self.targets.contains_key(&backend)) {
+                if !part.is_shared() && old.is_some_and(|backend| self.targets.contains_key(&backend)) {
                     self.effects.push(Effect::Gone(key));
                 }
             }
@@ -374,9 +409,34 @@ impl Receiver {
     }
 }
 
-fn put(key: Key, value: &Value, target: Target) -> Effect {
+impl Part {
+    /// All nodes of the fleet forward its flows.
+    fn is_shared(&self) -> bool {
+        self.def.instance.is_empty()
+    }
+
+    /// Units by which entries are dated ahead. A handshake is not told twice, and ends soon.
+    fn lead(&self, table: Table) -> u16 {
+        let half_open = matches!(table, Table::HalfOpen4 | Table::HalfOpen6);
+        if self.is_shared() && half_open { 0 } else { self.def.refresh }
+    }
+}
+
+fn put(key: Key, value: &Value, target: Target, of: &Part) -> Effect {
     let entry = with_backend(value.entry, target.backend, target.incarnation);
-    Effect::Put(key, Value { entry, ..value.clone() }, target.part)
+    let value = Value { entry, ..value.clone() };
+    if of.is_shared() {
+        return Effect::Offer(key, value, Offer { part: target.part, lead: of.lead(key.table) });
+    }
+    Effect::Put(key, value, target.part)
+}
+
+/// What is to be done if this node's ring has another size than that of who decides.
+fn resize(def: &ServiceDef, scope: &Scope) -> Option<Effect> {
+    let (_, member) = scope.find(&def.service, &def.instance)?;
+    let differs = !member.is_authority && member.ring.len() != def.size as usize;
+    let (service, instance) = (def.service.clone(), def.instance.clone());
+    differs.then_some(Effect::Resize { service, instance, size: def.size })
 }
 
 /// This node is master of a part of the peer's.

@@ -1,5 +1,6 @@
-//! What this node has of the parts that move with VRRP instances.
+//! What this node has of the parts that other nodes have, too.
 
+use super::{Claim, Copies, Key, Table, Value, Whose};
 use crate::plan::Ring;
 use lb_common::abi::FlowEntry;
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
@@ -9,13 +10,15 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 pub struct Scope {
     pub parts: BTreeMap<u32, Member>,
     pub backends: BTreeMap<u32, Peer>,
+    /// Whose words it has of the parts without an instance.
+    pub claim: Claim,
 }
 
 /// One part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     pub service: String,
-    /// Name of the VRRP instance.
+    /// Name of the VRRP instance. Empty: all nodes of a fleet forward its flows at the same time, so that each tells of its own.
     pub instance: String,
     pub seed: u64,
     pub idle: Duration,
@@ -38,20 +41,51 @@ pub struct Peer {
     pub is_dead: bool,
 }
 
+impl Member {
+    /// All nodes of a fleet forward its flows.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.instance.is_empty()
+    }
+
+    /// This node tells of its flows.
+    pub(super) fn tells(&self) -> bool {
+        self.is_authority || self.is_shared()
+    }
+}
+
 impl Scope {
-    /// True for an entry of a flow whose authority is this node, and that names a backend which lives.
+    /// True for an entry of a flow that this node tells of, and that names a backend which lives.
     pub(super) fn owns(&self, entry: FlowEntry) -> bool {
         self.backends.get(&entry.backend()).is_some_and(|backend| {
             !backend.is_dead
                 && backend.incarnation == entry.incarnation()
-                && self.parts.get(&backend.part).is_some_and(|part| part.is_authority)
+                && self.parts.get(&backend.part).is_some_and(Member::tells)
         })
     }
 
-    /// True if there may be entries whose authority is this node.
+    /// True if there may be entries that this node tells of.
     #[must_use]
     pub fn has_entries(&self) -> bool {
-        self.parts.values().any(|part| part.is_authority && (part.records || !part.ring.is_plain()))
+        self.parts.values().any(|part| part.tells() && (part.records || !part.ring.is_plain()))
+    }
+
+    /// True if the backend that an entry names takes packets, and lives the life it had then.
+    #[must_use]
+    pub fn is_alive(&self, entry: FlowEntry) -> bool {
+        let backend = self.backends.get(&entry.backend());
+        backend.is_some_and(|backend| !backend.is_dead && backend.incarnation == entry.incarnation())
+    }
+
+    /// Who tells of an entry.
+    pub fn whose(&self, key: &Key, value: &Value, copies: &mut Copies) -> Whose {
+        if !self.part_of(value.entry.backend()).is_some_and(|(_, part)| part.is_shared()) {
+            return Whose::Own;
+        }
+        if matches!(key.table, Table::SessionsOut | Table::SessionsBack) {
+            return Whose::Private;
+        }
+        copies.meets(key, value).map_or(Whose::Own, Whose::Copied)
     }
 
     /// The part of a backend, if it belongs to any.

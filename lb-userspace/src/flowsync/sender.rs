@@ -1,7 +1,7 @@
 //! The authority's side: what is compared with what was sent.
 
 use super::{
-    Key, Scope, Table, Value,
+    Claim, Key, Scope, Table, Value, Whose,
     codec::{BACKEND_SIZE, BackendDef, Frame, ServiceDef, entry_size, key_size, room},
     entry::with_seen,
     scope::{Member, refresh_units},
@@ -22,6 +22,8 @@ pub struct Sender {
     backends: BTreeMap<u32, BackendDef>,
     entries: HashMap<Key, Sent>,
     round: u32,
+    /// As it was last said.
+    claim: Claim,
     /// [`Frame::End`] was said.
     ended: bool,
     waiting: VecDeque<Vec<u8>>,
@@ -109,11 +111,21 @@ impl Sender {
         if !self.connected {
             return true;
         }
+        if self.claim != scope.claim {
+            self.claim = scope.claim;
+            self.say(&Frame::Claim(scope.claim));
+            // They count only in this epoch.
+            for (def, ring) in self.parts.values_mut() {
+                if def.instance.is_empty() {
+                    *ring = Ring::default();
+                }
+            }
+        }
         let lost: Vec<u32> = self
             .parts
             .iter()
             .filter(|(id, (def, _))| {
-                let now = scope.parts.get(id).filter(|part| part.is_authority);
+                let now = scope.parts.get(id).filter(|part| part.tells());
                 now.is_none_or(|part| self::define(**id, part) != *def)
             })
             .map(|(id, _)| *id)
@@ -129,8 +141,8 @@ impl Sender {
             }
         }
         let mut new: Vec<BackendDef> = Vec::new();
-        let owned = |part: &u32| scope.parts.get(part).is_some_and(|part| part.is_authority);
-        for (id, part) in scope.parts.iter().filter(|(_, part)| part.is_authority) {
+        let owned = |part: &u32| scope.parts.get(part).is_some_and(Member::tells);
+        for (id, part) in scope.parts.iter().filter(|(_, part)| part.tells()) {
             if !self.parts.contains_key(id) {
                 let def = define(*id, part);
                 self.say(&Frame::Service(def.clone()));
@@ -155,7 +167,8 @@ impl Sender {
         for some in new.chunks(room(BACKEND_SIZE)) {
             self.say(&Frame::Backends(some.to_vec()));
         }
-        for (id, part) in scope.parts.iter().filter(|(_, part)| part.is_authority) {
+        let decides = |part: &Member| !part.is_shared() || scope.claim.leads;
+        for (id, part) in scope.parts.iter().filter(|(_, part)| part.tells() && decides(part)) {
             if self.is_full() {
                 return false;
             }
@@ -224,14 +237,29 @@ pub struct Round<'a> {
 
 impl Round<'_> {
     /// An entry that is there.
-    pub fn entry(&mut self, key: Key, value: Value) {
+    pub fn entry(&mut self, key: Key, value: Value, whose: Whose) {
         let Some((part, member)) = self.scope.part_of(value.entry.backend()) else { return };
         if !self.scope.owns(value.entry) {
             return;
         }
         let round = self.sender.round;
+        let value = match whose {
+            Whose::Own => value,
+            Whose::Copied(lead) => {
+                let met = value.entry.seen().wrapping_sub(lead);
+                Value { entry: with_seen(value.entry, met), ..value }
+            }
+            Whose::Private => return,
+        };
+        let is_copy = whose != Whose::Own;
+        if is_copy && self.sender.ended && !self.sender.entries.contains_key(&key) {
+            return;
+        }
         if let Some(sent) = self.sender.entries.get_mut(&key) {
             sent.round = round;
+            if is_copy {
+                return;
+            }
             let newer = value.entry.seen().wrapping_sub(sent.value.entry.seen());
             let same_time = Value { entry: with_seen(value.entry, sent.value.entry.seen()), ..value.clone() };
             // A clock that went back is no reason: entries are written by several processors.

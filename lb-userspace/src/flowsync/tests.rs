@@ -122,7 +122,7 @@ impl World {
         self.sender.describe(&self.authority);
         let mut round = self.sender.round(&self.authority, self.now);
         for (key, value) in &self.there {
-            round.entry(*key, value.clone());
+            round.entry(*key, value.clone(), Whose::Own);
         }
         round.finish();
         let mut number = 0;
@@ -148,7 +148,7 @@ impl World {
                             |peer: &Peer| peer.part == part && peer.name == name && peer.address == address;
                         self.standby.backends.iter().find(|(_, peer)| same(peer)).map(|(id, _)| *id)
                     };
-                    self.words.insert(instance, followed.ring(known));
+                    self.words.insert(instance, followed.ring(known, |_| true));
                 }
                 Effect::Complete(parts) => {
                     let receiver = &self.receiver;
@@ -158,7 +158,7 @@ impl World {
                     self.asked_again += 1;
                     self.sender.begin();
                 }
-                Effect::BeginAgain | Effect::Resize { .. } => panic!("{effect:?}"),
+                Effect::BeginAgain | Effect::Resize { .. } | Effect::Offer(..) => panic!("{effect:?}"),
             }
         }
     }

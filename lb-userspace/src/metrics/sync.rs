@@ -19,6 +19,12 @@ static STATE: Family<1> = Family::new(
     ["state"],
     "Peers by how far their flow state has come: all of it (complete), or not yet (partial).",
 );
+static SLOTS: Family<1> = Family::new(
+    Gauge,
+    "lbd_sync_slots",
+    ["state"],
+    "1 for who decides over the slots that the nodes of a fleet share: this node for all (leads), the authority (follows), nobody for a while (holds), each node for itself (alone). All 0: nothing is shared.",
+);
 static LAG: Family<1> = Family::new(
     Gauge,
     "lbd_sync_lag_seconds",
@@ -64,6 +70,7 @@ static ROUNDS: Family<0> = Family::new(
     "Looks at the flow tables for what the peer does not know.",
 );
 
+const DECIDES: [&str; 4] = ["leads", "follows", "holds", "alone"];
 const REASONS: [&str; 4] = ["service", "backend", "full", "authority"];
 
 /// Counted by the mirror.
@@ -71,6 +78,8 @@ const REASONS: [&str; 4] = ["service", "backend", "full", "authority"];
 pub struct SyncMetrics {
     pub peers: AtomicU64,
     pub complete: AtomicU64,
+    /// Who decides over shared slots: 0 nothing is shared, 1 leads, 2 follows, 3 holds, 4 alone.
+    pub decides: AtomicU64,
     pub send_lag_ms: AtomicU64,
     pub receive_lag_ms: AtomicU64,
     pub sent: AtomicU64,
@@ -92,6 +101,9 @@ impl SyncMetrics {
         let (peers, complete) = (of(&self.peers), of(&self.complete));
         let states = [(["complete"], complete), (["partial"], peers.saturating_sub(complete))];
         gauges(encoder, &STATE, states)?;
+        let decides = of(&self.decides);
+        let slots = DECIDES.into_iter().zip(1..).map(|(name, n)| ([name], u64::from(decides == n)));
+        gauges(encoder, &SLOTS, slots)?;
         let seconds = |value: &AtomicU64| of(value) as f64 / 1000.0;
         let lags = [(["send"], seconds(&self.send_lag_ms)), (["receive"], seconds(&self.receive_lag_ms))];
         gauges(encoder, &LAG, lags)?;

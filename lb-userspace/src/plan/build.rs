@@ -228,10 +228,11 @@ pub(super) fn build_from(
             Some(followed) => {
                 image.followed.insert(id, Arc::clone(followed));
                 let members = || service.backends.iter().zip(&ids);
-                followed.ring(|name, address| {
+                let known = |name: &str, address| {
                     let same = |b: &WantedBackend| b.spec.name.as_str() == name && b.spec.address == address;
                     members().find(|(backend, _)| same(backend)).map(|(_, id)| *id)
-                })
+                };
+                followed.ring(known, |id| image.backends.get(&id).is_some_and(BackendRecord::lives))
             }
             None => {
                 jobs.push((all_ids.len(), rings::Job { service, before, placed }));

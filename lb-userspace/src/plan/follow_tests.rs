@@ -106,7 +106,7 @@ fn followed() -> Arc<Followed> {
         let (owner, home) = (71 + u32::from(i) % 4, 71 + u32::from(i / 4) % 4);
         Slot::new(owner, if state == SlotState::Moving { home } else { owner }, state, i)
     };
-    Arc::new(Followed { words: (0..101).map(word).collect(), names: BTreeMap::from(names) })
+    Arc::new(Followed { words: (0..101).map(word).collect(), names: BTreeMap::from(names), fleet: None })
 }
 
 #[test]
@@ -175,7 +175,76 @@ fn a_followed_ring_is_the_masters_and_no_rule_touches_it() {
 fn a_ring_of_another_size_is_not_followed() {
     let mut image = made(&[wanted(&["192.0.2.1"])], &Image::empty(1 << 12, 64));
     let id = image.service_id("s1-0").unwrap();
-    let other = Followed { words: (0..103).map(|_| Slot(0)).collect(), names: BTreeMap::new() };
+    let other = Followed { words: (0..103).map(|_| Slot(0)).collect(), names: BTreeMap::new(), fleet: None };
     assert_eq!(image.follow(id, &Arc::new(other)), None);
     assert!(image.followed.is_empty());
+}
+
+/// Who forwards by the words of a fleet's authority: new flows go home until the owner is there and lives here, too.
+#[test]
+fn a_follower_that_forwards_sends_new_flows_to_who_lives_here() {
+    let service = wanted(&["192.0.2.9"]);
+    let mut image = made(std::slice::from_ref(&service), &Image::empty(1 << 12, 64));
+    let id = image.service_id("s1-0").unwrap();
+    let followed = Arc::new(Followed { fleet: Some(3), ..(*followed()).clone() });
+    let action = image.follow(id, &followed).expect("of the same size");
+    image.apply(&action);
+    let name = |image: &Image, id: u32| image.backends.get(&id).map(|b| name_of(&b.identity).to_owned());
+    let check = |image: &Image, lives: &[&str]| {
+        for (mine, theirs) in image.rings[&id].iter().zip(&followed.words) {
+            assert_eq!((mine.state(), mine.epoch()), (theirs.state(), theirs.epoch()));
+            let [owner, home] = [theirs.owner(), theirs.home()].map(|id| followed.names[&id].0.as_str());
+            let known = |name: &str| (name != "web4").then(|| name.to_owned());
+            assert_eq!(name(image, mine.home()), known(home));
+            let late = owner != home && !lives.contains(&owner) && lives.contains(&home);
+            assert_eq!(name(image, mine.owner()), known(if late { home } else { owner }), "{theirs:?}");
+        }
+    };
+    check(&image, &["web1", "web2", "web3"]);
+    let mut down = service.clone();
+    down.backends[0].health = Health::Down;
+    let next = made(&[down], &image);
+    check(&next, &["web2", "web3"]);
+    let back = made(&[service], &next);
+    check(&back, &["web1", "web2", "web3"]);
+    assert_eq!(back.rings, image.rings);
+
+    // To decide no more is to follow oneself.
+    let mut frozen = back.clone();
+    frozen.followed.clear();
+    assert!(frozen.freeze(id, 4) && !frozen.freeze(id + 100, 4));
+    assert_eq!(frozen.followed[&id].fleet, Some(4));
+    let mut down = wanted(&["192.0.2.9"]);
+    down.backends[0].admin = Admin::Draining;
+    assert_eq!(made(&[down], &frozen).rings, frozen.rings);
+}
+
+/// Others may have had the word later, or have flows that this node does not know of.
+#[test]
+fn shared_slots_settle_later() {
+    let service = wanted(&["192.0.2.9"]);
+    let image = made(std::slice::from_ref(&service), &Image::empty(1 << 12, 64));
+    let id = image.service_id("s1-0").unwrap();
+    let mut drained = service;
+    drained.backends[0].admin = Admin::Draining;
+    let moving = made(&[drained], &image);
+    let begun = Instant::now();
+    let at = |seconds: u64| begun + Duration::from_secs(seconds);
+    let mut tracking = Tracking::new(begun);
+    tracking.note_changes(&image, &moving, begun);
+    // The idle timeout of the test's services is 300 s.
+    assert_ne!(tracking.settle(&moving, at(301)), []);
+    tracking.note_shared([id], begun);
+    assert_eq!(tracking.settle(&moving, at(309)), []);
+    assert_ne!(tracking.settle(&moving, at(311)), []);
+    tracking.note_shared([id], at(100));
+    assert_eq!(tracking.settle(&moving, at(409)), []);
+    let settled = tracking.settle(&moving, at(411));
+    let mut tracked = moving.clone();
+    settled.iter().for_each(|action| tracked.apply(action));
+    tracking.note_changes(&moving, &tracked, at(411));
+    assert_eq!(tracking.clear(&tracked, &Walk::default(), at(421)), []);
+    tracking.note_shared([id], at(420));
+    assert_eq!(tracking.clear(&tracked, &Walk::default(), at(430)), [], "somebody was lost just now");
+    assert_ne!(tracking.clear(&tracked, &Walk::default(), at(432)), []);
 }

@@ -36,7 +36,7 @@ pub use ring::Ring;
 pub use schedule::{ScheduleRecord, flags as scheduler_flags};
 pub use sessions::{ORPHAN_LIFE, Pair, SessionCounts, Sweep, sweep};
 pub use split::{Instances, split};
-pub use tend::{CLOSING_LIFE, Flow, GRACE, HALF_OPEN_LIFE, MARGIN, Naming, Tracking, Walk};
+pub use tend::{CLOSING_LIFE, Flow, GRACE, HALF_OPEN_LIFE, LAG, MARGIN, Naming, Tracking, Walk};
 
 #[cfg(test)]
 mod follow_tests;

@@ -26,6 +26,9 @@ pub const MARGIN: Duration = Duration::from_secs(10);
 /// After a word of the maps changed, every packet that met the old word is through by then.
 pub const GRACE: Duration = Duration::from_secs(1);
 
+/// Words and flows take at most so long from one node of a fleet to another; where they take longer, that is noted.
+pub const LAG: Duration = Duration::from_secs(10);
+
 /// Names one tracked flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
@@ -42,6 +45,9 @@ pub struct Tracking {
     changed: BTreeMap<u32, BTreeMap<u32, Instant>>,
     /// When a flow last found no room.
     refused: Option<Instant>,
+    /// Services whose flows other nodes forward as well: when one of those last may have had other words, or flows that this node
+    /// does not know of.
+    shared: BTreeMap<u32, Instant>,
     /// Backend ids that are not given out again until no packet in flight and no tracked flow names them.
     freed: Vec<(Instant, u32)>,
     /// Base and size of places in the schedule array that programs under way may still read.
@@ -90,6 +96,7 @@ impl Tracking {
             started,
             changed: BTreeMap::new(),
             refused: None,
+            shared: BTreeMap::new(),
             freed: Vec::new(),
             resting: Vec::new(),
             flows: 0,
@@ -140,6 +147,12 @@ impl Tracking {
     /// Takes note of flows that found no room: what cannot be recorded stays at home, so homes stay too.
     pub fn note_refused(&mut self, now: Instant) {
         self.refused = Some(now);
+    }
+
+    /// Other nodes forward flows of these services, too, and of no others; `unsure` is when one of them last may have had other
+    /// words, or flows that this node does not know of.
+    pub fn note_shared(&mut self, services: impl IntoIterator<Item = u32>, unsure: Instant) {
+        self.shared = services.into_iter().map(|id| (id, unsure)).collect();
     }
 
     /// This node was not in charge of these services until now: what is under way with their slots begins anew.
@@ -201,7 +214,8 @@ impl Tracking {
     fn settles(&self, image: &Image, service: u32, index: u32) -> Instant {
         let idle = Duration::from_nanos(image.services[&service].entry.idle_ns);
         let began = self.changed(service, index);
-        self.refused.map_or(began, |refused| began.max(refused)) + idle
+        let began = self.refused.map_or(began, |refused| began.max(refused));
+        self.shared.get(&service).map_or(began, |unsure| began.max(*unsure) + LAG) + idle
     }
 
     fn changed(&self, service: u32, index: u32) -> Instant {
@@ -263,7 +277,10 @@ impl Tracking {
     #[must_use]
     pub fn clear(&self, image: &Image, walk: &Walk, now: Instant) -> Vec<Action> {
         slot_actions(image, |id, index, slot| {
-            let quiet = now.saturating_duration_since(self.changed(id, index)) > GRACE;
+            let unsure = self.shared.get(&id).map(|unsure| *unsure + LAG);
+            let since = self.changed(id, index);
+            let since = unsure.map_or(since, |unsure| unsure.max(since + LAG));
+            let quiet = now.saturating_duration_since(since) > GRACE;
             if quiet && !walk.foreign.contains(&(id, index)) { affinity::clear(slot) } else { slot }
         })
     }
@@ -298,8 +315,9 @@ impl Walk {
         };
         let asked = !slot.is_plain() || is_scheduled(service);
         let over = Duration::from_nanos(entry.idle_ns(clock_ns)) > limit || !asked;
-        // Another node says which flows of such a service there are.
-        if over && !image.followed.contains_key(&place.service) || !is_alive(image, entry) {
+        // The master says which flows of such a service there are.
+        let is_mirrored = || image.followed.get(&place.service).is_some_and(|it| it.fleet.is_none());
+        if over && !is_mirrored() || !is_alive(image, entry) {
             return false;
         }
         *self.on.entry(entry.backend()).or_default() += 1;

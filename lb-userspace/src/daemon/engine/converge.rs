@@ -187,7 +187,7 @@ impl Engine {
                 })
                 .collect(),
             no_quorum: false,
-            withdrawn: self.bgp.withholds(&service.spec),
+            withdrawn: self.bgp.withholds(&service.spec) && !self.mirror.words.rules(),
             spec: service.spec.clone(),
         }
     }
