@@ -386,7 +386,7 @@ impl Engine {
                 Some(Document { key, generation, text, .. }) => FleetDocument { key, generation, text },
                 None => FleetDocument { key, ..FleetDocument::default() },
             });
-            let _ = reply.send(view.map_err(failed));
+            let _ = reply.send(view.map_err(|error| failed(&error)));
         });
     }
 
@@ -420,7 +420,7 @@ impl Engine {
             if let Ok(generation) = &written {
                 tracing::info!(by, key, generation, "the fleet's document was written");
             }
-            let _ = reply.send(written.map_err(failed).map(|generation| PutAnswer {
+            let _ = reply.send(written.map_err(|error| failed(&error)).map(|generation| PutAnswer {
                 message: format!(
                     "{key}: generation {generation} is in etcd; `lbctl fleet` shows which nodes have taken it"
                 ),
@@ -561,7 +561,7 @@ fn ended() -> FleetError {
     FleetError::Unreachable("the connection was just given up".to_owned())
 }
 
-fn failed(error: FleetError) -> CommandError {
+fn failed(error: &FleetError) -> CommandError {
     let text = error.to_string();
     match error {
         FleetError::Moved { .. } => CommandError::Conflict(text),

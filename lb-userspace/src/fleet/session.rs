@@ -276,7 +276,7 @@ impl<'s> Session<'s> {
             // A text that is none is refused like any other that cannot be read.
             let text = String::from_utf8_lossy(pair.value()).into_owned();
             let key = shared.config.key();
-            self.document = (!gone).then(|| Document { key, generation, text, put: None });
+            self.document = (!gone).then_some(Document { key, generation, text, put: None });
         } else if name == "put" {
             let record = serde_json::from_slice(pair.value()).ok();
             self.put = record.filter(|_| !gone).map(|record| (generation, record));

@@ -177,7 +177,7 @@ impl Fleet {
                 Effect::AskAgain => node.senders[from].ask_again(),
                 Effect::BeginAgain => node.senders[from].begin(),
                 Effect::Complete(parts) => {
-                    assert!(parts.is_empty(), "nothing is removed for being unknown there")
+                    assert!(parts.is_empty(), "nothing is removed for being unknown there");
                 }
                 Effect::Put(..) | Effect::Gone(_) | Effect::Resize { .. } => panic!("{effect:?}"),
             }
