@@ -214,6 +214,11 @@ pub(super) fn entries(fleet: &FleetConfig) -> Vec<(Vec<String>, Value)> {
     entries.into_iter().map(|(key, value)| (vec!["fleet".to_owned(), key.to_owned()], value)).collect()
 }
 
+/// True for a section that the document may have.
+pub(super) fn is_shared(key: &str) -> bool {
+    schema::DOCUMENT.keys.contains(&key)
+}
+
 /// The files that it names, and the commands that the document names.
 pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     let Some(fleet) = &config.fleet else { return Ok(()) };
@@ -221,10 +226,13 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     let mut refuse =
         |path: &[&str], place: String, found: String, expected: Option<&str>, advice: Option<&str>| {
             let parts: Vec<String> = path.iter().map(|part| (*part).to_owned()).collect();
-            let (file, line) = match config.origins.of(&parts) {
-                Origin::File { file, line } => (config.files[file].clone(), line),
-                Origin::Default => (config.file.clone(), 0),
-            };
+            // Of a section in a service that has several of them, the service is known.
+            let places = [parts.as_slice(), &[parts[0].clone(), parts[1].clone(), "name".to_owned()]];
+            let found_at = places.into_iter().find_map(|path| match config.origins.of(path) {
+                Origin::File { file, line } => Some((config.files[file].clone(), line)),
+                Origin::Default => None,
+            });
+            let (file, line) = found_at.unwrap_or_else(|| (config.file.clone(), 0));
             problems.push(Problem {
                 file,
                 line,

@@ -202,7 +202,8 @@ pub fn parse_with(
     let (own, of_fleet) = roots.split_at(own_files);
     of_fleet.iter().zip(&documents[own_files..]).for_each(|(root, table)| fleet::check_document(root, table));
     include::read(&roots[0]);
-    let single = |key| include::single(&roots, key);
+    // What is each node's own is refused in the document already.
+    let single = |key| include::single(if fleet::is_shared(key) { &roots } else { own }, key);
     let node = match single("node") {
         Some((table, at)) => node::read_node(&notes, table, at, hostname),
         None => {

@@ -206,8 +206,9 @@ impl Fleet {
                     truth
                 );
                 prop_assert!(node.scope.is_alive(value.entry));
+                // Both times of the clock of entries are rounded down.
                 prop_assert!(
-                    value.entry.idle_ns(self.now) <= self.now - truth.at,
+                    value.entry.idle_ns(self.now) <= self.now - truth.at + UNIT,
                     "node {}: {:?}",
                     number,
                     value

@@ -286,11 +286,11 @@ pub(super) static BGP_ANNOUNCED: Family<1> = Family::new(
     ["address"],
     "1 while a route to the address is there for a routing daemon, 0 while it is withheld; lbctl bgp tells why.",
 );
-pub(super) static RING: Family<3> = Family::new(
+pub(super) static RING: Family<2> = Family::new(
     Gauge,
-    "lbd_service_ring_info",
-    ["service", "seed", "size"],
-    "1; seed and slots of the service's ring, which have to be equal on all nodes that share its addresses.",
+    "lbd_service_ring_slots",
+    ["service", "seed"],
+    "Slots of the service's ring; they and its seed have to be equal on all nodes that share its addresses.",
 );
 pub(super) static FLEET_CONNECTED: Family<0> =
     Family::new(Gauge, "lbd_fleet_connected", [], "1 while a member of etcd answers.");

@@ -10,12 +10,9 @@ use std::fmt;
 
 pub(super) fn encode(snapshot: &Snapshot, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let fleet = &snapshot.fleet;
-    let rings: Vec<_> = fleet
-        .rings
-        .iter()
-        .map(|ring| (ring.service.as_str(), ring.seed.to_string(), ring.size.to_string()))
-        .collect();
-    let rings = rings.iter().map(|(service, seed, size)| ([*service, seed.as_str(), size.as_str()], 1));
+    let rings: Vec<_> =
+        fleet.rings.iter().map(|ring| (ring.service.as_str(), ring.seed.to_string(), ring.size)).collect();
+    let rings = rings.iter().map(|(service, seed, size)| ([*service, seed.as_str()], u64::from(*size)));
     gauges(encoder, &families::RING, rings)?;
     if !fleet.configured {
         return Ok(());

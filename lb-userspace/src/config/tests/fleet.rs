@@ -89,7 +89,7 @@ fn what_is_each_nodes_own_is_refused_in_the_document() {
     let said = together(FLEET, "[node]\ninterfaces = ['eth0']\n").unwrap_err();
     assert_eq!(
         said,
-        "etcd:/lbd/prod/config@17:1:1: section 'node': each node has its own: write it in the node's lbd.toml"
+        "etcd:/lbd/prod/config@17:1:2: section 'node': each node has its own: write it in the node's lbd.toml"
     );
     for section in ["metrics", "tunnel", "flows", "control", "bgp", "sync", "fleet"] {
         let said = together(FLEET, &format!("[{section}]\n")).unwrap_err();
