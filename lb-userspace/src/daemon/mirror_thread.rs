@@ -370,10 +370,14 @@ impl MirrorThread {
         let mut newer: BTreeMap<Table, Vec<(Key, Value, u32)>> = BTreeMap::new();
         for (key, (value, offer)) in offers {
             let here = self.maps.get(&key)?;
-            if !self.copies.takes(&key, here.as_ref(), &value, offer, &self.scope) {
+            let taken = self.copies.takes(&key, here.as_ref(), &value, offer, &self.scope);
+            let Some(taken) = taken else {
+                if Copies::contests(here.as_ref(), &value) {
+                    self.peers.values_mut().for_each(|peer| peer.sender.tell_again(&key));
+                }
                 continue;
-            }
-            self.copies.wrote(key, &value, offer);
+            };
+            self.copies.wrote(key, &value, taken);
             match here {
                 None => new.entry(key.table).or_default().push((key, value)),
                 Some(_) => newer.entry(key.table).or_default().push((key, value, offer.part)),

@@ -32,6 +32,9 @@ pub enum Effect {
     BeginAgain,
 }
 
+/// Looks of the authority after which a request to begin again is repeated.
+const UNHEARD: u8 = 2;
+
 /// Entries that were not taken over, by reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Dropped {
@@ -61,6 +64,8 @@ pub struct Receiver {
     claim: Claim,
     /// The authority was asked to begin again, and has not yet.
     asked: bool,
+    /// Looks of the authority that ended since without a beginning.
+    unheard: u8,
     complete: bool,
     parts: BTreeMap<u32, Part>,
     backends: HashMap<u32, BackendDef>,
@@ -112,7 +117,7 @@ impl Receiver {
 
     fn ask_again(&mut self) {
         self.forget_all();
-        self.asked = true;
+        (self.asked, self.unheard) = (true, 0);
         self.effects.push(Effect::AskAgain);
     }
 
@@ -253,6 +258,11 @@ impl Receiver {
                 self.next = Some(number.wrapping_add(1));
                 // Said before the authority heard the request.
                 if self.asked && frame != Frame::Resync {
+                    // The request may be lost, too.
+                    self.unheard += u8::from(matches!(frame, Frame::Idle | Frame::End));
+                    if self.unheard > UNHEARD {
+                        self.ask_again();
+                    }
                     return Ok(());
                 }
             }

@@ -80,12 +80,12 @@ impl Scope {
     /// Who tells of an entry.
     pub fn whose(&self, key: &Key, value: &Value, copies: &mut Copies) -> Whose {
         if !self.part_of(value.entry.backend()).is_some_and(|(_, part)| part.is_shared()) {
-            return Whose::Own;
+            return Whose::Own(0);
         }
         if matches!(key.table, Table::SessionsOut | Table::SessionsBack) {
             return Whose::Private;
         }
-        copies.meets(key, value).map_or(Whose::Own, Whose::Copied)
+        copies.meets(key, value)
     }
 
     /// The part of a backend, if it belongs to any.

@@ -38,6 +38,8 @@ struct Sent {
     value: Value,
     part: u32,
     round: u32,
+    /// It was another node's then: the peer may have taken another word since.
+    is_copy: bool,
 }
 
 impl Sender {
@@ -53,6 +55,11 @@ impl Sender {
     pub fn stop(&mut self) {
         let (put, gone) = (self.put, self.gone);
         *self = Self { put, gone, ..Self::default() };
+    }
+
+    /// The peer may think otherwise of an entry: it is told again, if it still is this node's own.
+    pub fn tell_again(&mut self, key: &Key) {
+        self.entries.remove(key);
     }
 
     /// A peer is there.
@@ -244,27 +251,27 @@ impl Round<'_> {
         }
         let round = self.sender.round;
         let value = match whose {
-            Whose::Own => value,
-            Whose::Copied(lead) => {
+            Whose::Own(lead) | Whose::Copied(lead) => {
                 let met = value.entry.seen().wrapping_sub(lead);
                 Value { entry: with_seen(value.entry, met), ..value }
             }
             Whose::Private => return,
         };
-        let is_copy = whose != Whose::Own;
+        let is_copy = matches!(whose, Whose::Copied(_));
         if is_copy && self.sender.ended && !self.sender.entries.contains_key(&key) {
             return;
         }
         if let Some(sent) = self.sender.entries.get_mut(&key) {
             sent.round = round;
             if is_copy {
+                sent.is_copy = true;
                 return;
             }
             let newer = value.entry.seen().wrapping_sub(sent.value.entry.seen());
             let same_time = Value { entry: with_seen(value.entry, sent.value.entry.seen()), ..value.clone() };
             // A clock that went back is no reason: entries are written by several processors.
             let is_refresh = newer >= refresh_units(member.idle) && newer < u16::MAX / 2;
-            if same_time == sent.value && !is_refresh {
+            if same_time == sent.value && !is_refresh && !sent.is_copy {
                 return;
             }
         }
@@ -282,7 +289,7 @@ impl Round<'_> {
             self.sender.put += full.len() as u64;
             self.sender.say(&Frame::Put(key.table, full));
         }
-        self.sender.entries.insert(key, Sent { value, part, round });
+        self.sender.entries.insert(key, Sent { value, part, round, is_copy });
     }
 
     /// All entries were shown: those that were not are gone. True if the peer now knows everything there is.

@@ -122,7 +122,7 @@ impl World {
         self.sender.describe(&self.authority);
         let mut round = self.sender.round(&self.authority, self.now);
         for (key, value) in &self.there {
-            round.entry(*key, value.clone(), Whose::Own);
+            round.entry(*key, value.clone(), Whose::Own(0));
         }
         round.finish();
         let mut number = 0;
