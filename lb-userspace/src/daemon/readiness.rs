@@ -6,7 +6,7 @@
 use super::engine::Engine;
 use crate::{
     model::{Health, VrrpName},
-    plan::Instances,
+    state::EffectiveService,
     vrrp::fsm::Phase,
 };
 use std::{
@@ -25,34 +25,30 @@ impl Engine {
     /// Instances of which the peer sends packets to backends that this node could not send any to: it does not know the way
     /// to them, or holds them for dead.
     pub(super) fn worse_than_peer(&self) -> BTreeSet<VrrpName> {
-        let instances = Instances::of(&self.config.vrrp);
-        let ids: HashMap<(&str, u32), u32> = self
-            .image
-            .services
-            .iter()
-            .map(|(id, record)| ((crate::plan::name_of(&record.identity), record.identity.port), *id))
-            .collect();
+        let services: HashMap<&str, &EffectiveService> =
+            self.effective.services.iter().map(|service| (service.spec.name.as_str(), service)).collect();
         let mut worse = BTreeSet::new();
-        for service in &self.effective.services {
-            for (number, instance) in instances.parts(&service.spec) {
-                let followed =
-                    ids.get(&(service.spec.name.as_str(), number)).and_then(|id| self.image.followed.get(id));
-                let (Some(instance), Some(followed)) = (instance, followed) else { continue };
-                let owners: HashSet<u32> =
-                    followed.words.different().iter().map(|word| word.owner()).collect();
-                let served: HashSet<(&str, IpAddr)> = owners
-                    .iter()
-                    .filter_map(|id| followed.names.get(id))
-                    .map(|(name, address)| (name.as_str(), *address))
-                    .collect();
-                let lacks = service.backends.iter().map(|backend| &backend.spec).any(|backend| {
-                    served.contains(&(backend.name.as_str(), backend.address))
-                        && (!matches!(self.hops.get(&backend.address), Some(Ok(_)))
-                            || self.health_of(&service.spec, backend) == Health::Down)
-                });
-                if lacks {
-                    worse.extend(instance.parse::<VrrpName>());
-                }
+        for ((name, instance), id) in self.parts() {
+            // What has no instance is nobody's to take over.
+            let Ok(instance) = instance.parse::<VrrpName>() else { continue };
+            let (Some(service), Some(followed)) = (services.get(name.as_str()), self.image.followed.get(&id))
+            else {
+                continue;
+            };
+            let served: HashSet<(&str, IpAddr)> = followed
+                .words
+                .different()
+                .iter()
+                .filter_map(|word| followed.names.get(&word.owner()))
+                .map(|(name, address)| (name.as_str(), *address))
+                .collect();
+            let lacks = service.backends.iter().map(|backend| &backend.spec).any(|backend| {
+                served.contains(&(backend.name.as_str(), backend.address))
+                    && (!matches!(self.hops.get(&backend.address), Some(Ok(_)))
+                        || self.health_of(&service.spec, backend) == Health::Down)
+            });
+            if lacks {
+                worse.insert(instance);
             }
         }
         worse
