@@ -143,6 +143,23 @@ pub struct Cache {
     rings: HashMap<u64, (Inputs, SharedRing)>,
     /// Slots of all of them.
     slots: usize,
+    ahead: Ahead,
+}
+
+/// Rings of many services that will probably be wanted, made before it is known for certain. Shared.
+#[derive(Debug, Clone, Default)]
+pub struct Ahead(Arc<HashMap<u64, (Inputs, SharedRing)>>);
+
+impl Ahead {
+    /// The rings of these services: seed, size, members.
+    pub fn make(services: impl IntoIterator<Item = (u64, u32, Vec<Member>)>) -> Self {
+        let ring = |(seed, size, members)| {
+            let inputs = Inputs { seed, size, members };
+            let made = inputs.make();
+            (inputs.hash(), (inputs, made))
+        };
+        Self(Arc::new(services.into_iter().map(ring).collect()))
+    }
 }
 
 /// Slots a cache holds at most, of two bytes each. The rings of thousands of services are made anew within half a second,
@@ -157,15 +174,45 @@ struct Inputs {
     members: Vec<Member>,
 }
 
+impl Inputs {
+    fn hash(&self) -> u64 {
+        BuildHasherDefault::<DefaultHasher>::default().hash_one(self)
+    }
+
+    fn make(&self) -> SharedRing {
+        SharedRing(owners(self.seed, self.size, &self.members).into())
+    }
+}
+
 impl Cache {
+    /// With rings that were made ahead, until [`Cache::forget_ahead`].
+    #[must_use]
+    pub fn with(ahead: Ahead) -> Self {
+        Self { ahead, ..Self::default() }
+    }
+
+    /// An empty one for another thread, with the same rings made ahead.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        Self::with(self.ahead.clone())
+    }
+
+    /// Those that were not wanted yet were made for nothing, and would take much memory.
+    pub fn forget_ahead(&mut self) {
+        self.ahead = Ahead::default();
+    }
+
     /// As [`ring`], from memory where these very members had this ring before.
     pub fn ring(&mut self, seed: u64, size: u32, members: Vec<Member>) -> SharedRing {
         let inputs = Inputs { seed, size, members };
-        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(&inputs);
+        let hash = inputs.hash();
+        if let Some((_, slots)) = self.ahead.0.get(&hash).filter(|(known, _)| *known == inputs) {
+            return slots.clone();
+        }
         match self.rings.get(&hash) {
             Some((known, slots)) if *known == inputs => slots.clone(),
             _ => {
-                let slots = SharedRing(owners(seed, size, &inputs.members).into());
+                let slots = inputs.make();
                 if self.slots + size as usize > CACHED_SLOTS {
                     self.rings.clear();
                     self.slots = 0;
@@ -245,6 +292,23 @@ mod tests {
         let digest = large.iter().fold(0u64, |hash, slot| mix(hash ^ u64::from(slot.unwrap())));
         assert_eq!(digest, GOLDEN_LARGE, "{digest:#x}");
     }
+
+    #[test]
+    fn rings_made_ahead_are_the_rings() {
+        let (wanted, other) = (members(5, |i| 1 + i as u16), members(5, |_| 1));
+        let ahead = Ahead::make([(7, 1_009, wanted.clone())]);
+        let mut cache = Cache::with(ahead);
+        let made = |members: &[Member]| ring(7, 1_009, members);
+        for members in [&wanted, &other] {
+            assert_eq!(cache.ring(7, 1_009, members.clone()).iter().collect::<Vec<_>>(), made(members));
+        }
+        assert_eq!(cache.slots, 1_009, "what was made ahead is not made again");
+        assert_eq!(cache.beside().ring(7, 1_009, wanted.clone()).iter().collect::<Vec<_>>(), made(&wanted));
+        cache.forget_ahead();
+        cache.ring(7, 1_009, wanted);
+        assert_eq!(cache.slots, 2 * 1_009, "it is forgotten");
+    }
+
     const GOLDEN_EQUAL: [u32; 13] = [2, 2, 0, 2, 1, 1, 0, 0, 0, 1, 2, 2, 1];
     const GOLDEN_WEIGHTED: [u32; 13] = [2, 0, 0, 0, 0, 1, 0, 0, 0, 1, 2, 2, 0];
     const GOLDEN_LARGE: u64 = 0x4dd6_705b_0ff5_fc8e;

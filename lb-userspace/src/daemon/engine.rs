@@ -115,6 +115,8 @@ pub struct Parts {
     pub name_task: NameHandle,
     pub instruments: Instruments,
     pub(super) fleet: super::fleet::Fleet,
+    /// Made while the program was loaded.
+    pub(super) rings: maglev::Ahead,
 }
 
 impl Engine {
@@ -154,7 +156,7 @@ impl Engine {
             nat: NatState::default(),
             asked: ChangeOptions::default(),
             watch: ramp::Watch::default(),
-            rings: maglev::Cache::default(),
+            rings: maglev::Cache::with(parts.rings),
             behind: true,
             hashes: super::hashes::Hashes::default(),
             calm: super::sizes::Calm::default(),

@@ -15,6 +15,7 @@
 //! One loop owns all state: it waits for any of these, changes the wish, converges the kernel to it, answers.
 //! Every wait is a channel or signal receive, which is cancel-safe; nothing else is awaited inside the loop.
 
+mod ahead;
 mod bgp;
 mod ejections;
 mod engine;

@@ -1,7 +1,7 @@
 //! Starting, the loop, stopping.
 
 use super::{
-    Engine, StartError,
+    Engine, StartError, ahead,
     engine::Parts,
     error::EngineError,
     events::{self, Events},
@@ -125,7 +125,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let config::FlowsConfig { max_flows: flows, max_half_open: half_open, max_sessions: sessions } =
         config.flows;
     let capacities = Capacities { flows, half_open, sessions, ..sizes::needed(&config, &loaded.changes) };
-    let kernel = Kernel::open(&pin_dir, capacities).map_err(|error| {
+    let (kernel, rings) = ahead::beside(&config, &loaded.changes, || Kernel::open(&pin_dir, capacities));
+    let kernel = kernel.map_err(|error| {
         // Only what this start made: maps that were there before are somebody's.
         if fresh && made {
             clean_up(&pin_dir);
@@ -144,14 +145,18 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         name_task,
         instruments: instruments.clone(),
         fleet,
+        rings,
     })?;
     engine.tls_door = tls_door;
     engine.settle_hops(HOP_PATIENCE).await;
     while let Some(news) = hop_rx.try_recv() {
         engine.note_hops(news);
     }
-    let started =
-        engine.converge().map(|_| ()).and_then(|()| engine.attach()).and_then(|()| engine.started());
+    let started = engine
+        .converge()
+        .map(|_| engine.rings.forget_ahead())
+        .and_then(|()| engine.attach())
+        .and_then(|()| engine.started());
     if let Err(error) = started {
         if fresh {
             // Nothing was forwarded before, and nothing is half done after.

@@ -1,6 +1,6 @@
 //! The loaded program with its maps: adopted from an earlier daemon where there are pins, made where not.
 
-use super::{Attached, DataplaneError, Maps, Observed, Ran, attach, elf, fresh, observe};
+use super::{Attached, DataplaneError, Maps, Observed, Ran, attach, elf, fresh, large, observe};
 use crate::{
     model::XdpMode,
     plan::{Action, Image, Pair, Walk},
@@ -384,6 +384,7 @@ fn load(
     capacities: Capacities,
     next: impl Fn(&MapInfo) -> bool,
 ) -> Result<(Ebpf, Maps), DataplaneError> {
+    large::make(|map| pin_of(maps_dir, map, &next), |map| capacities.of(map))?;
     let mut ebpf = loader(maps_dir, capacities, next)?
         .load(elf::LB)
         .map_err(|source| DataplaneError::Load(Box::new(source)))?;
@@ -394,6 +395,11 @@ fn load(
     Ok((ebpf, maps))
 }
 
+fn pin_of(maps_dir: &Path, map: &MapInfo, next: impl Fn(&MapInfo) -> bool) -> PathBuf {
+    let suffix = if next(map) { NEXT } else { "" };
+    maps_dir.join(format!("{}{suffix}", map.name))
+}
+
 /// A loader that takes every map from its pin, and makes those that are not there.
 pub(super) fn loader(
     maps_dir: &Path,
@@ -402,8 +408,7 @@ pub(super) fn loader(
 ) -> Result<EbpfLoader<'static>, DataplaneError> {
     let mut loader = EbpfLoader::new();
     for map in abi::INVENTORY {
-        let suffix = if next(map) { NEXT } else { "" };
-        let pin = maps_dir.join(format!("{}{suffix}", map.name));
+        let pin = pin_of(maps_dir, map, &next);
         // aya checks indexes against what it was told, not against the map that it adopts, which may have grown.
         let capacity = pinned_capacity(&pin, map)?.unwrap_or_else(|| capacities.of(map));
         loader.map_max_entries(map.name, capacity).map_pin_path(map.name, pin);

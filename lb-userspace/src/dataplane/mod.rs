@@ -18,6 +18,7 @@ mod flow_tables;
 mod fresh;
 mod held;
 mod kernel;
+mod large;
 mod listing;
 mod lists;
 mod mapping;

@@ -33,8 +33,10 @@ pub(super) fn make(
     }
     thread::scope(|scope| {
         let chunks = others.chunks(own.len());
-        let others: Vec<_> =
-            chunks.map(|jobs| scope.spawn(move || some(jobs, &mut maglev::Cache::default()))).collect();
+        let others: Vec<_> = chunks
+            .map(|jobs| (jobs, rings.beside()))
+            .map(|(jobs, mut rings)| scope.spawn(move || some(jobs, &mut rings)))
+            .collect();
         let mut made = some(own, rings);
         for other in others {
             match other.join() {
