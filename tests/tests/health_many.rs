@@ -1,9 +1,12 @@
 //! Thousands of backends, checked once a second: how late the checks are and what they cost. In a release build ten
 //! thousand, with the bars of the field: `cargo test --release -p lb-tests --test health_many -- --nocapture`. In a debug
 //! build a thousand, which show that each is checked in time for its interval.
+//!
+//! The backends are another host, behind a cable: what their side of a connection costs is done on another CPU, where
+//! there is one, as the packets of each host are worked on by that host.
 
 use lb_tests::{
-    lab::{Lab, Result},
+    lab::{End, Lab, Netns, Result},
     require,
     skip::Need,
 };
@@ -11,7 +14,11 @@ use lb_userspace::{
     health::{HealthTask, NoObserver, Target, TargetKey},
     model::{Health, HealthCheck, HealthSpec},
 };
-use nix::sys::resource::{UsageWho, getrusage};
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    sys::resource::{UsageWho, getrusage},
+    unistd::Pid,
+};
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
@@ -33,7 +40,7 @@ const PORT: u16 = 7;
 
 fn target(n: u32) -> Target {
     // Each has an address of its own, so that the listener can tell them apart.
-    let address = SocketAddr::new(Ipv4Addr::from(0x7f01_0000 + n).into(), PORT);
+    let address = SocketAddr::new(Ipv4Addr::from(0x0a07_0000 + n).into(), PORT);
     let key = TargetKey {
         service: "many".parse().expect("a name"),
         backend: format!("b{n}").parse().expect("a name"),
@@ -57,16 +64,45 @@ fn accept(listener: &TcpListener, stop: &AtomicBool) -> Seen {
     seen
 }
 
+/// Packets that come in there are worked on by that CPU, as an interface's queue has one that it interrupts.
+fn receive_on(ns: &Netns, cpu: usize) {
+    let mask = format!("{:x}", 1_u64 << cpu);
+    let write = format!("echo {mask} > /sys/class/net/eth0/queues/rx-0/rps_cpus");
+    let status = ns.command_with_sysfs("sh").args(["-c", &write]).status().expect("sh");
+    assert!(status.success(), "{write}");
+}
+
+fn stay_on(cpu: usize) {
+    let mut set = CpuSet::new();
+    set.set(cpu).expect("a CPU");
+    sched_setaffinity(Pid::from_raw(0), &set).expect("a CPU of this process");
+}
+
 #[test]
 fn many_checks_are_on_time_and_cheap() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"));
     let lab = Lab::new()?;
-    let ns = lab.netns("host")?;
-    let listener = ns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT))).expect("a port");
+    let (ns, servers) = (lab.netns("host")?, lab.netns("servers")?);
+    let mut plan = lab.plan();
+    plan.veth(&End::new(&ns, "eth0"), &End::new(&servers, "eth0"));
+    plan.addr(&ns, "eth0", "10.8.0.1/24").addr(&servers, "eth0", "10.8.0.2/24");
+    plan.route(&ns, "10.7.0.0/16 via 10.8.0.2").route(&servers, "local 10.7.0.0/16 dev lo");
+    plan.apply()?;
+    let cpus = sched_getaffinity(Pid::from_raw(0)).expect("CPUs");
+    let mut cpus = (0..CpuSet::count()).filter(|cpu| cpus.is_set(*cpu).unwrap_or(false));
+    let pair = cpus.next().zip(cpus.next());
+    if let Some((own, theirs)) = pair {
+        receive_on(&ns, own);
+        receive_on(&servers, theirs);
+    }
+    let listener = servers.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT))).expect("a port");
     let stop = Arc::new(AtomicBool::new(false));
     let acceptor = std::thread::spawn({
         let stop = Arc::clone(&stop);
-        move || accept(&listener, &stop)
+        move || {
+            pair.into_iter().for_each(|(_, theirs)| stay_on(theirs));
+            accept(&listener, &stop)
+        }
     });
     let begun = Instant::now();
     // One thread, as much as the daemon's checks may use.
@@ -87,12 +123,13 @@ fn many_checks_are_on_time_and_cheap() -> Result<()> {
         used / MEASURED.as_secs_f64()
     };
     let cpu = ns.run(|| {
+        pair.into_iter().for_each(|(own, _)| stay_on(own));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("a runtime").block_on(measure())
     });
     stop.store(true, Ordering::Relaxed);
     // One more, so that the acceptor looks up.
-    drop(ns.run(|| std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, PORT))));
+    drop(ns.run(|| std::net::TcpStream::connect(target(0).address)));
     let seen = acceptor.join().expect("the acceptor");
     let mut late: Vec<Duration> = Vec::new();
     for times in seen.values() {

@@ -53,11 +53,13 @@ pub struct Bars {
     pub resolution_ms: f64,
     /// Added to every bar: what a busy machine may take.
     pub slack_ms: f64,
+    /// Both nodes of lbd have a link of their own, with heartbeats every 10 ms.
+    pub linked: bool,
 }
 
 impl Default for Bars {
     fn default() -> Self {
-        Self { ratio: 1.1, resolution_ms: 2.0, slack_ms: 0.0 }
+        Self { ratio: 1.1, resolution_ms: 2.0, slack_ms: 0.0, linked: false }
     }
 }
 
@@ -69,6 +71,8 @@ impl Bars {
             // The dataplane goes on.
             (Fault::Kill | Fault::Hang, _) => self.resolution_ms,
             (Fault::Gone | Fault::Silent | Fault::Link, 10) => 40.0,
+            // Whatever the interval: the link is as dead as the rest of the host.
+            (Fault::Gone, _) if self.linked => 50.0,
             (Fault::Gone | Fault::Silent | Fault::Link, 100) => 345.0,
             (Fault::Gone | Fault::Silent | Fault::Link, _) => return None,
         };
@@ -197,6 +201,10 @@ mod tests {
         };
         assert!(bars.missed(&both(3300, 3000)).is_empty());
         assert_eq!(bars.missed(&both(3303, 3000)).len(), 1);
+        let linked = Bars { linked: true, ..bars };
+        assert!(linked.missed(&[row("lbd", Fault::Gone, 100, &[50])]).is_empty());
+        assert_eq!(linked.missed(&[row("lbd", Fault::Gone, 100, &[51])]).len(), 1);
+        assert!(linked.missed(&[row("lbd", Fault::Silent, 100, &[345])]).is_empty(), "its link lives");
         let mut two = row("lbd", Fault::Kill, 10, &[0]);
         two.two_answer = 1;
         assert_eq!(bars.missed(&[two]).len(), 1);

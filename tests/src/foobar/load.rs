@@ -53,6 +53,9 @@ pub struct Record {
     pub what: String,
     /// The address that the connection went to.
     pub address: String,
+    /// When that connection was begun, in milliseconds since 1970; 0 without one.
+    #[serde(default)]
+    pub connected: u64,
     /// The web server, as its answer says.
     pub server: String,
     /// The application server, likewise.
@@ -119,6 +122,8 @@ struct Browser<'a> {
 struct Connection {
     stream: BufReader<StreamOwned<ClientConnection, TcpStream>>,
     address: SocketAddr,
+    /// Milliseconds since 1970.
+    begun: u64,
 }
 
 #[derive(Default)]
@@ -220,6 +225,7 @@ impl Browser<'_> {
             browser: self.number,
             what: what.to_owned(),
             address: self.connection.as_ref().map_or_else(String::new, |c| c.address.ip().to_string()),
+            connected: self.connection.as_ref().map_or(0, |c| c.begun),
             server: answer.server.clone(),
             application: answer.application.clone(),
             error: error.to_owned(),
@@ -273,6 +279,7 @@ impl Connection {
         addresses.rotate_left(first);
         let mut refused = None;
         for address in addresses {
+            let begun = now_ms();
             match TcpStream::connect_timeout(&address, PATIENCE / 2) {
                 Ok(stream) => {
                     stream.set_read_timeout(Some(PATIENCE))?;
@@ -280,7 +287,11 @@ impl Connection {
                     stream.set_nodelay(true)?;
                     let name = rustls::pki_types::ServerName::try_from(SITE)?;
                     let session = ClientConnection::new(Arc::clone(config), name)?;
-                    return Ok(Self { stream: BufReader::new(StreamOwned::new(session, stream)), address });
+                    return Ok(Self {
+                        stream: BufReader::new(StreamOwned::new(session, stream)),
+                        address,
+                        begun,
+                    });
                 }
                 Err(error) => {
                     refused = Some(anyhow::Error::new(error).context(format!("connecting to {address}")));

@@ -171,6 +171,7 @@ mod tests {
             browser: 0,
             what: "look".to_owned(),
             address: String::new(),
+            connected: 0,
             server: String::new(),
             application: String::new(),
             error: error.to_owned(),
