@@ -65,6 +65,10 @@ const RECENT: usize = 1024;
 
 impl Wanted {
     fn set(&mut self, destinations: HashSet<IpAddr>) {
+        // Looking at tens of thousands again takes as long as the first time.
+        if *self.destinations == destinations {
+            return;
+        }
         self.version += 1;
         self.destinations = Arc::new(destinations);
         self.recent.clear();
