@@ -27,6 +27,9 @@ pub const SOCKET_VARIABLE: &str = "LBCTL_SOCKET";
 /// UDP port of Generic UDP Encapsulation, as registered with IANA.
 pub const DEFAULT_GUE_PORT: u16 = 6080;
 
+/// Heading of the options that every command has: without one of its own they would be mixed with those of the command.
+pub(super) const EVERYWHERE: &str = "Options of every command";
+
 /// Asks and instructs the load balancer lbd on this host
 #[derive(Debug, Parser)]
 #[command(
@@ -41,25 +44,29 @@ Examples:
   lbctl service show www                          its backends: health, weight, counters
   lbctl backend add www web4 10.0.0.14            one more backend
   lbctl backend drain www web4                    no new connections, present ones go on
+  lbctl watch                                     what happens, as it happens
+  lbctl reset www web4                            undoes what lbctl has changed of it
+  lbctl reload                                    services are added in the file: edit, reload
   lbctl explain tcp 198.51.100.7:4000 192.0.2.10:443
   lbctl -o json service list | jq '.[].name'      for scripts
 
-Exit status: 0 done; 1 not carried out; 2 the command line, the request or the configuration is wrong.
+Exit status: 0 done; 1 not carried out; 2 the command line, the request or the configuration is
+wrong.
 Changes made here are kept across restarts of lbd until `lbctl reset`."
 )]
 pub struct Cli {
     /// Control socket of the daemon (run_dir/lbd.sock of its configuration) [env: LBCTL_SOCKET]
     /// [default: /run/lbd/lbd.sock]
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH", help_heading = EVERYWHERE)]
     pub socket: Option<PathBuf>,
     #[command(flatten)]
     pub remote: Remote,
     /// Form of the answer; the field names of json are stable
-    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORM")]
+    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORM", help_heading = EVERYWHERE)]
     pub output: Output,
     /// Do nothing unless the runtime state has this revision, as `lbctl changes` and every change show it: for scripts
     /// that must not overwrite what somebody else changed meanwhile
-    #[arg(long, global = true, value_name = "N", value_parser = parse::whole_number::<u64>)]
+    #[arg(long, global = true, value_name = "N", value_parser = parse::whole_number::<u64>, help_heading = EVERYWHERE)]
     pub if_revision: Option<u64>,
     #[command(subcommand)]
     pub command: Command,
@@ -90,8 +97,10 @@ pub enum Output {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// The daemon, its interfaces and its configuration
+    #[command(after_help = STATUS_EXAMPLES)]
     Status,
     /// Services and their counters
+    #[command(after_help = SERVICE_EXAMPLES)]
     Service {
         #[command(subcommand)]
         command: ServiceCommand,
@@ -153,13 +162,14 @@ Examples:
   lbctl trace --service www --source 198.51.100.0/24 --count 20
   lbctl trace --sample 1000 -o json                one packet in a thousand, a line of JSON each
 
-While somebody traces another program is attached, which costs more per packet; 5,000 records a second and CPU
-at most are written, what is lost is said.")]
+While somebody traces another program is attached, which costs more per packet; 5,000 records a
+second and CPU at most are written, what is lost is said.")]
     Trace(TraceOptions),
     /// What happens, as it happens: health, states and weights of backends, the pair, reloads, runtime changes
     #[command(after_help = WATCH_EXAMPLES)]
     Watch(WatchOptions),
     /// Packets dropped, by reason
+    #[command(after_help = DROPS_EXAMPLES)]
     Drops {
         /// Also the reasons that have not occurred
         #[arg(long)]
@@ -199,19 +209,19 @@ at most are written, what is lost is said.")]
         command: Option<PairCommand>,
     },
     /// Reads the configuration file again; a wrong one is refused and the present one stays
-    #[command(
-        after_help = "Changes made by lbctl stay in force over those of the file; `lbctl reset` drops them."
-    )]
+    #[command(after_help = RELOAD_EXAMPLES)]
     Reload {
         #[command(flatten)]
         careful: Careful,
     },
     /// The configuration in force
+    #[command(after_help = CONFIG_EXAMPLES)]
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
     },
     /// Changes made at run time that are in force over the configuration file: what, by whom and when
+    #[command(after_help = CHANGES_EXAMPLES)]
     Changes,
     /// Writes the changes made by lbctl into the configuration's files
     #[command(after_help = SAVE_EXAMPLES)]
@@ -220,6 +230,7 @@ at most are written, what is lost is said.")]
     #[command(after_help = RESET_EXAMPLES)]
     Reset(ResetOptions),
     /// Removes the load balancer from the kernel and ends the daemon: forwarding stops
+    #[command(after_help = DETACH_EXAMPLES)]
     Detach {
         /// Yes, forwarding shall stop
         #[arg(long)]
@@ -227,8 +238,8 @@ at most are written, what is lost is said.")]
     },
     /// The decapsulation program of a backend; works without lbd
     #[command(after_help = "\
-Run this on a backend of a service with forward = \"ipip\" or \"gue\". The virtual address must be on the
-backend's loopback interface as well.
+Run this on a backend of a service with forward = \"ipip\" or \"gue\". The virtual address must be
+on the backend's loopback interface as well.
 
 Examples:
   lbctl decap attach eth0 --from 10.0.0.2 10.0.0.3
@@ -310,12 +321,56 @@ pub enum ServiceCommand {
     },
 }
 
+const STATUS_EXAMPLES: &str = "\
+Examples:
+  lbctl status
+  lbctl -o json status | jq .revision";
+
+const SERVICE_EXAMPLES: &str = "\
+Examples:
+  lbctl service list             every service with its counters
+  lbctl service show www         its backends: health, weight, counters
+
+A service is added, changed and removed in the configuration file of lbd; then
+  lbctl reload --plan            says what would change
+  lbctl reload                   changes it
+Backends can be changed at run time as well: `lbctl backend --help`.";
+
+const DROPS_EXAMPLES: &str = "\
+Examples:
+  lbctl drops                    since the tables were made
+  lbctl drops --all              also the reasons that have not occurred";
+
+const RELOAD_EXAMPLES: &str = "\
+Examples:
+  lbctl reload --plan            after an edit of the file: what would change?
+  lbctl reload
+
+Changes made by lbctl stay in force over those of the file; `lbctl reset` drops them.";
+
+const CONFIG_EXAMPLES: &str = "\
+Examples:
+  lbctl config show
+  lbctl config show | grep -v '# default'";
+
+const CHANGES_EXAMPLES: &str = "\
+Examples:
+  lbctl changes
+  lbctl -o json changes | jq .revision      for --if-revision
+
+`lbctl reset` undoes changes, `lbctl save` writes them into the configuration's files.";
+
+const DETACH_EXAMPLES: &str = "\
+Examples:
+  lbctl detach --yes             the other way round: start lbd again
+  lbd --detach                   the same while no daemon runs";
+
 const BACKEND_EXAMPLES: &str = "\
 Examples:
   lbctl backend add www web4 10.0.0.14                 on the service's own port
   lbctl backend add www web4 10.0.0.14 --weight 50     with half the weight of the usual 100
   lbctl backend add www web6 2001:db8::14
-  lbctl backend add www web7 '[2001:db8::15]:8443'     on another port, where the forward mode can change it
+  lbctl backend add www web7 '[2001:db8::15]:8443'     on another port: with nat and snat
   lbctl backend add www sorry 10.0.0.99 --backup       for when the others are down
   lbctl backend weight www web4 25
   lbctl backend drain www web4      before a removal: present connections go on, no new ones come
@@ -464,5 +519,45 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    /// The command, and all below it with the names that lead there.
+    fn all(
+        command: &clap::Command,
+        path: &str,
+        inherited: bool,
+        found: &mut Vec<(String, bool, clap::Command)>,
+    ) {
+        let path = format!("{path} {}", command.get_name());
+        let examples = command.get_after_help().is_some_and(|text| text.to_string().contains("Examples:"));
+        found.push((path.clone(), inherited || examples, command.clone()));
+        // The help of `lbctl` says nothing of what one command takes.
+        let inherited = command.get_name() != "lbctl" && (inherited || examples);
+        for below in command.get_subcommands().filter(|below| below.get_name() != "help") {
+            all(below, &path, inherited, found);
+        }
+    }
+
+    #[test]
+    fn the_help_of_every_command_has_examples_and_fits_its_width() {
+        let mut found = Vec::new();
+        all(&Cli::command(), "", false, &mut found);
+        assert!(found.len() > 30, "{}", found.len());
+        for (path, examples, command) in found {
+            assert!(examples, "neither{path} nor the command above has examples");
+            let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in text.lines() {
+                // What clap's help is wrapped at: a longer line leaves a few words on one of their own.
+                assert!(line.chars().count() <= 100, "{path}: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn options_of_every_command_are_apart_from_its_own() {
+        let command = Cli::command();
+        for argument in command.get_arguments().filter(|argument| argument.is_global_set()) {
+            assert_eq!(argument.get_help_heading(), Some(EVERYWHERE), "{}", argument.get_id());
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 pub const BGP_EXAMPLES: &str = "\
 Examples:
-  lbctl bgp                 which addresses the routers learn from this node, and why the others are withheld
+  lbctl bgp                 which addresses the routers learn from this node, and why not the others
   lbctl -o json bgp | jq -r '.addresses[] | select(.announced | not) | .address'";
 
 pub fn render(view: &BgpView) -> String {

@@ -1,5 +1,6 @@
 //! Which daemon is asked, where it is not the one on this host.
 
+use super::args::EVERYWHERE;
 use crate::control::way::{Server, ServerError};
 use std::path::PathBuf;
 
@@ -13,17 +14,18 @@ pub struct Remote {
         value_name = "URL",
         env = "LBCTL_SERVER",
         conflicts_with = "socket",
-        hide_env_values = true
+        hide_env_values = true,
+        help_heading = EVERYWHERE
     )]
     pub server: Option<String>,
     /// Authorities of that lbd's certificate, PEM
-    #[arg(long, global = true, value_name = "FILE", env = "LBCTL_CA", hide_env_values = true)]
+    #[arg(long, global = true, value_name = "FILE", env = "LBCTL_CA", hide_env_values = true, help_heading = EVERYWHERE)]
     pub ca: Option<PathBuf>,
     /// Own certificate, PEM; its names decide what one may do
-    #[arg(long, global = true, value_name = "FILE", env = "LBCTL_CERT", hide_env_values = true)]
+    #[arg(long, global = true, value_name = "FILE", env = "LBCTL_CERT", hide_env_values = true, help_heading = EVERYWHERE)]
     pub cert: Option<PathBuf>,
     /// Private key of the own certificate, PEM
-    #[arg(long, global = true, value_name = "FILE", env = "LBCTL_KEY", hide_env_values = true)]
+    #[arg(long, global = true, value_name = "FILE", env = "LBCTL_KEY", hide_env_values = true, help_heading = EVERYWHERE)]
     pub key: Option<PathBuf>,
 }
 

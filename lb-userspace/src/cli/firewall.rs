@@ -94,8 +94,8 @@ Examples:
   lbctl allow add 203.0.113.7            an exception inside a denied prefix
   lbctl deny remove 203.0.113.0/24
 
-The longest prefix decides. Only packets to virtual addresses are judged. Changes are kept across restarts of lbd
-until `lbctl reset`.";
+The longest prefix decides. Only packets to virtual addresses are judged. Changes are kept across
+restarts of lbd until `lbctl reset`.";
 
 pub const LIMIT_EXAMPLES: &str = "\
 Examples:

@@ -13,13 +13,14 @@ use std::{fmt::Write as _, fs, io::Read as _, path::PathBuf};
 
 pub const FLEET_EXAMPLES: &str = "\
 Examples:
-  lbctl fleet                         etcd, the generation in force, who has the word, do all nodes agree?
+  lbctl fleet                         etcd, generation in force, who has the word, do all agree?
   lbctl fleet get > fleet.toml        the document; its first line says which generation it is
   vi fleet.toml
-  lbctl fleet put fleet.toml          checked here, written if nobody has changed it since, taken by all nodes
+  lbctl fleet put fleet.toml          checked here, written if unchanged since, taken by all nodes
   lbctl fleet put fleet.toml --force  also where it is more than max_disruption
 
-A document that a node cannot take stays in etcd, and that node goes on as it is: `lbctl fleet` tells why.";
+A document that a node cannot take stays in etcd, and that node goes on as it is: `lbctl fleet`
+tells why.";
 
 /// How the first line of a document that was read begins; it is no part of it.
 const MARK: &str = "# lbctl fleet get: generation ";

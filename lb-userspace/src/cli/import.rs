@@ -16,8 +16,8 @@ Examples:
   lbctl import haproxy /etc/haproxy/haproxy.cfg /etc/haproxy/conf.d --address 192.0.2.10 > lbd.toml
   ipvsadm-save -n | lbctl import ipvsadm - --interface eth0
 
-What differs and what was left out is told on standard error and at the head of the new file, each with its line and
-the reason. Read it, then check the file with `lbd --config FILE --check`.";
+What differs and what was left out is told on standard error and at the head of the new file, each
+with its line and the reason. Read it, then check the file with `lbd --config FILE --check`.";
 
 /// Whose configuration it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

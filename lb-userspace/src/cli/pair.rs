@@ -25,9 +25,9 @@ Examples:
   lbctl pair hold                  maintenance: this node gives all away and takes none
   lbctl pair hold --off            and back
 
-After a failover this node leaves the new master alone, whatever its priority, until that one leaves or fails, or until
-lbd is restarted. A hold lasts until it is ended, over restarts of lbd and of the host; `lbctl reset` does not end it.
-What is said of one instance of a group is said of all.";
+After a failover this node leaves the new master alone, whatever its priority, until that one leaves
+or fails, or until lbd is restarted. A hold lasts until it is ended, over restarts of lbd and of the
+host; `lbctl reset` does not end it. What is said of one instance of a group is said of all.";
 
 #[derive(Debug, Subcommand)]
 pub enum PairCommand {

@@ -10,8 +10,9 @@ Examples:
   lbctl save                  lbd writes them; the ones before stay beside them as .bak
   lbctl save new.toml         leaves the configuration alone and writes a copy with the changes
 
-The changes are runtime changes no longer then, nothing that is forwarded moves, and comments and layout of the files
-stay. A change goes into the file that defines its service. Drained and disabled backends stay runtime changes.";
+The changes are runtime changes no longer then, nothing that is forwarded moves, and comments and
+layout of the files stay. A change goes into the file that defines its service. Drained and disabled
+backends stay runtime changes.";
 
 #[derive(Debug, clap::Args)]
 pub struct SaveOptions {

@@ -15,10 +15,10 @@ Examples:
   lbctl watch                          until Ctrl-C
   lbctl watch --count 1                waits for one event
   lbctl watch -o json | jq 'select(.event == \"backend\" and .to == \"down\")'
-  lbctl watch --since 1790000000000-17     everything after that event, which an earlier watch has shown
+  lbctl watch --since 1790000000000-17     everything after that event, of an earlier watch
 
-An id is good as long as the daemon runs and no more than 1,024 events have happened since; else the first line says
-reset. A reader that is too slow is told so, and the watch ends.";
+An id is good as long as the daemon runs and no more than 1,024 events have happened since; else the
+first line says reset. A reader that is too slow is told so, and the watch ends.";
 
 /// What `watch` shows.
 #[derive(Debug, clap::Args)]

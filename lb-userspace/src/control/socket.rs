@@ -5,7 +5,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Group, chown};
+use nix::unistd::{Group, User, chown, geteuid};
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -39,6 +39,10 @@ pub enum BindError {
         "there is no group '{group}' on this host for the control socket; make it with: groupadd --system {group}"
     )]
     NoGroup { group: String },
+    #[error(
+        "{path} cannot be given to group '{group}': lbd runs as '{user}', which is no member of it; make it one with: usermod -aG {group} {user}"
+    )]
+    NotAMember { path: PathBuf, group: String, user: String },
     #[error("cannot make the control socket: {what} {path}: {source}")]
     Io { what: &'static str, path: PathBuf, source: io::Error },
 }
@@ -90,8 +94,13 @@ impl ControlSocket {
         if let Some(group) = group {
             let no_group = || BindError::NoGroup { group: group.to_owned() };
             let found = Group::from_name(group).ok().flatten().ok_or_else(no_group)?;
-            chown(path, None, Some(found.gid))
-                .map_err(|errno| error("giving to its group", path)(errno.into()))?;
+            chown(path, None, Some(found.gid)).map_err(|errno| match errno {
+                // chown(2): who may not change owners may give a file only to a group of his own.
+                Errno::EPERM => {
+                    BindError::NotAMember { path: path.to_owned(), group: group.to_owned(), user: user() }
+                }
+                errno => error("giving to its group", path)(errno.into()),
+            })?;
         }
         let backlog = Backlog::new(BACKLOG).map_err(|errno| error("listening on", path)(errno.into()))?;
         socket::listen(&socket, backlog).map_err(|errno| error("listening on", path)(errno.into()))?;
@@ -102,6 +111,12 @@ impl ControlSocket {
     pub(super) fn listener(&self) -> &UnixListener {
         &self.listener
     }
+}
+
+/// Whom the daemon runs as: the name, or the number where it has none.
+fn user() -> String {
+    let uid = geteuid();
+    User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
 }
 
 /// Held from the look at the old socket to the first answer of the new one. A file only its owner can open:
@@ -336,6 +351,25 @@ mod tests {
         drop(first);
         assert!(path.exists(), "the successor's file is not the predecessor's to remove");
         drop(second);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_group_the_daemon_is_no_member_of_is_said_so() {
+        use nix::unistd::{Uid, setfsuid};
+        let dir = directory();
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+        let path = dir.path().join("lbd.sock");
+        let runtime = tokio::runtime::Handle::current();
+        // "nobody", in this thread alone, which takes CAP_CHOWN from it; without root nobody has it anyway.
+        let asked = || {
+            let _in_runtime = runtime.enter();
+            setfsuid(Uid::from_raw(65_534));
+            ControlSocket::bind_for(&path, Some("daemon"))
+        };
+        let error = std::thread::scope(|scope| scope.spawn(asked).join().unwrap()).unwrap_err();
+        assert!(matches!(error, BindError::NotAMember { .. }), "{error}");
+        assert!(error.to_string().contains("usermod -aG daemon "), "{error}");
         assert!(!path.exists());
     }
 

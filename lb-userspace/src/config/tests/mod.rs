@@ -61,6 +61,7 @@ fn the_sample_is_valid_and_says_what_it_means() {
     let text = include_str!("../../../../examples/lbd.toml");
     let config = read(text);
     assert_eq!(config.services.len(), 7);
+    assert_eq!(config.flows, crate::config::FlowsConfig::default(), "they are said to be the defaults");
     let www = &config.services[0];
     assert_eq!(www.addresses.len(), 2);
     let check = HttpCheck {
