@@ -11,6 +11,7 @@
 //! - [`crowd`]: thousands of connections that live long, every byte of them checked;
 //! - [`echo`]: servers for datagrams and checked uploads;
 //! - [`failover`]: both balancers under faults: outages, connections, and who answers;
+//! - [`fleet`]: nodes that have etcd in common;
 //! - [`foobar`]: the program that brings up a whole site, breaks it and counts who noticed;
 //! - [`skip`]: a test that cannot run says so loudly.
 
@@ -21,6 +22,7 @@ pub mod daemon;
 pub mod echo;
 pub mod ecmp;
 pub mod failover;
+pub mod fleet;
 pub mod foobar;
 pub mod http;
 pub mod kernel;

@@ -1,7 +1,6 @@
 //! A fleet that takes its configuration from etcd (Debian's), and elects who has the word in it.
 
 use std::{
-    fs,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -9,62 +8,14 @@ use std::{
 use lb_tests::{
     balancer::{Balancer, Settings, text, web_servers},
     client::Requests,
-    lab::{Node, Process, Result, Shape, Topology, wait_for_port, wait_until},
+    fleet::{Etcd, LEASE, PREFIX, document, view, write},
+    lab::{Result, Shape, Topology, wait_until},
     require,
     skip::Need,
 };
-use lb_userspace::control::fleet::{FleetDocument, FleetView};
+use lb_userspace::control::fleet::FleetDocument;
 
 const PATIENCE: Duration = Duration::from_secs(40);
-const PREFIX: &str = "/lbd/test";
-/// Of the nodes' leases.
-const LEASE: Duration = Duration::from_secs(3);
-
-/// One etcd on a node of the topology.
-struct Etcd<'t> {
-    topology: &'t Topology,
-    node: &'t Node,
-    process: Option<Process>,
-}
-
-impl<'t> Etcd<'t> {
-    fn start(topology: &'t Topology, node: &'t Node) -> Result<Self> {
-        let mut etcd = Self { topology, node, process: None };
-        etcd.again()?;
-        Ok(etcd)
-    }
-
-    fn url(&self) -> String {
-        format!("http://{}:2379", self.node.v4)
-    }
-
-    fn again(&mut self) -> Result<()> {
-        let peer = "http://127.0.0.1:2380";
-        let mut command = self.node.ns.command("etcd");
-        command.arg("--data-dir").arg(self.topology.lab.dir().join("etcd"));
-        command.args(["--name", "etcd1", "--listen-client-urls", &self.url()]);
-        command.args(["--advertise-client-urls", &self.url(), "--listen-peer-urls", peer]);
-        command.args(["--initial-advertise-peer-urls", peer, "--initial-cluster", &format!("etcd1={peer}")]);
-        self.process = Some(self.topology.lab.spawn("etcd", command)?);
-        wait_for_port(&self.node.ns, SocketAddr::new(self.node.v4.into(), 2379), PATIENCE)
-    }
-
-    fn kill(&mut self) {
-        if let Some(process) = self.process.take() {
-            process.kill();
-        }
-    }
-
-    /// `etcdctl` with these arguments.
-    fn ctl(&self, arguments: &[&str]) -> String {
-        let mut command = self.node.ns.command("etcdctl");
-        let output =
-            command.env("ETCDCTL_API", "3").args(["--endpoints", &self.url()]).args(arguments).output();
-        let output = output.expect("etcdctl starts");
-        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
-        text(&output.stdout)
-    }
-}
 
 /// A node without services of its own.
 fn settings(on: usize, etcd: &str) -> Settings {
@@ -74,29 +25,6 @@ fn settings(on: usize, etcd: &str) -> Settings {
         "\n[fleet]\nendpoints = [\"http://127.0.0.1:9\", \"{etcd}\"]\nprefix = \"{PREFIX}\"\nlease = \"{seconds}s\"\n"
     );
     Settings { on, rest, ..Settings::default() }
-}
-
-/// The fleet's document, with these of the backends.
-fn document(topology: &Topology, backends: &[usize], more: &str) -> String {
-    let mut text = format!(
-        "[defaults]\nring_size = 4099\n[[service]]\nname = \"www\"\naddresses = [\"{}\"]\nport = 80\n\
-         protocol = \"tcp\"\nforward = \"dsr\"\nhealth.type = \"none\"\n{more}\n",
-        topology.vip4()
-    );
-    for node in backends.iter().map(|number| &topology.backends[*number]) {
-        text += &format!("[[service.backend]]\nname = \"{}\"\naddress = \"{}\"\n", node.name, node.v4);
-    }
-    text
-}
-
-fn view(balancer: &Balancer<'_>) -> FleetView {
-    balancer.json(&["fleet"])
-}
-
-fn write(topology: &Topology, name: &str, text: &str) -> String {
-    let path = topology.lab.dir().join(name);
-    fs::write(&path, text).expect("written");
-    path.display().to_string()
 }
 
 /// All have the generation that is in etcd, and the same of everything.
@@ -129,7 +57,7 @@ fn services_come_from_etcd_and_stay_without_it() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"), Need::Tool("etcd"), Need::Tool("etcdctl"));
     let topology = Topology::new(&Shape { backends: 3, more_balancers: 1, ..Shape::default() })?;
     let _web = web_servers(&topology, 0)?;
-    let mut etcd = Etcd::start(&topology, &topology.router)?;
+    let mut etcd = Etcd::start(&topology)?;
     let mut balancers: Vec<Balancer<'_>> =
         (0..3).map(|on| Balancer::start(&topology, settings(on, &etcd.url()))).collect::<Result<_>>()?;
     wait_until("three nodes", PATIENCE, || view(&balancers[0]).nodes.len() == 3)?;
@@ -252,7 +180,7 @@ fn services_come_from_etcd_and_stay_without_it() -> Result<()> {
 fn one_node_has_the_word_and_never_two() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"), Need::Tool("etcd"), Need::Tool("etcdctl"));
     let topology = Topology::new(&Shape { backends: 1, more_balancers: 1, ..Shape::default() })?;
-    let mut etcd = Etcd::start(&topology, &topology.router)?;
+    let mut etcd = Etcd::start(&topology)?;
     let mut balancers: Vec<Balancer<'_>> =
         (0..3).map(|on| Balancer::start(&topology, settings(on, &etcd.url()))).collect::<Result<_>>()?;
     let elected = |balancers: &[Balancer<'_>], patience: Duration| -> Result<(usize, u64)> {

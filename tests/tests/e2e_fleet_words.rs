@@ -1,60 +1,20 @@
 //! Four balancers behind ECMP while the backends change: connections that the router moves from node to node go on where the nodes
 //! share slots and flows, and do not where they share nothing.
 
-use std::{
-    fs,
-    io::Write as _,
-    net::SocketAddr,
-    os::unix::fs::OpenOptionsExt as _,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Instant};
 
 use lb_tests::{
     balancer::{Balancer, Service, Settings},
     crowd::{Crowd, Report},
     ecmp::{PATIENCE, PORT, echo_servers, everybody_speaks, routers, wait_for_paths},
-    lab::{Process, Result, Shape, Topology, wait_for_port, wait_until},
+    fleet::{Etcd, leader, shared, wait_for_slots},
+    lab::{Result, Shape, Topology, wait_until},
     require,
     skip::Need,
 };
 
 const NODES: usize = 4;
 const CONNECTIONS: usize = 200;
-const LEASE: Duration = Duration::from_secs(3);
-const ETCD: u16 = 2379;
-
-/// The nodes' common memory, on the router's host.
-fn etcd(topology: &Topology) -> Result<Process> {
-    let own = format!("http://{}:{ETCD}", topology.router.v4);
-    let mut command = topology.router.ns.command("etcd");
-    command.arg("--data-dir").arg(topology.lab.dir().join("etcd"));
-    command.args(["--listen-client-urls", &own, "--advertise-client-urls", &own]);
-    let peer = "http://127.0.0.1:2380";
-    command.args(["--name", "etcd1", "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]);
-    command.args(["--initial-cluster", &format!("etcd1={peer}")]);
-    let process = topology.lab.spawn("etcd", command)?;
-    wait_for_port(&topology.router.ns, SocketAddr::new(topology.router.v4.into(), ETCD), PATIENCE)?;
-    Ok(process)
-}
-
-/// `[sync]` and `[fleet]` of a node.
-fn fleet(topology: &Topology, on: usize) -> String {
-    let key = topology.lab.dir().join("sync.key");
-    let mut options = fs::OpenOptions::new();
-    let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&key).expect("a file");
-    writeln!(file, "{}", "5a".repeat(32)).expect("a key");
-    let address = |node: &lb_tests::lab::Node| format!("{}:9760", node.v4);
-    let addresses: Vec<String> = topology.balancers().map(address).collect();
-    let (own, mut peers) = (addresses[on].clone(), addresses);
-    peers.remove(on);
-    format!(
-        "[sync]\nlisten = \"{own}\"\npeers = {peers:?}\nkey_file = \"{}\"\n\
-         [fleet]\nendpoints = [\"http://{}:{ETCD}\"]\nprefix = \"/lbd/test\"\nlease = \"{}s\"\n",
-        key.display(),
-        topology.router.v4,
-        LEASE.as_secs(),
-    )
-}
 
 /// Three of the four backends: the last one comes later.
 fn www(topology: &Topology, backends: usize) -> Service {
@@ -64,34 +24,14 @@ fn www(topology: &Topology, backends: usize) -> Service {
 }
 
 fn settings(topology: &Topology, on: usize, backends: usize, shares: bool) -> Settings {
-    let rest = if shares { fleet(topology, on) } else { String::new() };
+    let rest = if shares { shared(topology, on) } else { String::new() };
     let services = [www(topology, backends)];
     Settings { on, rest: format!("\n[bgp]\n{rest}"), ..Settings::of(services) }
 }
 
-const LEADS: &str = "this node decides over the slots of the fleet";
-
-/// The node that decides for all, among those that live.
-fn authority(balancers: &[Balancer<'_>], among: &[usize]) -> Option<usize> {
-    among.iter().copied().find(|on| {
-        let log = balancers[*on].process().log();
-        let told = log.lines().rev().find(|line| line.contains("over the slots of the fleet"));
-        told.is_some_and(|line| line.contains(LEADS))
-    })
-}
-
 /// All of these nodes have the same slots under way, and some.
 fn wait_for_moving(balancers: &[Balancer<'_>], among: &[usize]) -> Result<()> {
-    wait_until("the same slots to move on every node", PATIENCE, || {
-        let slots: Vec<_> = among
-            .iter()
-            .map(|on| {
-                let slots = balancers[*on].service("www").slots;
-                (slots.plain, slots.moving, slots.tracked)
-            })
-            .collect();
-        slots[0].1 > 0 && slots.iter().all(|of| *of == slots[0])
-    })
+    wait_for_slots(balancers, among, "www", |moving| moving > 0)
 }
 
 fn add_the_last_backend(topology: &Topology, balancers: &mut [Balancer<'_>], among: &[usize]) -> Result<()> {
@@ -107,7 +47,7 @@ fn add_the_last_backend(topology: &Topology, balancers: &mut [Balancer<'_>], amo
 fn a_bad_day(shares: bool) -> Result<Vec<Report>> {
     let begun = Instant::now();
     let topology = Topology::new(&Shape { backends: 4, more_balancers: NODES - 2, ..Shape::default() })?;
-    let _etcd = if shares { Some(etcd(&topology)?) } else { None };
+    let _etcd = if shares { Some(Etcd::start(&topology)?) } else { None };
     let targets = [topology.vip4(), topology.vip6()].map(|vip| SocketAddr::new(vip, PORT));
     let _servers = echo_servers(&topology, &targets, env!("CARGO_BIN_EXE_echo"))?;
     let mut balancers: Vec<Balancer<'_>> = (0..NODES - 1)
@@ -117,9 +57,9 @@ fn a_bad_day(shares: bool) -> Result<Vec<Report>> {
     wait_for_paths(&topology, NODES - 1)?;
     let first = [0, 1, 2];
     if shares {
-        wait_until("an authority", PATIENCE, || authority(&balancers, &first).is_some())?;
+        wait_until("an authority", PATIENCE, || leader(&balancers, &first).is_some())?;
     }
-    let decides = if shares { authority(&balancers, &first).expect("an authority") } else { 0 };
+    let decides = if shares { leader(&balancers, &first).expect("an authority") } else { 0 };
     let gather =
         || Crowd::gather(&topology.client.ns, &targets, CONNECTIONS, 2, PATIENCE).expect("connections");
     let speaks = |crowds: &[&Crowd]| -> Result<()> {
@@ -166,9 +106,9 @@ fn a_bad_day(shares: bool) -> Result<Vec<Report>> {
     eprintln!("{:5.1?}: {decides} has died, too", begun.elapsed());
     let left: Vec<usize> = (0..NODES).filter(|on| ![dies, decides].contains(on)).collect();
     if shares {
-        wait_until("another authority", PATIENCE, || authority(&balancers, &left).is_some())?;
+        wait_until("another authority", PATIENCE, || leader(&balancers, &left).is_some())?;
         // And what it decides holds, too.
-        let decides = authority(&balancers, &left).expect("an authority");
+        let decides = leader(&balancers, &left).expect("an authority");
         balancers[decides].lbctl(&["backend", "drain", "www", &topology.backends[0].name]);
         wait_for_moving(&balancers, &left)?;
         speaks(&[&before, &amid])?;

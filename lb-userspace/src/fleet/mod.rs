@@ -11,6 +11,7 @@
 //! | `authority` | name of the node that has the word; its epoch is the revision that made it | as long as its holder's lease |
 
 mod authority;
+mod contact;
 mod election;
 mod handle;
 mod record;

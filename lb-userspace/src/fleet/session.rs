@@ -5,6 +5,7 @@
 
 use super::{
     NodeRecord, PutRecord, Request,
+    contact::contact,
     election::{Holder, Lease},
     handle::{Document, FleetError},
     thread::State,
@@ -22,13 +23,14 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    net::TcpStream,
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval, timeout},
 };
 
 /// How long etcd may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// For a login, which is slow on purpose (bcrypt), and for what a user asks for, which may take one.
+const LONG_PATIENCE: Duration = Duration::from_secs(5);
 /// A lease is renewed so many times before it would end.
 const RENEWALS: u32 = 4;
 
@@ -39,8 +41,10 @@ pub(super) enum Ended {
     Io(#[from] std::io::Error),
     #[error("{0}")]
     Etcd(#[from] etcd_client::Error),
-    #[error("no answer within {PATIENCE:?}: {0}")]
-    Silent(&'static str),
+    #[error("no answer within {0:?}: {1}")]
+    Silent(Duration, &'static str),
+    #[error("{0}")]
+    Refused(String),
     #[error("{}: {why}", file.display())]
     File { file: std::path::PathBuf, why: String },
     #[error("etcd ended the watch: {0}")]
@@ -53,7 +57,15 @@ async fn within<T, E: Into<Ended>>(
     what: &'static str,
     answer: impl Future<Output = Result<T, E>>,
 ) -> Result<T, Ended> {
-    timeout(PATIENCE, answer).await.map_err(|_| Ended::Silent(what))?.map_err(Into::into)
+    limit(PATIENCE, what, answer).await
+}
+
+async fn limit<T, E: Into<Ended>>(
+    patience: Duration,
+    what: &'static str,
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T, Ended> {
+    timeout(patience, answer).await.map_err(|_| Ended::Silent(patience, what))?.map_err(Into::into)
 }
 
 /// Connects, and stays connected until that fails. The client stays behind, for a farewell.
@@ -67,6 +79,9 @@ pub(super) async fn hold(
     *client = None;
     let mut session = Session::open(state, connect(state, endpoint).await?).await?;
     *client = Some(session.client.clone());
+    // A user who may only read shows here.
+    let record = records.borrow().clone();
+    session.register(record).await?;
     state.shared.show(|view| {
         view.endpoint = Some(endpoint.to_owned());
         view.error = None;
@@ -79,10 +94,7 @@ async fn connect(state: &State, endpoint: &str) -> Result<Client, Ended> {
     let config = &state.shared.config;
     let uri: http::Uri =
         endpoint.parse().map_err(|error| Ended::Etcd(etcd_client::Error::InvalidUri(error)))?;
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    // The library connects when the first request is made, tries for ever, and does not say why it fails.
-    let probe = TcpStream::connect((host, uri.port_u16().unwrap_or(2379)));
-    drop(within("connecting", probe).await?);
+    within("connecting", contact(config, &uri)).await?;
     let mut options = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
     if let Some((user, file)) = &config.login {
         let password = read_password(file).map_err(|why| Ended::File { file: file.clone(), why })?;
@@ -102,7 +114,7 @@ async fn connect(state: &State, endpoint: &str) -> Result<Client, Ended> {
         }
         options = options.with_tls(tls);
     }
-    within("logging in", Client::connect([endpoint], Some(options))).await
+    limit(LONG_PATIENCE, "logging in", Client::connect([endpoint], Some(options))).await
 }
 
 struct Session<'s> {
@@ -171,7 +183,7 @@ impl<'s> Session<'s> {
                 }
                 _ = tick.tick() => {
                     if self.sent.is_some_and(|sent| sent.elapsed() > PATIENCE.min(self.lease.ttl / 2)) {
-                        return Err(Ended::Silent("renewing the lease"));
+                        return Err(Ended::Silent(PATIENCE, "renewing the lease"));
                     }
                     if self.sent.is_none() {
                         self.sent = Some(Instant::now());
@@ -372,9 +384,9 @@ async fn lease(
 
 async fn get(client: &mut Client, prefix: &str) -> Result<Option<Document>, FleetError> {
     let key = format!("{prefix}/config");
-    let found = timeout(PATIENCE, client.get(key.clone(), None)).await;
+    let found = timeout(LONG_PATIENCE, client.get(key.clone(), None)).await;
     let found = found
-        .map_err(|_| FleetError::Unreachable(format!("no answer within {PATIENCE:?}")))?
+        .map_err(|_| FleetError::Unreachable(format!("no answer within {LONG_PATIENCE:?}")))?
         .map_err(|error| FleetError::Unreachable(error.to_string()))?;
     Ok(found.kvs().first().map(|pair| Document {
         key,
@@ -398,8 +410,8 @@ async fn put(
     let note = serde_json::to_string(record).unwrap_or_default();
     let write = [TxnOp::put(key.clone(), text, None), TxnOp::put(format!("{prefix}/put"), note, None)];
     let txn = Txn::new().when([unmoved]).and_then(write).or_else([TxnOp::get(key, None)]);
-    let answer = timeout(PATIENCE, client.txn(txn)).await;
-    let answer = answer.map_err(|_| FleetError::Unknown(format!("none within {PATIENCE:?}")))?;
+    let answer = timeout(LONG_PATIENCE, client.txn(txn)).await;
+    let answer = answer.map_err(|_| FleetError::Unknown(format!("none within {LONG_PATIENCE:?}")))?;
     let answer = answer.map_err(|error| match error {
         // Cancelled, unknown, late, internal, unavailable, lost: what has been done nobody knows.
         etcd_client::Error::GRpcStatus(status)

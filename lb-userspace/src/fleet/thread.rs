@@ -2,11 +2,13 @@
 
 use super::{
     NodeRecord, Request,
+    contact::explain,
     election::{Election, Holder, Lease},
     handle::{FleetError, Shared},
     session::{self, Ended},
 };
 use std::{
+    collections::BTreeMap,
     future::pending,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -125,17 +127,27 @@ async fn connect_for_ever(
     let mut next = arbitrary() as usize % endpoints.len();
     let mut failed = 0;
     let mut pause = PAUSES.0;
+    // The last error of each that the log has as a warning.
+    let mut told: BTreeMap<&str, String> = BTreeMap::new();
     loop {
         let endpoint = &endpoints[next];
         let begun = Instant::now();
         let Err(error) = session::hold(state, endpoint, client, &mut records, &mut requests).await;
         let was_connected = state.shared.view().endpoint.is_some();
-        let why = format!("{endpoint}: {error}");
-        if was_connected {
-            tracing::warn!(endpoint, %error, "the connection to etcd ended");
+        let error_said = explain(&state.shared.config, &error);
+        let why = format!("{endpoint}: {error_said}");
+        // One that ends as soon as it is there is no better than none.
+        if was_connected && begun.elapsed() > PAUSES.1 {
             (failed, pause) = (0, PAUSES.0);
+            told.clear();
+        }
+        let news = told.insert(endpoint, error_said.clone()).as_ref() != Some(&error_said);
+        if news && was_connected {
+            tracing::warn!(endpoint, error = error_said, "the connection to etcd ended");
+        } else if news {
+            tracing::warn!(endpoint, error = error_said, "etcd does not answer; it is asked again and again");
         } else {
-            tracing::debug!(endpoint, %error, took = ?begun.elapsed(), "etcd does not answer");
+            tracing::debug!(endpoint, error = error_said, took = ?begun.elapsed(), "etcd does not answer");
         }
         state.shared.show(|view| {
             view.endpoint = None;
