@@ -59,6 +59,23 @@ fn a_reload_that_cannot_attach_leaves_everything_as_it_was() -> Result<()> {
 }
 
 #[test]
+fn a_program_kept_in_generic_mode_says_how_it_gets_another() -> Result<()> {
+    require!(Need::Root, Need::Tool("ip"));
+    let topology = Topology::new(&Shape { backends: 1, ..Shape::default() })?;
+    let mut balancer = Balancer::start(&topology, settings(&topology, &["eth0"], "generic"))?;
+    for (wanted, mode) in [("auto", "generic"), ("native", "native")] {
+        balancer.configure(|settings| settings.node = format!("xdp_mode = \"{wanted}\"\n"))?;
+        let output = balancer.lbctl_output(&["reload"]);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(modes(&balancer), [("eth0".into(), mode.into())]);
+        let warning = balancer.status().interfaces.remove(0).warning.unwrap_or_default();
+        assert_eq!(warning.contains("xdp_mode = \"native\""), wanted == "auto", "{warning}");
+        assert!(!warning.contains("has no native"), "{warning}");
+    }
+    Ok(())
+}
+
+#[test]
 fn an_interface_that_is_gone_keeps_the_program_from_no_other() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"));
     let topology = Topology::new(&Shape { backends: 1, ..Shape::default() })?;

@@ -126,7 +126,7 @@ impl Links {
                 Some((mode, link)) if fits(mode) => {
                     self.replace(program, ifindex, mode, link)?;
                     let warning =
-                        (mode == Mode::Generic && wanted == XdpMode::Auto).then(|| GENERIC.to_owned());
+                        (mode == Mode::Generic && wanted == XdpMode::Auto).then(|| KEPT_GENERIC.to_owned());
                     (mode, warning)
                 }
                 Some((mode, link)) => {
@@ -262,6 +262,9 @@ impl Links {
 
 const GENERIC: &str =
     "generic mode: every packet costs several times more; the driver has no native XDP, or not with this MTU";
+
+/// The driver was not asked again: that would be a gap, on an interface where it most often refuses.
+const KEPT_GENERIC: &str = "generic mode, kept as it was attached: every packet costs several times more; xdp_mode = \"native\" and a reload ask the driver again";
 
 fn parse(name: &str) -> Option<(Mode, u32)> {
     let (mode, ifindex) = name.split_once('-')?;
