@@ -135,13 +135,11 @@ fn browse(site: &Site, keep: Option<&Path>) -> Result<String> {
     ensure!(rows == "1", "the database has {rows} notes \"{note}\"");
     let picture = site.host("client")?.dir().join("tmp/screenshot.png");
     ensure!(fs::metadata(&picture)?.len() > 2000, "the screenshot is empty");
-    let mut told = super::site::text(&said["who"]);
     if let Some(dir) = keep {
         fs::create_dir_all(dir)?;
         fs::copy(&picture, dir.join("www.foobar.com.png"))?;
-        told = format!("{told}; {}", dir.join("www.foobar.com.png").display());
     }
-    Ok(told)
+    Ok(super::site::text(&said["who"]))
 }
 
 fn by_dns(site: &Site) -> Result<String> {

@@ -20,8 +20,9 @@ use super::{
 /// balancers and router are too.
 const SHARE: u32 = 5;
 const SECONDS: u32 = 10;
-/// One, two, three servers, and again: what else the machine does meanwhile befalls all alike. The medians count.
-const ROUNDS: usize = 3;
+/// One, two, three servers, and again: what else the machine does meanwhile befalls all of a round alike. The medians of what each
+/// round says count.
+const ROUNDS: usize = 5;
 /// Connections at once. Each goes to a server by chance: with few of them one server has nothing to do now and then,
 /// although the others have a queue.
 const CONNECTIONS: u32 = 120;
@@ -96,23 +97,31 @@ pub fn scale(site: &Site, file: &Path) -> Result<bool> {
     site.lbctl_both(&["reset", "www"])?;
     drop(limits);
     outcome?;
-    let measured: Vec<f64> = rounds.iter().map(|rates| median(rates)).collect();
+    let times: Vec<f64> = rounds.iter().map(|rates| times(&rounds[0], rates)).collect();
+    let one = median(&rounds[0]);
+    let measured: Vec<f64> = times.iter().map(|times| times * one).collect();
     fs::write(file, draw(&measured)).with_context(|| format!("cannot write {}", file.display()))?;
     println!("| Web servers | Connections a second | of one | rounds |\n|---:|---:|---:|---|");
     for (index, rate) in measured.iter().enumerate() {
         let all: Vec<String> = rounds[index].iter().map(|rate| format!("{rate:.0}")).collect();
-        println!("| {} | {rate:.0} | {:.2} | {} |", index + 1, rate / measured[0], all.join(", "));
+        println!("| {} | {rate:.0} | {:.2} | {} |", index + 1, times[index], all.join(", "));
     }
     println!("\n{}", report::made_by("scale", &average));
     println!("\n{}", file.display());
-    let proportional = measured.iter().enumerate().all(|(index, rate)| {
+    let proportional = times.iter().enumerate().all(|(index, times)| {
         let wanted = (index + 1) as f64;
-        (rate / measured[0] - wanted).abs() <= wanted * TOLERANCE
+        (times - wanted).abs() <= wanted * TOLERANCE
     });
     if !proportional {
         println!("NOT in proportion (more than {:.0} % off)", TOLERANCE * 100.0);
     }
     Ok(proportional)
+}
+
+/// How many times the work of one was done, in the same round.
+fn times(one: &[f64], rates: &[f64]) -> f64 {
+    let ratios: Vec<f64> = rates.iter().zip(one).map(|(rate, one)| rate / one).collect();
+    median(&ratios)
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -204,6 +213,13 @@ mod tests {
     fn the_middle_of_three() {
         assert_eq!(median(&[3.0, 100.0, 2.0]), 3.0);
         assert_eq!(median(&[]), 0.0);
+    }
+
+    #[test]
+    fn a_round_is_compared_with_itself() {
+        // The machine was half as fast in the second round, and in the third one of them met something else.
+        assert_eq!(times(&[100.0, 50.0, 100.0], &[300.0, 150.0, 200.0]), 3.0);
+        assert_eq!(times(&[100.0, 50.0], &[100.0, 50.0]), 1.0);
     }
 
     #[test]
