@@ -375,12 +375,18 @@ impl fmt::Display for StatusSet {
 /// socket in TIME_WAIT for a minute on this host or on the backend for every check: 600,000 of them with
 /// 10,000 targets a second. By the time it is closed the answer was read, or does not matter.
 async fn connect(peer: Peer) -> Result<TcpStream, ProbeFailure> {
+    let stream = open(peer).await?;
+    stream.set_nodelay(true).map_err(|error| ProbeFailure::from_io(&error, Stage::Connect))?;
+    Ok(stream)
+}
+
+/// As [`connect`], for a connection that nothing is sent on.
+async fn open(peer: Peer) -> Result<TcpStream, ProbeFailure> {
     let failure = |error: io::Error| ProbeFailure::from_io(&error, Stage::Connect);
     let Peer { address, from } = peer;
     let socket =
         if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failure)?;
     socket.set_zero_linger().map_err(failure)?;
-    socket.set_nodelay(true).map_err(failure)?;
     if let Some(from) = from {
         socket.bind(from).map_err(failure)?;
     }

@@ -37,6 +37,11 @@ use tokio::{
 
 /// Checks that run at once at most, where the limit of open files does not ask for less.
 const MAX_RUNNING: usize = 8192;
+/// With more targets than this, checks begin in groups, so far apart: a CPU that is woken for each of them, and for each answer,
+/// is as busy with that as with the checks.
+const MANY: usize = 500;
+/// See [`MANY`].
+const GRAIN: Duration = Duration::from_millis(4);
 /// Complaints about this host (out of descriptors and the like) come at most this often.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -216,6 +221,7 @@ impl HealthTask {
             checks: JoinSet::new(),
             running: HashMap::new(),
             complained: None,
+            begun: Instant::now(),
         };
         HealthHandle { targets, board, task: tokio::spawn(shell.run(wanted, events)) }
     }
@@ -313,12 +319,15 @@ struct Shell {
     checks: JoinSet<Ended>,
     running: HashMap<Id, AbortHandle>,
     complained: Option<Instant>,
+    /// From where the groups of checks are counted.
+    begun: Instant,
 }
 
 impl Shell {
     async fn run(mut self, mut wanted: mpsc::UnboundedReceiver<Targets>, events: mpsc::Sender<HealthEvent>) {
         loop {
             let next_due = if self.checks.len() < self.max_running { self.roster.next_due() } else { None };
+            let next_due = next_due.map(|due| self.together(due));
             tokio::select! {
                 biased;
                 targets = wanted.recv() => {
@@ -362,6 +371,16 @@ impl Shell {
             }
         }
         self.checks.shutdown().await;
+    }
+
+    /// When a check that is due then begins.
+    fn together(&self, due: Instant) -> Instant {
+        if self.roster.len() <= MANY {
+            return due;
+        }
+        let grain = GRAIN.as_nanos();
+        let into = due.saturating_duration_since(self.begun).as_nanos() % grain;
+        due + Duration::from_nanos(u64::try_from((grain - into) % grain).unwrap_or(0))
     }
 
     fn applied(&mut self, applied: Applied) {

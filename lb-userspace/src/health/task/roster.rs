@@ -196,6 +196,11 @@ impl Roster {
         self.by_key.insert(key.clone(), member);
     }
 
+    /// Targets that are checked.
+    pub(super) fn len(&self) -> usize {
+        self.schedule.len()
+    }
+
     /// When [`Roster::start`] has something to do next.
     pub(super) fn next_due(&mut self) -> Option<Instant> {
         self.schedule.next_due()
