@@ -93,16 +93,17 @@ impl Probe {
     /// Runs the check once.
     pub async fn run(&self, peer: impl Into<Peer>, deadline: Deadline) -> Result<(), ProbeFailure> {
         let peer = peer.into();
+        // What the others keep while they wait would be copied about for the lightest, too.
         match self {
             Self::Tcp => tcp::probe(peer, deadline).await,
-            Self::Http(params) => http::probe(peer, params, deadline).await,
-            Self::Udp(check) => udp::probe(peer, check, deadline).await,
-            Self::Icmp => icmp::probe(peer, deadline).await,
-            Self::Dns(params) => dns::probe(peer, params, deadline).await,
-            Self::Grpc(params) => grpc::probe(peer, params, deadline).await,
-            Self::Mysql(check) => mysql::probe(peer, check, deadline).await,
-            Self::Redis(check) => redis::probe(peer, check, deadline).await,
-            Self::Exec(check) => exec::probe(peer.address, check, deadline).await,
+            Self::Http(params) => Box::pin(http::probe(peer, params, deadline)).await,
+            Self::Udp(check) => Box::pin(udp::probe(peer, check, deadline)).await,
+            Self::Icmp => Box::pin(icmp::probe(peer, deadline)).await,
+            Self::Dns(params) => Box::pin(dns::probe(peer, params, deadline)).await,
+            Self::Grpc(params) => Box::pin(grpc::probe(peer, params, deadline)).await,
+            Self::Mysql(check) => Box::pin(mysql::probe(peer, check, deadline)).await,
+            Self::Redis(check) => Box::pin(redis::probe(peer, check, deadline)).await,
+            Self::Exec(check) => Box::pin(exec::probe(peer.address, check, deadline)).await,
         }
     }
 }

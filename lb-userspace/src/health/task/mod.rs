@@ -409,7 +409,7 @@ impl Shell {
             let started = Instant::now();
             let deadline = Deadline::after(timeout);
             let result = match (way.zip(key), &*aims) {
-                (Some((way, key)), _) => way.run(&key, aims, deadline).await,
+                (Some((way, key)), _) => Box::pin(way.run(&key, aims, deadline)).await,
                 (None, [aim, ..]) => aim.probe.run(aim.address, deadline).await,
                 (None, []) => Err(ProbeFailure::Internal),
             };
