@@ -262,6 +262,7 @@ async fn a_panic_is_not_the_backends_fault() {
         checks: JoinSet::new(),
         running: HashMap::new(),
         complained: None,
+        begun: Instant::now(),
     };
     let applied = shell.roster.apply(&targets, Instant::now(), SystemTime::now());
     shell.applied(applied);
