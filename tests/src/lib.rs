@@ -7,6 +7,7 @@
 //! - [`daemon`]: the daemon's plan and care over that program, without its clocks and sockets;
 //! - [`packets`]: packets by description and by the million, and a check by a parser that is not ours;
 //! - [`playground`]: the program that brings all of it up for people to try;
+//! - [`authority`]: an authority for certificates, and what it signs;
 //! - [`balancer`]: the daemon in a topology, and `lbctl`;
 //! - [`crowd`]: thousands of connections that live long, every byte of them checked;
 //! - [`echo`]: servers for datagrams and checked uploads;
@@ -15,6 +16,7 @@
 //! - [`foobar`]: the program that brings up a whole site, breaks it and counts who noticed;
 //! - [`skip`]: a test that cannot run says so loudly.
 
+pub mod authority;
 pub mod balancer;
 pub mod client;
 pub mod crowd;

@@ -1,14 +1,9 @@
 //! A fleet whose etcd (Debian's) wants certificates, users and passwords.
 
-use std::{
-    fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    thread::sleep,
-    time::Duration,
-};
+use std::{net::SocketAddr, thread::sleep, time::Duration};
 
 use lb_tests::{
+    authority::Authority,
     balancer::{Balancer, Settings, text, web_servers},
     client::Requests,
     fleet::{Etcd, PREFIX, document, view, write},
@@ -21,36 +16,6 @@ use lb_userspace::control::fleet::PutAnswer;
 const PATIENCE: Duration = Duration::from_secs(40);
 /// After so many idle seconds etcd forgets a login.
 const TOKEN: u64 = 2;
-
-/// A certificate authority and what it signs, as files.
-struct Authority {
-    dir: PathBuf,
-    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
-}
-
-impl Authority {
-    fn new(dir: &Path, name: &str) -> Self {
-        let key = rcgen::KeyPair::generate().expect("a key");
-        let mut params = rcgen::CertificateParams::new(Vec::new()).expect("no names");
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        params.distinguished_name.push(rcgen::DnType::CommonName, name);
-        let certificate = params.self_signed(&key).expect("a certificate");
-        fs::write(dir.join(format!("{name}.crt")), certificate.pem()).expect("a file");
-        Self { dir: dir.to_owned(), issuer: rcgen::Issuer::new(params, key) }
-    }
-
-    /// NAME.crt and NAME.key, for an address where there is one.
-    fn sign(&self, name: &str, address: Option<String>) {
-        let key = rcgen::KeyPair::generate().expect("a key");
-        let mut params =
-            rcgen::CertificateParams::new(address.into_iter().collect::<Vec<_>>()).expect("names");
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(rcgen::DnType::CommonName, name);
-        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        fs::write(self.dir.join(format!("{name}.crt")), certificate.pem()).expect("a file");
-        fs::write(self.dir.join(format!("{name}.key")), key.serialize_pem()).expect("a file");
-    }
-}
 
 /// `[fleet]` of a node.
 fn section(endpoint: &str, lines: &[String]) -> String {
@@ -72,10 +37,10 @@ fn etcd_may_want_certificates_and_passwords() -> Result<()> {
     let _web = web_servers(&topology, 0)?;
     let dir = topology.lab.dir().to_owned();
     let [servers, clients, strangers] = ["servers", "clients", "strangers"].map(|n| Authority::new(&dir, n));
-    servers.sign("etcd", Some(topology.router.v4.to_string()));
-    servers.sign("elsewhere", Some("192.0.2.99".to_owned()));
-    clients.sign("node", None);
-    strangers.sign("forged", None);
+    servers.sign("etcd", "etcd", &[&topology.router.v4.to_string()]);
+    servers.sign("elsewhere", "elsewhere", &["192.0.2.99"]);
+    clients.sign("node", "node", &[]);
+    strangers.sign("forged", "forged", &[]);
     let file = |name: &str| dir.join(name).display().to_string();
     let arguments = |server: &str| -> Vec<String> {
         [
