@@ -97,13 +97,13 @@ pub trait Pair {
     fn signal(&self, node: usize, signal: Signal);
     /// Waits for the end of a daemon that was told to end, or kills it, and forgets it.
     fn reap(&mut self, node: usize) -> Result<()>;
-    /// Hands over from a node to the other. `false`: it has no such command.
-    fn hand_over(&self, node: usize) -> bool;
+    /// Hands over from a node to the other. `false`: it has no such command, or is not master at this moment.
+    fn hand_over(&self, node: usize) -> Result<bool>;
     /// Whether each node believes of itself what it should: the first is master, the second backup.
     fn is_settled(&self) -> bool;
 }
 
-/// Makes a fault happen to node 0. The moment it returns, it has happened.
+/// Makes a fault happen to node 0. The moment it returns, it has happened; `false`: it could not.
 pub fn strike(pair: &mut dyn Pair, fault: Fault) -> Result<bool> {
     match fault {
         Fault::Kill => pair.signal(0, Signal::SIGKILL),
@@ -115,7 +115,7 @@ pub fn strike(pair: &mut dyn Pair, fault: Fault) -> Result<bool> {
             pair.topology().unplug(0)?;
             pair.signal(0, Signal::SIGKILL);
         }
-        Fault::Failover => return Ok(pair.hand_over(0)),
+        Fault::Failover => return pair.hand_over(0),
         Fault::Preempt => pair.start(0)?,
     }
     Ok(true)
@@ -140,8 +140,8 @@ pub fn mend(pair: &mut dyn Pair, fault: Fault) -> Result<()> {
             pair.start(0)
         }
         Fault::Failover => {
-            pair.hand_over(1);
-            Ok(())
+            // Where the machine stood still for three intervals, the better node has taken its address back already.
+            pair.hand_over(1).map(drop)
         }
         Fault::Preempt => Ok(()),
     }
@@ -234,9 +234,15 @@ impl Pair for Lbd<'_> {
         ended
     }
 
-    fn hand_over(&self, node: usize) -> bool {
-        self.nodes[node].lbctl(&["pair", "failover", INSTANCE]);
-        true
+    fn hand_over(&self, node: usize) -> Result<bool> {
+        let output = self.nodes[node].lbctl_output(&["pair", "failover", INSTANCE]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() || said.contains("is backup, not master") {
+            return Ok(output.status.success());
+        }
+        let command = format!("lbctl pair failover {INSTANCE}");
+        let ns = self.topology.lb[node].ns.name().to_owned();
+        Err(Error::Failed { ns, command, status: output.status, output: said })
     }
 
     fn is_settled(&self) -> bool {
@@ -326,8 +332,8 @@ impl Pair for Keepalived<'_> {
         }
     }
 
-    fn hand_over(&self, _: usize) -> bool {
-        false
+    fn hand_over(&self, _: usize) -> Result<bool> {
+        Ok(false)
     }
 
     fn is_settled(&self) -> bool {
