@@ -61,6 +61,12 @@ pub fn key(address: std::net::IpAddr, port: u16) -> u64 {
     mix(mix(bits as u64) ^ ((bits >> 64) as u64)) ^ mix(u64::from(port) + 1)
 }
 
+/// The key of a backend in the rings of its service.
+#[must_use]
+pub fn key_of(backend: &crate::model::BackendSpec) -> u64 {
+    key(backend.address, backend.port.unwrap_or(0))
+}
+
 /// The owner of each slot, as an index into `members`; `None` for every slot if no member has a weight.
 ///
 /// Members with equal keys share one place: the caller keeps keys distinct.

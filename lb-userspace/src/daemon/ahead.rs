@@ -19,11 +19,7 @@ pub(super) fn beside<T>(config: &Config, changes: &RuntimeChanges, first: impl F
                 let health = &service.spec.health;
                 health.check == HealthCheck::None || health.initial != Health::Down
             });
-            Ahead::make(hopeful.map(|service| {
-                let size = service.spec.ring_size.or_else(|| changes.ring_size(&service.spec.name));
-                let size = size.unwrap_or_else(|| maglev::default_size(service.backends.len()));
-                (service.spec.seed, size, members(service))
-            }))
+            Ahead::make(hopeful.map(|service| (service.spec.seed, service.ring_size(), members(service))))
         });
         let first = first();
         (first, rings.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -34,7 +30,7 @@ fn members(service: &EffectiveService) -> Vec<maglev::Member> {
     let member = |backend: &state::EffectiveBackend| {
         let takes_new = backend.admin == Admin::Enabled && !backend.spec.backup;
         let weight = if takes_new { backend.spec.weight } else { 0 };
-        maglev::Member::new(maglev::key(backend.spec.address, backend.spec.port.unwrap_or(0)), weight)
+        maglev::Member::new(maglev::key_of(&backend.spec), weight)
     };
     service.backends.iter().map(member).collect()
 }

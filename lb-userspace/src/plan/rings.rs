@@ -56,7 +56,7 @@ impl Job<'_> {
             .backends
             .iter()
             .map(|b| ramp::Member {
-                key: maglev::key(b.spec.address, b.spec.port.unwrap_or(0)),
+                key: maglev::key_of(&b.spec),
                 weight: if b.takes_new() { b.spec.weight } else { 0 },
                 ramp: b.ramp.filter(|_| b.takes_new()),
             })

@@ -1,9 +1,12 @@
 //! The configuration with the changes laid over it. Pure.
 
 use super::changes::{BackendChanges, Change, ChangeKind, Membership, RuntimeChanges};
-use crate::model::{
-    Admin, BackendName, BackendSpec, MAX_BACKENDS, Misfit, ServerId, ServiceName, ServiceSpec,
-    not_for_backend,
+use crate::{
+    maglev,
+    model::{
+        Admin, BackendName, BackendSpec, MAX_BACKENDS, Misfit, ServerId, ServiceName, ServiceSpec,
+        not_for_backend,
+    },
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,6 +32,14 @@ pub struct EffectiveService {
     pub backends: Vec<EffectiveBackend>,
     /// Backends of the configuration that were removed at run time.
     pub removed: Vec<BackendName>,
+}
+
+impl EffectiveService {
+    /// Slots of its ring, a prime.
+    #[must_use]
+    pub fn ring_size(&self) -> u32 {
+        self.spec.ring_size.unwrap_or_else(|| maglev::default_size(self.backends.len()))
+    }
 }
 
 /// A backend in force.

@@ -166,10 +166,9 @@ impl Engine {
     /// A service in force, each backend with its states and its next hop.
     pub(super) fn wanted_service(&self, service: &EffectiveService) -> WantedService {
         let now_ms = unix_ms();
-        let size = service.spec.ring_size.or_else(|| self.changes.ring_size(&service.spec.name));
         WantedService {
             part: 0,
-            ring_size: size.unwrap_or_else(|| crate::maglev::default_size(service.backends.len())),
+            ring_size: service.ring_size(),
             backends: service
                 .backends
                 .iter()
