@@ -108,6 +108,9 @@ fn a_user_with_four_capabilities_runs_everything() -> Result<()> {
     let status =
         fs::read_to_string(format!("/proc/{}/status", balancer.process().pid())).expect("its status");
     assert!(status.contains(&format!("Uid:\t{USER}\t{USER}")), "{status}");
+    // What the daemon runs for checks and hooks inherits none of its capabilities.
+    assert!(status.contains("CapAmb:\t0000000000000000"), "{status}");
+    assert!(!status.contains("CapEff:\t0000000000000000"), "{status}");
     let socket = fs::metadata(balancer.socket()).expect("the socket");
     assert_eq!((socket.permissions().mode() & 0o7777, socket.uid()), (0o660, USER));
     Requests::to_all(vips).timeout(PATIENCE).run(&topology.client.ns, 200).assert_all_answered();

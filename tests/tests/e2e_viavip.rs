@@ -254,6 +254,23 @@ fn scenario(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
+/// A node without an IPv6 address cannot check the IPv6 address of a service, and checks the other one all the same.
+#[test]
+fn one_family_that_cannot_be_checked_does_not_hide_the_other() -> Result<()> {
+    require!(Need::Root, Need::Tool("ip"), Need::Path("/dev/net/tun"));
+    let topology = Topology::new(&Shape { backends: 2, ..Shape::default() })?;
+    let _servers = web_servers(&topology, 0)?;
+    topology.lb[0].ns.ip("-6 addr flush dev eth0\n")?;
+    let play = Play::begin(&topology, &Stage::of("dsr", false))?;
+    play.both_up();
+    let (web2, v4) = (&topology.backends[1], topology.vip4());
+    web2.ns.ip(&format!("addr del {v4}/32 dev lo\n"))?;
+    play.noticed(&v4.to_string());
+    web2.ns.ip(&format!("addr add {v4}/32 dev lo\n"))?;
+    play.both_up();
+    Ok(())
+}
+
 #[test]
 fn dsr_by_ipv4() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"), Need::Path("/dev/net/tun"));

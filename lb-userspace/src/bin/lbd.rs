@@ -3,6 +3,7 @@
 use clap::Parser;
 use lb_userspace::{
     daemon::{self, Options, StartError},
+    net::caps,
     telemetry,
 };
 use std::{path::PathBuf, process::ExitCode};
@@ -61,6 +62,9 @@ fn start(args: &Args) -> Result<(), StartError> {
         return daemon::detach(&options);
     }
     daemon::prepare_memory();
+    if let Err(error) = caps::keep_to_itself() {
+        tracing::warn!(%error, "commands that are run for checks and hooks may have the capabilities of lbd");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -153,7 +153,7 @@ pub(super) fn drain(cli: &Cli, options: &DrainOptions, out: &mut dyn Write) -> R
 }
 
 async fn wait_for(cli: &Cli, options: &DrainOptions, out: &mut dyn Write) -> Result<(), Failure> {
-    let client = Client::new(cli.socket()).asking(self::options(&cli.command));
+    let client = super::client(cli)?.asking(self::options(&cli.command));
     let live = cli.output == Output::Table && io::stdout().is_terminal();
     let began = Instant::now();
     let change = options.begin(&client).await?;
@@ -193,7 +193,8 @@ async fn wait_for(cli: &Cli, options: &DrainOptions, out: &mut dyn Write) -> Res
             if live {
                 tell(out, "\n");
             }
-            let after = options.finish(&client).await?;
+            // The revision asked for was that before the drain.
+            let after = options.finish(&client.clone().if_revision(None)).await?;
             if let (Some(after), Output::Table) = (&after, cli.output) {
                 tell(out, &super::render::change(after));
             }

@@ -148,6 +148,27 @@ impl<T: DeserializeOwned> FromRequestParts<State> for Asked<T> {
     }
 }
 
+/// No query: what a change like this would do cannot be planned, and one that asks for a plan must not be carried out.
+pub(super) struct NothingAsked;
+
+impl FromRequestParts<State> for NothingAsked {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Failure> {
+        match parts.uri.query() {
+            None | Some("") => Ok(Self),
+            Some(query) => Err(Failure::request(
+                StatusCode::BAD_REQUEST,
+                format!(
+                    "the query of the request: found '{}'; {} takes none, and nothing was done",
+                    shorten(query),
+                    shorten(parts.uri.path())
+                ),
+            )),
+        }
+    }
+}
+
 /// The JSON body. Its content type is not looked at, so that a plain `curl -d` works; nothing at all
 /// means `{}`.
 pub(super) struct Body<T>(pub T);

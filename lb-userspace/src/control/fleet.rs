@@ -3,7 +3,7 @@
 use super::{
     client::{Client, ClientError},
     command::{Command, Reply},
-    extract::{Body, Caller},
+    extract::{Body, Caller, NothingAsked},
     openapi::about,
     request::Example,
     server::{Answered, State},
@@ -196,6 +196,7 @@ async fn document(Shared(state): Shared<State>) -> Answered<FleetDocument> {
 
 async fn put(
     Shared(state): Shared<State>,
+    NothingAsked: NothingAsked,
     Caller(by): Caller,
     Body(put): Body<PutDocument>,
 ) -> Answered<PutAnswer> {

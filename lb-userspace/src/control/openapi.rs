@@ -3,7 +3,7 @@
 
 use super::{
     api::ErrorView,
-    extract::{Asked, BackendPath, Body, Caller, Failure, OfBackend, OfService, ServicePath},
+    extract::{Asked, BackendPath, Body, Caller, Failure, NothingAsked, OfBackend, OfService, ServicePath},
     server::{self, State},
 };
 use aide::{
@@ -86,6 +86,8 @@ impl<T: JsonSchema> OperationInput for Asked<T> {
 }
 
 impl OperationInput for Caller {}
+
+impl OperationInput for NothingAsked {}
 
 impl<T: JsonSchema + serde::de::DeserializeOwned> OperationInput for Body<T> {
     fn operation_input(ctx: &mut GenContext, operation: &mut Operation) {

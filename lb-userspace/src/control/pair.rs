@@ -4,7 +4,7 @@ use super::{
     api::ChangeView,
     client::{Client, ClientError},
     command::{Command, Reply},
-    extract::{Body, Caller},
+    extract::{Body, Caller, NothingAsked},
     link::SyncView,
     openapi::about,
     request::Example,
@@ -203,6 +203,7 @@ async fn refused(Shared(state): Shared<State>) -> Answered<Vec<RefusedView>> {
 
 async fn failover(
     Shared(state): Shared<State>,
+    NothingAsked: NothingAsked,
     Caller(by): Caller,
     Body(Failover { name }): Body<Failover>,
 ) -> Answered<ChangeView> {
@@ -211,6 +212,7 @@ async fn failover(
 
 async fn hold(
     Shared(state): Shared<State>,
+    NothingAsked: NothingAsked,
     Caller(by): Caller,
     Body(Hold { on, name }): Body<Hold>,
 ) -> Answered<ChangeView> {

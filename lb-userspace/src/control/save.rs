@@ -3,7 +3,7 @@
 use super::{
     client::{Client, ClientError},
     command::Command,
-    extract::{Body, Caller},
+    extract::{Body, Caller, NothingAsked},
     openapi::about,
     request::Example,
     server::{Answered, State},
@@ -54,6 +54,7 @@ pub(super) fn routes() -> ApiRouter<State> {
 
 async fn save(
     Shared(state): Shared<State>,
+    NothingAsked: NothingAsked,
     Caller(by): Caller,
     Body(Save { print }): Body<Save>,
 ) -> Answered<SaveView> {

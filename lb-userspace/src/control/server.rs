@@ -6,7 +6,7 @@
 
 use super::api::*;
 use super::command::{Command, Commands, ExplainPacket, Reply};
-use super::extract::{Asked, Body, Caller, Failure, OfBackend, OfService};
+use super::extract::{Asked, Body, Caller, Failure, NothingAsked, OfBackend, OfService};
 use super::gradual::ChangeOptions;
 use super::guard;
 use super::long::Long;
@@ -491,6 +491,7 @@ async fn reset(
 
 async fn detach(
     Shared(state): Shared<State>,
+    NothingAsked: NothingAsked,
     Caller(by): Caller,
     Body(request::Nothing {}): Body<request::Nothing>,
 ) -> Answered<ChangeView> {

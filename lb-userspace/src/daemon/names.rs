@@ -10,7 +10,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::Path,
-    time::Instant,
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 const FILE: &str = "names.json";
@@ -25,7 +25,7 @@ pub(super) struct Names {
     failing: BTreeSet<Query>,
 }
 
-/// The answers that an earlier daemon had. None is no error: they are asked again.
+/// The answers that an earlier daemon had. None is no error: they are asked again. A file that is none is moved aside.
 pub(super) fn remembered(state_dir: &Path) -> Names {
     let path = state_dir.join(FILE);
     let read = || -> io::Result<BTreeMap<String, (Query, BTreeSet<Found>)>> {
@@ -38,7 +38,14 @@ pub(super) fn remembered(state_dir: &Path) -> Names {
         Ok(kept) => Names { answers: Answers::remembered(kept), ..Names::default() },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Names::default(),
         Err(error) => {
-            tracing::warn!(file = %path.display(), %error, "the last answers of DNS cannot be read; they are asked again");
+            let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            let aside = path.with_extension(format!("json.corrupt-{seconds}"));
+            let moved = fs::rename(&path, &aside)
+                .map_or_else(|error| error.to_string(), |()| aside.display().to_string());
+            tracing::warn!(
+                file = %path.display(), %error, moved,
+                "the last answers of DNS cannot be read; the file was moved aside, and they are asked again"
+            );
             Names::default()
         }
     }
@@ -56,8 +63,8 @@ impl Engine {
     /// An answer came, or did not.
     pub(super) fn name_news(&mut self, news: NameNews) {
         let NameNews { query, result } = news;
-        let found = match result {
-            Ok(found) => found,
+        let heard = match result {
+            Ok(heard) => heard,
             Err(why) => {
                 if self.names.failing.insert(query.clone()) {
                     if self.names.answers.knows(&query) {
@@ -69,9 +76,18 @@ impl Engine {
                 return;
             }
         };
-        if self.names.failing.remove(&query) {
+        for (why, family) in heard.unheard.iter().zip(["IPv4", "IPv6"]) {
+            if let Some(why) = why
+                && self.names.failing.insert(query.clone())
+            {
+                tracing::warn!(%query, why, "DNS does not answer for {family} addresses; the last good answer is kept");
+            }
+        }
+        let silent = heard.unheard.each_ref().map(Option::is_some);
+        if silent == [false, false] && self.names.failing.remove(&query) {
             tracing::info!(%query, "DNS answers again");
         }
+        let found = self.names.answers.completed(&query, heard.found, silent);
         let addresses: Vec<String> = found.iter().map(|found| found.address.to_string()).collect();
         if !self.names.answers.learn(query.clone(), found, Instant::now()) {
             return;
@@ -106,5 +122,23 @@ impl Engine {
         let temporary = directory.join(format!("{FILE}.new"));
         fs::write(&temporary, serde_json::to_vec(&self.names.answers.to_remember())?)?;
         fs::rename(temporary, directory.join(FILE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_file_is_moved_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(FILE), "{\"web").unwrap();
+        assert!(remembered(dir.path()).answers.to_remember().is_empty());
+        let left: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        assert!(left.len() == 1 && left[0].starts_with("names.json.corrupt-"), "{left:?}");
+        assert_eq!(fs::read_to_string(dir.path().join(&left[0])).unwrap(), "{\"web");
     }
 }

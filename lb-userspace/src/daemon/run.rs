@@ -349,6 +349,10 @@ impl ProbeObserver for Observer {
         self.0.health.observe(key.service.as_str(), kind, duration, ok);
     }
 
+    fn prevented(&self, key: &TargetKey, kind: &'static str) {
+        self.0.health.prevented(key.service.as_str(), kind);
+    }
+
     fn begun(&self, late: Duration) {
         self.0.pulse.probe_late(late);
     }

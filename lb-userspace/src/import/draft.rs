@@ -55,6 +55,15 @@ pub(super) enum Port {
     Range(u16, u16),
 }
 
+impl Service {
+    /// Of those that take flows at all.
+    pub(super) fn weights_differ(&self) -> bool {
+        let mut weights =
+            self.backends.iter().filter(|b| !b.backup).map(|b| b.weight.unwrap_or(1)).filter(|w| *w > 0);
+        weights.next().is_some_and(|first| weights.any(|other| other != first))
+    }
+}
+
 /// `[service.health]`.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Health {

@@ -22,6 +22,8 @@ struct Line<'a> {
     key: Option<Result<Key, String>>,
     scheduler: Option<&'a str>,
     persistent: bool,
+    /// The hash of the scheduler is over the source port too.
+    with_port: bool,
     real: Option<&'a str>,
     forward: Option<Forward>,
     tunnel: Option<&'a str>,
@@ -42,6 +44,7 @@ enum Command {
 pub(super) fn read(text: &str, ledger: &mut Ledger) -> Draft {
     let mut draft = Draft::default();
     let mut keys: Vec<Key> = Vec::new();
+    let mut unweighted = Vec::new();
     for (number, text) in text.lines().enumerate().map(|(i, line)| (i + 1, line.trim())) {
         if text.is_empty() || text.starts_with('#') {
             continue;
@@ -69,6 +72,8 @@ pub(super) fn read(text: &str, ledger: &mut Ledger) -> Draft {
             }
             Some(Command::AddService) => {
                 keys.push(key);
+                let name = line.scheduler.filter(|name| !line.persistent && !heeds_weights(name));
+                unweighted.push(name.map(|name| format!("-s {name}")));
                 draft.services.push(service(key, &line, lines, text, ledger));
             }
             Some(Command::AddServer) => match keys.iter().position(|other| *other == key) {
@@ -76,6 +81,11 @@ pub(super) fn read(text: &str, ledger: &mut Ledger) -> Draft {
                 None => ledger.left(lines, text, "no line before adds its virtual service"),
             },
             _ => ledger.left(lines, text, "only -A and -a make something"),
+        }
+    }
+    for (service, option) in draft.services.iter().zip(unweighted) {
+        if let Some(option) = option.filter(|_| service.weights_differ()) {
+            ledger.differs(service.lines, &option, UNWEIGHTED);
         }
     }
     for service in draft.services.iter().filter(|service| service.backends.is_empty()) {
@@ -93,7 +103,7 @@ fn service(key: Key, line: &Line<'_>, lines: Lines, text: &str, ledger: &mut Led
     for (option, reason) in &line.left {
         ledger.left(lines, option, *reason);
     }
-    let (mut scheduler, note) = scheduler(line.scheduler.unwrap_or("wlc"));
+    let (mut scheduler, note) = scheduler(line.scheduler.unwrap_or("wlc"), line.with_port);
     if let Some(note) = note {
         ledger.differs(lines, &format!("-s {}", line.scheduler.unwrap_or("wlc")), note);
     }
@@ -125,13 +135,24 @@ fn service(key: Key, line: &Line<'_>, lines: Lines, text: &str, ledger: &mut Led
 /// What `-p` and keepalived's `persistence_timeout` become.
 pub(super) const PERSISTENCE: &str = "scheduler = \"source-ip\": a client's connections go to one backend by a hash of its address, without a time";
 
-/// The scheduler of lbd for one of IPVS, and what is different about it.
-pub(super) fn scheduler(name: &str) -> (Scheduler, Option<&'static str>) {
+/// What `rr` and `lc` become where servers have different weights.
+pub(super) const UNWEIGHTED: &str =
+    "this scheduler of IPVS does not look at weights, lbd's does: make the backends' weights equal";
+
+/// Whether a scheduler of IPVS looks at weights other than 0.
+pub(super) fn heeds_weights(name: &str) -> bool {
+    !matches!(name, "rr" | "lc" | "nq")
+}
+
+/// The scheduler of lbd for one of IPVS, and what is different about it; `with_port`: of those that hash, over the source
+/// port too.
+pub(super) fn scheduler(name: &str, with_port: bool) -> (Scheduler, Option<&'static str>) {
     match name {
         "rr" | "wrr" => (Scheduler::RoundRobin, None),
         "lc" | "wlc" => (Scheduler::LeastConnections, None),
-        "sh" => (Scheduler::SourceIp, None),
-        "mh" => (Scheduler::Maglev, None),
+        // ip_vs_mh and ip_vs_sh: the source address alone, unless mh-port or sh-port is set.
+        "sh" | "mh" if with_port => (Scheduler::Maglev, None),
+        "sh" | "mh" => (Scheduler::SourceIp, None),
         "sed" | "nq" | "twos" => {
             (Scheduler::LeastConnections, Some("scheduler = \"least-connections\" is the nearest"))
         }
@@ -270,8 +291,12 @@ fn option<'a>(line: &mut Line<'a>, word: &'a str, words: &mut Peekable<SplitWhit
         }
         "-o" | "--ops" => line.left.push((word, "lbd has no such mode: a flow stays with its backend")),
         "-b" | "--sched-flags" => {
-            words.next();
-            line.left.push((word, "lbd has none of these flags"));
+            for flag in words.next().unwrap_or_default().split(',') {
+                match flag {
+                    "mh-port" | "sh-port" => line.with_port = true,
+                    _ => line.left.push((word, "lbd has none of these flags")),
+                }
+            }
         }
         "-r" | "--real-server" => line.real = words.next(),
         "-g" | "--gatewaying" => line.forward = Some(Forward::Dsr),

@@ -344,3 +344,44 @@ fn haproxy_names_become_names() {
     let made = checked(Kind::Haproxy, text, &Options { snat_addresses, ..Options::default() });
     assert!(!made.toml.contains("family"), "{}", made.toml);
 }
+
+#[test]
+fn schedulers_that_look_at_other_things_than_lbds_are_told_of() {
+    let rules = |scheduler: &str, weights: [u32; 2]| {
+        let [a, b] = weights;
+        format!(
+            "-A -t 192.0.2.1:80 -s {scheduler}\n-a -t 192.0.2.1:80 -r 10.0.0.1:80 -g -w {a}\n\
+             -a -t 192.0.2.1:80 -r 10.0.0.2:80 -g -w {b}\n"
+        )
+    };
+    let keepalived = |settings: &str, weights: [u32; 2]| {
+        let [a, b] = weights;
+        format!(
+            "virtual_server 192.0.2.1 80 {{\n  {settings}\n  lb_kind DR\n  real_server 10.0.0.1 80 {{\n    weight {a}\n  }}\n  \
+             real_server 10.0.0.2 80 {{\n    weight {b}\n  }}\n}}\n"
+        )
+    };
+    let cases = [
+        ("rr", "lb_algo rr", [1, 5], "round-robin", true),
+        ("rr", "lb_algo rr", [5, 5], "round-robin", false),
+        ("rr", "lb_algo rr", [5, 0], "round-robin", false),
+        ("wrr", "lb_algo wrr", [1, 5], "round-robin", false),
+        ("lc", "lb_algo lc", [1, 5], "least-connections", true),
+        ("mh", "lb_algo mh", [1, 1], "source-ip", false),
+        ("mh -b mh-port", "lb_algo mh\n  mh-port", [1, 1], "maglev", false),
+        ("sh -b sh-port", "lb_algo sh\n  sh-port", [1, 1], "maglev", false),
+    ];
+    for (ipvs, settings, weights, scheduler, told) in cases {
+        for (kind, text) in
+            [(Kind::Ipvsadm, rules(ipvs, weights)), (Kind::Keepalived, keepalived(settings, weights))]
+        {
+            let made = checked(kind, &text, &Options::default());
+            // The default is not written.
+            let written = made.toml.lines().find_map(|line| line.strip_prefix("scheduler = "));
+            assert_eq!(written.unwrap_or("\"maglev\""), format!("\"{scheduler}\""), "{ipvs}: {}", made.toml);
+            let remarks = format!("{:?}", made.remarks);
+            assert_eq!(remarks.contains("does not look at weights"), told, "{ipvs} {weights:?}: {remarks}");
+            assert!(!remarks.contains("mh-port") && !remarks.contains("sh-port"), "{remarks}");
+        }
+    }
+}

@@ -175,7 +175,12 @@ impl Message {
             10 => bare(Self::Fresh3),
             11 => bare(Self::AskFresh),
             12 if body.len() > MAX_CAUSE => Err(bad("too long")),
-            12 => Ok(Self::Close(String::from_utf8_lossy(body).into_owned())),
+            12 => {
+                // What is no UTF-8 becomes longer.
+                let mut cause = String::from_utf8_lossy(body).into_owned();
+                cause.truncate(cause.floor_char_boundary(MAX_CAUSE));
+                Ok(Self::Close(cause))
+            }
             _ => Ok(Self::Unknown(kind)),
         }
     }

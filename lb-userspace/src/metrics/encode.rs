@@ -214,7 +214,10 @@ impl Scrape {
         family(encoder, &families::HEALTH_DURATION, durations, |histogram, to| histogram.encode(to))?;
         let failures =
             rows.iter().map(|(service, kind, series)| ([service.as_str(), *kind], series.failures));
-        counters(encoder, &families::HEALTH_FAILURES, failures)
+        counters(encoder, &families::HEALTH_FAILURES, failures)?;
+        let prevented =
+            rows.iter().map(|(service, kind, series)| ([service.as_str(), *kind], series.prevented));
+        counters(encoder, &families::HEALTH_NOT_RUN, prevented)
     }
 }
 

@@ -249,6 +249,12 @@ pub(super) static HEALTH_FAILURES: Family<2> = Family::new(
     ["service", "type"],
     "Health checks that failed.",
 );
+pub(super) static HEALTH_NOT_RUN: Family<2> = Family::new(
+    Counter,
+    "lbd_health_checks_not_run_total",
+    ["service", "type"],
+    "Health checks that this node could not run; the backends' health stays as it was.",
+);
 pub(super) static DROPS: Family<1> = Family::new(
     Counter,
     "lbd_drops_total",

@@ -37,17 +37,28 @@ pub struct HealthMetrics {
 pub(super) struct HealthSeries {
     pub duration: Histogram,
     pub failures: u64,
+    /// Checks that could not be run.
+    pub prevented: u64,
+}
+
+impl Default for HealthSeries {
+    fn default() -> Self {
+        Self { duration: Histogram::new(BUCKETS), failures: 0, prevented: 0 }
+    }
 }
 
 impl HealthMetrics {
     /// Counts one finished check; `kind` is its type as in the configuration, e.g. `tcp`.
     pub fn observe(&self, service: &str, kind: &'static str, duration: Duration, ok: bool) {
         let mut all = self.lock();
-        let series = all
-            .entry((service.to_owned(), kind))
-            .or_insert_with(|| HealthSeries { duration: Histogram::new(BUCKETS), failures: 0 });
+        let series = all.entry((service.to_owned(), kind)).or_default();
         series.duration.observe(duration.as_secs_f64());
         series.failures += u64::from(!ok);
+    }
+
+    /// Counts a check that could not be run, which says nothing about the backend.
+    pub fn prevented(&self, service: &str, kind: &'static str) {
+        self.lock().entry((service.to_owned(), kind)).or_default().prevented += 1;
     }
 
     /// Forgets the services that `keep` denies; to be called when services were removed.

@@ -135,6 +135,16 @@ impl fmt::Display for MissingCapabilities {
 
 impl std::error::Error for MissingCapabilities {}
 
+/// To be called before the first thread is started: commands that the daemon runs (checks, hooks, scripts) have none of
+/// its capabilities, which a unit's `AmbientCapabilities` would else hand down (capabilities(7)). Its own are not touched.
+pub fn keep_to_itself() -> std::io::Result<()> {
+    // SAFETY: prctl(2) with these arguments takes no pointers.
+    match unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -34,6 +34,16 @@ impl Answers {
         self.0.iter().map(entry).collect()
     }
 
+    /// An answer with what is known of the families, IPv4 and IPv6, that it says nothing about.
+    #[must_use]
+    pub fn completed(&self, query: &Query, mut found: BTreeSet<Found>, silent: [bool; 2]) -> BTreeSet<Found> {
+        let heard: BTreeSet<_> = found.iter().map(|found| found.address).collect();
+        let known = self.0.get(query).into_iter().flat_map(|answer| &answer.present);
+        let kept = known.filter(|known| silent[usize::from(known.address.is_ipv6())]);
+        found.extend(kept.filter(|kept| !heard.contains(&kept.address)).cloned());
+        found
+    }
+
     /// Takes an answer in; true if it is another one than before.
     pub fn learn(&mut self, query: Query, found: BTreeSet<Found>, now: Instant) -> bool {
         let answer = self.0.entry(query).or_default();

@@ -246,6 +246,7 @@ fn add_backend(service: &mut dyn TableLike, spec: &BackendSpec) {
         vec![("name", spec.name.as_str().into()), ("address", spec.address.to_string().into())];
     values.extend(spec.port.map(|port| ("port", i64::from(port).into())));
     values.push(("weight", i64::from(spec.weight).into()));
+    values.extend(spec.backup.then(|| ("backup", true.into())));
     if let Some(Item::Value(Value::Array(array))) = service.get_mut("backend")
         && !array.is_empty()
     {

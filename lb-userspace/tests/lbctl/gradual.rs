@@ -87,6 +87,31 @@ fn a_drain_is_waited_for() {
 }
 
 #[test]
+fn a_drain_that_is_waited_for_begins_at_the_revision_asked_for() {
+    let daemon = Daemon::start();
+    fails(&daemon.socket, "--if-revision 6 backend drain www web1 --wait", 1);
+    let text = ok(&daemon.socket, "--if-revision 7 backend drain www web1 --wait");
+    assert!(text.ends_with("web1 of www, draining: nothing left\n"), "{text}");
+    // Over TLS, to a server that is not there: not to the daemon at the socket.
+    fails(&daemon.socket, "--server https://127.0.0.1:1 backend drain www web1 --wait", 2);
+}
+
+#[test]
+fn a_plan_of_what_cannot_be_planned_is_refused() {
+    let daemon = Daemon::start();
+    for (method, path, body) in [
+        ("POST", "/v1/detach", "{}"),
+        ("POST", "/v1/save", "{}"),
+        ("POST", "/v1/pair/hold", r#"{"on": true}"#),
+        ("POST", "/v1/pair/failover", r#"{"name": "public"}"#),
+        ("PUT", "/v1/fleet/document", r#"{"text": ""}"#),
+    ] {
+        let (status, view) = daemon.refused(method, &format!("{path}?plan=true"), body);
+        assert!(status == 400 && view.error.contains("'plan=true'"), "{path}: {status} {view:?}");
+    }
+}
+
+#[test]
 fn a_drain_that_takes_too_long_says_what_is_left() {
     let daemon = Daemon::start();
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lbctl"));

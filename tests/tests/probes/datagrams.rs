@@ -2,7 +2,7 @@
 
 use crate::{Host, LONG, PATIENCE};
 use lb_tests::{
-    lab::{Process, Result, wait_for_port},
+    lab::{End, Process, Result, wait_for_port},
     require,
     skip::Need,
 };
@@ -74,6 +74,29 @@ fn udp_looks_for_bytes_in_the_answer() -> Result<()> {
     server.kill();
     for check in [expecting, open] {
         assert_eq!(host.fails(&check, PORT), "connection refused");
+    }
+    Ok(())
+}
+
+/// A router that knows no way to the backend says so, and that is no silence.
+#[test]
+fn udp_hears_routers_that_know_no_way() -> Result<()> {
+    require!(Need::Root, Need::Tool("ip"));
+    let host = Host::new()?;
+    let router = host.lab.netns("router")?;
+    let mut plan = host.lab.plan();
+    plan.veth(&End::new(&host.ns, "eth0"), &End::new(&router, "eth0"));
+    plan.addr(&host.ns, "eth0", "10.8.0.1/24").addr(&router, "eth0", "10.8.0.2/24");
+    plan.addr(&host.ns, "eth0", "2001:db8:8::1/64 nodad").addr(&router, "eth0", "2001:db8:8::2/64 nodad");
+    plan.route(&host.ns, "10.7.0.0/16 via 10.8.0.2").route(&host.ns, "2001:db8:7::/48 via 2001:db8:8::2");
+    plan.route(&router, "unreachable 10.7.1.0/24").route(&router, "unreachable 2001:db8:7:1::/64");
+    plan.apply()?;
+    router.sysctl("net.ipv4.ip_forward", "1")?;
+    router.sysctl("net.ipv6.conf.all.forwarding", "1")?;
+    for address in ["10.7.1.9:53", "[2001:db8:7:1::9]:53"] {
+        let result = host.check_at(&udp(None), address.parse().expect("an address"), LONG);
+        let failure = result.expect_err("nobody is there");
+        assert!(!failure.is_local() && failure.to_string().contains("unreachable"), "{address}: {failure}");
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 
 use super::{Deadline, Peer, ProbeFailure, Stage};
 use crate::model::UdpCheck;
+use nix::sys::socket::{setsockopt, sockopt};
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -26,6 +27,12 @@ pub(super) async fn connect(peer: Peer) -> Result<UdpSocket, ProbeFailure> {
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let socket = UdpSocket::bind(from.unwrap_or_else(|| (any, 0).into())).await.map_err(failure)?;
+    // Without it only some ICMP errors are told: not those of routers that know no way to the backend.
+    let told = match address {
+        SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4RecvErr, &true),
+        SocketAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6RecvErr, &true),
+    };
+    told.map_err(|errno| failure(errno.into()))?;
     socket.connect(address).await.map_err(failure)?;
     Ok(socket)
 }

@@ -162,6 +162,9 @@ pub trait ProbeObserver: Send + Sync {
     /// meanwhile, nor for a check that could not be run.
     fn observed(&self, key: &TargetKey, kind: &'static str, duration: Duration, ok: bool);
 
+    /// A check could not be run, for a reason that lies on this node.
+    fn prevented(&self, _key: &TargetKey, _kind: &'static str) {}
+
     /// A check began, so much after the time it was due.
     fn begun(&self, _late: Duration) {}
 }
@@ -441,6 +444,7 @@ impl Shell {
         match local {
             None => self.observer.observed(finished.key, finished.kind, duration, ok),
             Some(failure) => {
+                self.observer.prevented(finished.key, finished.kind);
                 if self.complained.is_none_or(|last| now - last >= COMPLAINT_INTERVAL) {
                     self.complained = Some(now);
                     tracing::warn!(target = %finished.key, "{failure}; its health stays as it is");

@@ -80,6 +80,8 @@ pub struct VipWay(Arc<Mutex<State>>);
 struct State {
     open: Option<Open>,
     backends: HashMap<TargetKey, Beyond>,
+    /// Virtual addresses that cannot be checked on some backend, so that each is told once.
+    unchecked: BTreeSet<IpAddr>,
 }
 
 #[derive(Debug, Clone)]
@@ -90,6 +92,22 @@ struct Open {
     wanted: watch::Sender<Wanted>,
     /// The last [`Wanted::generation`] that is in force.
     settled: watch::Receiver<u64>,
+}
+
+impl State {
+    /// Says which virtual addresses are not checked, for want of an address that they could answer to.
+    fn warn(&mut self, vips: &BTreeSet<IpAddr>) {
+        let lacks = |vip: &IpAddr| self.backends.values().any(|backend| backend.source(*vip).is_none());
+        let unchecked: BTreeSet<IpAddr> = vips.iter().filter(|vip| lacks(vip)).copied().collect();
+        for vip in unchecked.difference(&self.unchecked) {
+            let version = version(*vip);
+            tracing::warn!(
+                %vip,
+                "this node has no {version} address of its own that every backend could answer to: there {vip} is not checked"
+            );
+        }
+        self.unchecked = unchecked;
+    }
 }
 
 impl VipWay {
@@ -112,6 +130,7 @@ impl VipWay {
         }
         let sources = backends.values().flat_map(|b| [b.source_v4, b.source_v6]).flatten().collect();
         state.backends = backends;
+        state.warn(&vips);
         if let Some(open) = &state.open {
             open.flights.retain(&sources);
             open.wanted.send_if_modified(|wanted| {
@@ -143,14 +162,14 @@ impl VipWay {
         }
         open.settle().await;
         let mut checks = JoinSet::new();
+        let mut sourceless = None;
         for at in 0..aims.len() {
             let address = aims[at].address;
-            let source = beyond.source(address.ip()).ok_or_else(|| {
-                let version = if address.is_ipv4() { "IPv4" } else { "IPv6" };
-                cannot(&format!(
-                    "this node has no {version} address of its own that {address} could answer to"
-                ))
-            })?;
+            // One family that this node has no address of must not hide what the other would tell.
+            let Some(source) = beyond.source(address.ip()) else {
+                sourceless = Some(address);
+                continue;
+            };
             let leg = Leg { vip: address.ip(), entry: beyond.entry, seed: beyond.seed };
             let flight = open.flights.take(protocol(&aims[at].probe, address), source, leg);
             let flight = flight.map_err(|error| {
@@ -165,6 +184,12 @@ impl VipWay {
                 },
                 &open.runtime,
             );
+        }
+        if let (true, Some(address)) = (checks.is_empty(), sourceless) {
+            let version = version(address.ip());
+            return Err(cannot(&format!(
+                "this node has no {version} address of its own that {address} could answer to"
+            )));
         }
         let mut verdict = Ok(());
         while let Some(ended) = checks.join_next().await {
@@ -192,6 +217,10 @@ impl Open {
         // An error means that the way is closed, of which the probe will hear.
         let _ = self.settled.clone().wait_for(|settled| *settled >= generation).await;
     }
+}
+
+fn version(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }
 
 fn protocol(probe: &Probe, address: SocketAddr) -> u8 {

@@ -3,7 +3,7 @@
 use super::{
     super::{
         draft::{At, Backend, Draft, Health, Port, Service},
-        ipvsadm::{PERSISTENCE, scheduler},
+        ipvsadm::{PERSISTENCE, UNWEIGHTED, heeds_weights, scheduler},
         ledger::{Ledger, Lines},
     },
     Globals, checker, endpoint, seconds,
@@ -128,6 +128,7 @@ fn settings(section: &Directive, ledger: &mut Ledger) -> Option<Service> {
     // keepalived's default.
     let mut interval = Duration::from_secs(60);
     let mut persistent = false;
+    let mut unweighted = None;
     let (mut quorum, mut hysteresis) = (1u32, 0u32);
     let mut starts_down = false;
     let mut of_service = checker::Defaults::default();
@@ -135,8 +136,10 @@ fn settings(section: &Directive, ledger: &mut Ledger) -> Option<Service> {
         let (lines, head, value) = (directive.lines(), directive.head(), directive.word(1));
         match directive.name() {
             "lb_algo" | "lvs_sched" => {
-                let (of_lbd, note) = scheduler(value);
+                let with_port = ["mh-port", "sh-port"].iter().any(|flag| section.child(flag).is_some());
+                let (of_lbd, note) = scheduler(value, with_port);
                 service.scheduler = of_lbd;
+                unweighted = (!heeds_weights(value)).then(|| (lines, head.clone()));
                 ledger.mapped(directive.line);
                 if let Some(note) = note {
                     ledger.differs(lines, &head, note);
@@ -191,6 +194,7 @@ fn settings(section: &Directive, ledger: &mut Ledger) -> Option<Service> {
                 }
                 Err(_) => ledger.left(lines, &head, "no whole number"),
             },
+            "mh-port" | "sh-port" => ledger.mapped(directive.line),
             // Read by themselves.
             "real_server" | "sorry_server" => {}
             name => ledger.left(lines, &head, reason(name)),
@@ -200,6 +204,9 @@ fn settings(section: &Directive, ledger: &mut Ledger) -> Option<Service> {
         service.scheduler = Scheduler::SourceIp;
     }
     real_servers(section, &mut service, &of_service, ledger);
+    if let Some((lines, head)) = unweighted.filter(|_| !persistent && service.weights_differ()) {
+        ledger.differs(lines, &head, UNWEIGHTED);
+    }
     if (quorum, hysteresis) != (1, 0) {
         service.quorum = Some((quorum.saturating_add(hysteresis), quorum.saturating_sub(hysteresis).max(1)));
         if service.backends.iter().any(|backend| backend.weight != Some(1)) {
@@ -247,8 +254,9 @@ fn reason(name: &str) -> &'static str {
         "omega" => "lbd runs no commands when it ends, and goes on forwarding",
         "persistence_granularity" => "the hash is over the whole address of a client",
         "persistence_engine" => "lbd does not read what a protocol says inside",
-        "ops" | "flag-1" | "flag-2" | "flag-3" | "mh-port" | "mh-fallback" | "sh-port" | "sh-fallback"
-        | "hashed" => "lbd has none of the kernel's flags for schedulers",
+        "ops" | "flag-1" | "flag-2" | "flag-3" | "mh-fallback" | "sh-fallback" | "hashed" => {
+            "lbd has none of the kernel's flags for schedulers"
+        }
         "ha_suspend" => "lbd checks whether or not this node is the master",
         "inhibit_on_failure" => {
             "a backend that is down gets no new flows and stays in the table, as lbd has it"

@@ -111,3 +111,11 @@ fn what_is_wrong_is_said() {
     let record = [&[0], serde_json::to_vec(&later).unwrap().as_slice()].concat();
     assert_eq!(Message::decode(&record), Ok(Message::Hello(hello((1, 2)))));
 }
+
+#[test]
+fn a_cause_that_is_no_text_is_cut_like_one_that_is() {
+    let record: Vec<u8> = [12].into_iter().chain(std::iter::repeat_n(0xff, MAX_CAUSE)).collect();
+    let message = Message::decode(&record).unwrap();
+    assert!(matches!(&message, Message::Close(cause) if cause.len() <= MAX_CAUSE), "{message:?}");
+    assert_eq!(Message::decode(&message.encode()), Ok(message));
+}

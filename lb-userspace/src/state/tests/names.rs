@@ -104,6 +104,21 @@ fn an_address_that_leaves_keeps_its_flows_for_a_while() {
 }
 
 #[test]
+fn a_family_that_was_not_heard_of_is_kept() {
+    let mut answers = Answers::default();
+    let v6 = Found { address: "2001:db8::7".parse().unwrap(), port: None, weight: None };
+    let mut both = found(&[2, 3]);
+    both.insert(v6.clone());
+    assert_eq!(answers.completed(&host(), found(&[2]), [false, true]), found(&[2]), "nothing was known");
+    answers.learn(host(), both.clone(), Instant::now());
+    assert_eq!(answers.completed(&host(), [v6.clone()].into(), [true, false]), both);
+    assert_eq!(answers.completed(&host(), [v6.clone()].into(), [false, false]), [v6.clone()].into());
+    let mut new = found(&[4]);
+    new.insert(v6);
+    assert_eq!(answers.completed(&host(), found(&[4]), [false, true]), new);
+}
+
+#[test]
 fn addresses_that_cannot_serve_are_refused_one_by_one() {
     let mut config = config();
     let mut answers = Answers::default();

@@ -194,7 +194,10 @@ proptest::proptest! {
             // Refused changes are none.
             let _ = match what {
                 0 | 1 => changes.set_weight(&file, &service, &name, number, stamp()).map(drop),
-                2 => changes.add_backend(&file, &service, NewBackend { port: None, ..new(name.as_str(), ip(20 + backend)) }, stamp()),
+                2 => {
+                    let new = NewBackend { backup: number % 2 == 1, port: None, ..new(name.as_str(), ip(20 + backend)) };
+                    changes.add_backend(&file, &service, new, stamp())
+                }
                 3 => changes.remove_backend(&file, &service, &name, stamp()),
                 4 => changes.set_admin(&file, &service, &name, Admin::Disabled, stamp()).map(drop),
                 _ => {
