@@ -8,7 +8,7 @@ case "$*" in "") lose= ;; --lose) lose=1 ;; *) echo "usage: promote.sh [--lose]"
 status() { # what replication says now, into $state
     state=$(mariadb -E -e "SHOW SLAVE STATUS") || { echo "promote.sh: MariaDB does not answer here: nothing was changed" >&2; exit 1; }
     received=$(value Gtid_IO_Pos)
-    done=$(mariadb -N -e "SELECT @@gtid_slave_pos")
+    carried=$(mariadb -N -e "SELECT @@gtid_slave_pos")
     # Of the server's own log, too: there is what somebody has carried out by hand (see below).
     logged=$(mariadb -N -e "SELECT @@gtid_binlog_pos")
 }
@@ -16,7 +16,7 @@ value() { printf '%s\n' "$state" | sed -n "s/^ *$1: //p"; }
 complete() { # whether all that was received is carried out
     status
     if [ -n "$received" ]; then
-        [ "$received" = "$done" ] || [ "$received" = "$logged" ]
+        [ "$received" = "$carried" ] || [ "$received" = "$logged" ]
     else
         case $(value Slave_SQL_Running_State) in "Slave has read all relay log"*) ;; *) false ;; esac
     fi
@@ -36,7 +36,7 @@ promote.sh: NOT promoted: this server has received writes that it has not carrie
     Last_SQL_Error:     $(value Last_SQL_Error)
     Slave_IO_Running:   $(value Slave_IO_Running)
     received up to      $received
-    carried out up to   $done ($(value Seconds_Behind_Master) seconds behind)
+    carried out up to   $carried ($(value Seconds_Behind_Master) seconds behind)
 END
     case $(value Slave_SQL_Running)/$(value Slave_IO_Running) in
     Yes/*) echo "It is at work on them: wait, and run this again." ;;
@@ -49,7 +49,7 @@ END
     *) cat >&2 <<END
 Mend what Last_SQL_Error says, if it says anything, then
     mariadb -e "START SLAVE SQL_THREAD"
-and run this again. Do not STOP SLAVE and do not restart MariaDB before: either throws the received writes away.
+and run this again. Do not STOP SLAVE and do not restart MariaDB before: the next start would throw the received away.
 END
         ;;
     esac >&2
@@ -65,7 +65,7 @@ if [ -z "$state" ]; then
     fi
     echo "$(hostname) follows nobody: there is nothing to wait for"
 elif [ -n "$lose" ]; then
-    complete || echo "$(hostname) gives up what it received after $done, up to $received"
+    complete || echo "$(hostname) gives up what it received after $carried, up to $received"
 else
     wait_for_it || refuse
     # Nothing more comes in now; what came meanwhile counts, too.
