@@ -3,6 +3,7 @@
 //! Each request is a line of JSON in a file as soon as it is over, so that whoever breaks something can look on.
 
 use std::{
+    fmt,
     fs::{File, OpenOptions},
     io::{self, BufRead as _, BufReader, Read as _, Write},
     net::{SocketAddr, TcpStream, ToSocketAddrs as _},
@@ -26,6 +27,9 @@ pub struct Options {
     /// How many at once
     #[arg(long, default_value_t = 4)]
     browsers: u32,
+    /// How many more that log in once and then only read
+    #[arg(long, default_value_t = 0)]
+    readers: u32,
     /// How long
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
@@ -44,7 +48,7 @@ pub struct Options {
 }
 
 /// One request, from the first packet (of the connection, where it is a new one) to the last byte.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Record {
     /// Milliseconds since 1970.
     pub began: u64,
@@ -56,7 +60,18 @@ pub struct Record {
     /// When that connection was begun, in milliseconds since 1970; 0 without one.
     #[serde(default)]
     pub connected: u64,
-    /// The web server, as its answer says.
+    /// How often it was begun again because a connection was lost, or did not come about: what a user may not see, but
+    /// would have been a failure with one address, or of a request that must not be repeated.
+    #[serde(default)]
+    pub retried: u32,
+    /// When the first connection that was lost so had been begun, in milliseconds since 1970; 0 without one.
+    #[serde(default)]
+    pub given_up: u64,
+    /// How often a connection was made anew because the server had ended the kept one in an orderly way before any byte of
+    /// an answer, as every server does some day.
+    #[serde(default)]
+    pub reopened: u32,
+    /// The web server, as its answer says; without an answer, the one that answered last on this connection.
     pub server: String,
     /// The application server, likewise.
     pub application: String,
@@ -90,16 +105,25 @@ pub fn run(options: &Options) -> Result<()> {
     let out = Mutex::new(out);
     let end = Instant::now() + Duration::from_secs_f64(options.seconds);
     thread::scope(|scope| {
-        for number in 0..options.browsers {
+        for number in 0..options.browsers + options.readers {
             let (config, out) = (Arc::clone(&config), &out);
             scope.spawn(move || {
-                let mut browser =
-                    Browser { number, config, out, connection: None, cookies: Vec::new(), seen: 0 };
+                let mut browser = Browser {
+                    number,
+                    config,
+                    out,
+                    connection: None,
+                    cookies: Vec::new(),
+                    seen: 0,
+                    trouble: Trouble::default(),
+                };
                 while Instant::now() < end && !options.stop.as_ref().is_some_and(|file| file.exists()) {
                     if options.simple {
                         browser.connection = None;
                         browser.request("look", "GET", "/whoami", "");
                         thread::sleep(Duration::from_millis(options.think_ms));
+                    } else if number >= options.browsers {
+                        browser.read_on(options.think_ms);
                     } else {
                         browser.visit(options.think_ms);
                     }
@@ -117,6 +141,47 @@ struct Browser<'a> {
     connection: Option<Connection>,
     cookies: Vec<(String, String)>,
     seen: u64,
+    /// Of the request that is under way.
+    trouble: Trouble,
+}
+
+/// What it took to get an answer, or none.
+#[derive(Debug, Default)]
+struct Trouble {
+    retried: u32,
+    given_up: u64,
+    reopened: u32,
+}
+
+impl Trouble {
+    /// A connection begun then (ms since 1970) is lost, and the request begins again.
+    fn lost(&mut self, begun: u64) {
+        self.retried += 1;
+        if self.given_up == 0 {
+            self.given_up = begun;
+        }
+    }
+}
+
+/// The server has ended a connection in an orderly way (FIN) before any byte of an answer.
+#[derive(Debug)]
+struct Ended;
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("closed without an answer")
+    }
+}
+
+impl std::error::Error for Ended {}
+
+/// A kept connection on which nothing is expected.
+enum Kept {
+    Open,
+    /// By the server, in an orderly way.
+    Ended,
+    /// By a reset or any other error.
+    Lost,
 }
 
 struct Connection {
@@ -124,6 +189,8 @@ struct Connection {
     address: SocketAddr,
     /// Milliseconds since 1970.
     begun: u64,
+    /// Who answered last.
+    server: String,
 }
 
 #[derive(Default)]
@@ -137,24 +204,27 @@ struct Answer {
 }
 
 impl Browser<'_> {
-    /// What one does on a site: a page with its script, log in, write, read, look again.
+    /// What one does on a site: a page with its script, log in, read, write, read that, look again.
     fn visit(&mut self, think_ms: u64) {
         let think = || thread::sleep(Duration::from_millis(think_ms));
         self.connection = None;
-        self.cookies.clear();
         self.request("page", "GET", "/", "");
         self.request("script", "GET", "/site.js", "");
         think();
-        let logged_in = self.request("login", "POST", "/app/login", "user=alice&password=secret").is_some();
+        let logged_in = self.log_in();
         for round in 0..4 {
             think();
-            if !logged_in {
+            // Without a new session the old one still does for reading, as long as there is one.
+            if !logged_in && !self.has_session() {
                 return;
             }
             // A browser gives up its connections now and then.
             if round == 2 {
                 self.connection = None;
             }
+            // Whoever cannot write still reads.
+            self.request("read", "GET", "/app/notes", "");
+            think();
             self.seen += 1;
             let note = format!("{}-{}-{}", std::process::id(), self.number, self.seen);
             if self.request("write", "POST", "/app/notes", &format!("body={note}")).is_some() {
@@ -172,13 +242,44 @@ impl Browser<'_> {
         }
     }
 
+    /// A new session in the place of an old one; whether that came about.
+    fn log_in(&mut self) -> bool {
+        self.request("login", "POST", "/app/login", "user=alice&password=secret").is_some()
+    }
+
+    fn has_session(&self) -> bool {
+        self.cookies.iter().any(|(name, _)| name == "session")
+    }
+
+    /// Reads, now and then on a new connection.
+    fn read_on(&mut self, think_ms: u64) {
+        let think = || thread::sleep(Duration::from_millis(think_ms));
+        if !self.has_session() && !self.log_in() {
+            return think();
+        }
+        for _ in 0..10 {
+            think();
+            self.request("read", "GET", "/app/notes", "");
+        }
+        self.connection = None;
+    }
+
     /// One request; the answer, if it is a good one.
     fn request(&mut self, what: &str, method: &str, path: &str, body: &str) -> Option<Answer> {
         let (began, clock) = (now_ms(), Instant::now());
+        self.trouble = Trouble::default();
         let reused = self.connection.is_some();
         let mut outcome = self.attempt(method, path, body);
         // As browsers do: a connection that was kept may have ended meanwhile, and asking again does no harm.
-        if outcome.is_err() && reused && method == "GET" {
+        if let Err(error) = &outcome
+            && reused
+            && method == "GET"
+        {
+            if error.downcast_ref::<Ended>().is_some() {
+                self.trouble.reopened += 1;
+            } else {
+                self.trouble.lost(self.connection.as_ref().map_or(began, |c| c.begun));
+            }
             self.connection = None;
             outcome = self.attempt(method, path, body);
         }
@@ -188,6 +289,9 @@ impl Browser<'_> {
                 for (name, value) in &answer.cookies {
                     self.cookies.retain(|(known, _)| known != name);
                     self.cookies.push((name.clone(), value.clone()));
+                }
+                if let Some(connection) = &mut self.connection {
+                    connection.server.clone_from(&answer.server);
                 }
                 let written = body.strip_prefix("body=").map(str::to_owned);
                 self.tell(what, began, millis, &answer, "", written);
@@ -203,7 +307,9 @@ impl Browser<'_> {
                 None
             }
             Err(error) => {
-                self.tell(what, began, millis, &Answer::default(), &format!("{error:#}"), None);
+                let server = self.connection.as_ref().map_or_else(String::new, |c| c.server.clone());
+                let answer = Answer { server, ..Answer::default() };
+                self.tell(what, began, millis, &answer, &format!("{error:#}"), None);
                 self.connection = None;
                 None
             }
@@ -226,6 +332,9 @@ impl Browser<'_> {
             what: what.to_owned(),
             address: self.connection.as_ref().map_or_else(String::new, |c| c.address.ip().to_string()),
             connected: self.connection.as_ref().map_or(0, |c| c.begun),
+            retried: self.trouble.retried,
+            given_up: self.trouble.given_up,
+            reopened: self.trouble.reopened,
             server: answer.server.clone(),
             application: answer.application.clone(),
             error: error.to_owned(),
@@ -238,15 +347,22 @@ impl Browser<'_> {
     }
 
     fn attempt(&mut self, method: &str, path: &str, body: &str) -> Result<Answer> {
-        let reused = match &mut self.connection {
-            // A connection that the server has closed meanwhile is no connection.
-            Some(connection) if connection.ended() => false,
-            Some(_) => true,
+        // A connection that has ended meanwhile is no connection.
+        let reused = match self.connection.as_ref().map(|connection| (connection.kept(), connection.begun)) {
+            Some((Kept::Open, _)) => true,
+            Some((Kept::Ended, _)) => {
+                self.trouble.reopened += 1;
+                false
+            }
+            Some((Kept::Lost, begun)) => {
+                self.trouble.lost(begun);
+                false
+            }
             None => false,
         };
         if !reused {
             self.connection = None;
-            self.connection = Some(Connection::open(&self.config, self.number)?);
+            self.connection = Some(Connection::open(&self.config, self.number, &mut self.trouble)?);
         }
         let cookies: Vec<String> =
             self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -270,7 +386,7 @@ impl Browser<'_> {
 
 impl Connection {
     /// Tries the site's addresses in the order in which the name server gives them, beginning with another one each time.
-    fn open(config: &Arc<ClientConfig>, number: u32) -> Result<Self> {
+    fn open(config: &Arc<ClientConfig>, number: u32, trouble: &mut Trouble) -> Result<Self> {
         let mut addresses: Vec<SocketAddr> = (SITE, 443).to_socket_addrs().context("the name")?.collect();
         if addresses.is_empty() {
             bail!("the name has no address");
@@ -291,9 +407,11 @@ impl Connection {
                         stream: BufReader::new(StreamOwned::new(session, stream)),
                         address,
                         begun,
+                        server: String::new(),
                     });
                 }
                 Err(error) => {
+                    trouble.lost(begun);
                     refused = Some(anyhow::Error::new(error).context(format!("connecting to {address}")));
                 }
             }
@@ -301,20 +419,22 @@ impl Connection {
         Err(refused.context("no address")?)
     }
 
-    /// Whether the server has ended it: nothing is expected now, so whatever is there to be read is an end.
-    fn ended(&self) -> bool {
+    /// What became of it: nothing is expected now, so whatever is there to be read is an end.
+    fn kept(&self) -> Kept {
         let stream = &self.stream.get_ref().sock;
         let mut byte = [0];
         if stream.set_nonblocking(true).is_err() {
-            return true;
+            return Kept::Lost;
         }
         let peeked = stream.peek(&mut byte);
         let _ = stream.set_nonblocking(false);
         // Session tickets come without being asked for; an alert is as short.
         match peeked {
-            Ok(0) => true,
-            Ok(_) => byte[0] == 0x15 || byte[0] == 0x17 && self.closing(),
-            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+            Ok(0) => Kept::Ended,
+            Ok(_) if byte[0] == 0x15 || byte[0] == 0x17 && self.closing() => Kept::Ended,
+            Ok(_) => Kept::Open,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Kept::Open,
+            Err(_) => Kept::Lost,
         }
     }
 
@@ -329,9 +449,14 @@ impl Connection {
         self.stream.get_mut().write_all(request.as_bytes()).context("sending")?;
         self.stream.get_mut().flush().context("sending")?;
         let mut line = String::new();
-        if self.stream.read_line(&mut line).context("waiting for the answer")? == 0 {
-            bail!("closed without an answer");
-        }
+        match self.stream.read_line(&mut line) {
+            Ok(0) => return Err(Ended.into()),
+            // So rustls calls the end of a connection without the TLS word for it.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && line.is_empty() => {
+                return Err(Ended.into());
+            }
+            got => got.context("waiting for the answer")?,
+        };
         let status = line.split(' ').nth(1).and_then(|word| word.parse().ok()).context("no status line")?;
         let mut answer = Answer { status, ..Answer::default() };
         let mut length = None;

@@ -7,7 +7,7 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
 mod attack;
@@ -15,6 +15,7 @@ mod browser;
 mod chaos;
 mod host;
 mod init;
+mod inside;
 mod load;
 mod outside;
 mod place;
@@ -23,7 +24,9 @@ mod probe;
 mod report;
 mod scale;
 mod site;
+mod stop;
 mod up;
+mod verdict;
 mod wire;
 
 /// Holds the tables of the last good runs, between comments that say whose they are.
@@ -114,6 +117,9 @@ enum Verb {
     /// A scan of ports, from the client
     #[command(hide = true)]
     Scan(attack::ScanOptions),
+    /// Which ports of others are not silent, from any host
+    #[command(hide = true)]
+    Knock(inside::Options),
     /// A flood of SYNs, from the client
     #[command(hide = true)]
     Flood(attack::FloodOptions),
@@ -140,6 +146,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Browse(options) => browser::run(&options)?,
         Verb::Scan(options) => attack::scan(&options)?,
         Verb::Flood(options) => attack::flood(&options)?,
+        Verb::Knock(options) => inside::run(&options)?,
         Verb::Down => {
             place.root_only()?;
             place.destroy()?;
@@ -153,38 +160,65 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         Verb::Up => {
             place.root_only()?;
+            stop::watch()?;
             let site = up::up(&place)?;
             print!("{}", site.welcome());
         }
         Verb::Test { short, only, flood_rate: rate, keep, docs } => {
             let (only, keep) = (only.as_deref(), keep.as_deref());
             let wanted = points::Wanted { short, only, rate, keep, docs: &docs };
-            return with_site(&place, |site| points::test(site, &wanted));
+            return with_site(&place, false, |site| points::test(site, &wanted));
         }
         Verb::Chaos { keep, docs } => {
-            return with_site(&place, |site| chaos::chaos(site, keep.as_deref(), &docs));
+            return with_site(&place, true, |site| chaos::chaos(site, keep.as_deref(), &docs));
         }
-        Verb::Scale { file } => return with_site(&place, |site| scale::scale(site, &file)),
+        Verb::Scale { file } => return with_site(&place, true, |site| scale::scale(site, &file)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Does something with the site that is up, or with one for it alone.
-fn with_site(place: &place::Place, work: impl FnOnce(&site::Site) -> Result<bool>) -> Result<ExitCode> {
+/// Does something with the site that is up, or with one for it alone. `runtime`: that changes settings at run time.
+fn with_site(
+    place: &place::Place,
+    runtime: bool,
+    work: impl FnOnce(&site::Site) -> Result<bool>,
+) -> Result<ExitCode> {
     place.root_only()?;
+    stop::watch()?;
     let own = !place.is_up();
     let outcome = (|| {
         let site = if own { up::up(place)? } else { site::Site::find(place)? };
         work(&site)
     })();
+    let interrupted = stop::taken();
     if own {
         place.destroy()?;
+    } else if interrupted {
+        eprintln!(
+            "interrupted: what was changed is put back (once more Ctrl-C leaves it; then `down` and `up`)"
+        );
+        stop::put_back(&site::Site::find(place)?, runtime)
+            .context("not all is as it was: `down` and `up` make it so")?;
+    }
+    if interrupted {
+        // As the shell says it of a program that SIGINT has ended.
+        return Ok(ExitCode::from(130));
     }
     Ok(if outcome? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Asks until it is so.
+/// Asks until it is so, or until somebody wants the end.
 fn wait_for(
+    what: &str,
+    patience: Duration,
+    mut is_so: impl FnMut() -> Result<(), String>,
+) -> Result<Duration> {
+    let took = wait_regardless(what, patience, || if stop::asked() { Ok(()) } else { is_so() })?;
+    stop::check().map(|()| took)
+}
+
+/// Asks until it is so, also at the end.
+fn wait_regardless(
     what: &str,
     patience: Duration,
     mut is_so: impl FnMut() -> Result<(), String>,

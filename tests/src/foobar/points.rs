@@ -11,13 +11,14 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{
+    inside,
     load::{self, Record},
     outside,
     place::{HOSTS, PUBLIC},
     probe,
     report::{self, Findings, errors},
     site::{BALANCERS, Site},
-    wait_for,
+    stop, wait_for,
 };
 
 /// What is looked at, and how much of it.
@@ -53,14 +54,19 @@ pub fn test(site: &Site, wanted: &Wanted<'_>) -> Result<bool> {
     });
     findings.check("round-robin: counts equal within one, per balancer", || in_turn(site));
     findings.check("monitoring reaches everything", || targets(site));
+    findings.check("the dashboards of both balancers open from the monitoring host", || dashboards(site));
     findings.check(
         "reads go to the replica, without one to the primary, and follow a promotion; nothing is lost",
         || primary_dies(site),
     );
     findings.check("only HTTP, HTTPS and DNS are open to the outside", || outside::closed(site, short));
+    findings.check("every host's own firewall admits what its role needs, and drops the rest", || {
+        inside::firewalls(site)
+    });
     findings.check("floods of 200,000 SYNs: the 99th percentile stays within 2x", || {
         outside::floods(site, short, wanted.rate)
     });
+    stop::check()?;
     ensure!(!findings.is_empty(), "no promise has \"{}\" in its name", only.unwrap_or_default());
     let table = findings.table();
     println!("{table}");
@@ -186,8 +192,52 @@ fn ask(site: &Site, address: &str, url: &str, count: u32, write: &str) -> Result
     Ok(lines)
 }
 
+/// The balancer that is master of an instance of VRRP, as both say.
+fn master(site: &Site, instance: &str) -> Result<&'static str> {
+    let has = |balancer: &&str| Ok(site.masters(balancer)?.iter().any(|name| name == instance));
+    let found: Vec<&str> = BALANCERS
+        .into_iter()
+        .filter_map(|balancer| has(&balancer).map(|has| has.then_some(balancer)).transpose())
+        .collect::<Result<_>>()?;
+    match found[..] {
+        [one] => Ok(one),
+        _ => bail!("these are master of {instance}: {found:?}"),
+    }
+}
+
+/// The servers that take new connections of a service, the same ones on both balancers: two, or more where the reader of
+/// the tutorial has added web3.
+fn servers(site: &Site, service: &str) -> Result<Vec<String>> {
+    let [one, two] = BALANCERS.map(|balancer| site.takers(balancer, service));
+    let (one, two) = (one?, two?);
+    ensure!(one == two && one.len() >= 2, "{service} is served by {one:?} on lb1 and by {two:?} on lb2");
+    Ok(one)
+}
+
+/// What each balancer forwarded to each server since counts that were taken before, in packets.
+fn forwarded(
+    site: &Site,
+    service: &str,
+    before: &[BTreeMap<String, u64>],
+) -> Result<Vec<BTreeMap<String, u64>>> {
+    BALANCERS
+        .iter()
+        .zip(before)
+        .map(|(balancer, before)| {
+            let now = site.packets(balancer, service)?;
+            Ok(now.into_iter().map(|(name, n)| (name.clone(), n - before.get(&name).unwrap_or(&0))).collect())
+        })
+        .collect()
+}
+
+fn packets(site: &Site, service: &str) -> Result<Vec<BTreeMap<String, u64>>> {
+    BALANCERS.iter().map(|balancer| site.packets(balancer, service)).collect()
+}
+
 fn spread(site: &Site, count: u32) -> Result<String> {
     let (mut web, mut application) = (BTreeMap::new(), BTreeMap::new());
+    let expected = servers(site, "www")?;
+    let before = packets(site, "www")?;
     for address in PUBLIC {
         let write = "%{http_code} %header{x-server} %header{x-application}\\n";
         for line in ask(site, address, "https://www.foobar.com/app/whoami", count, write)? {
@@ -197,13 +247,25 @@ fn spread(site: &Site, count: u32) -> Result<String> {
             *application.entry(application_server.to_owned()).or_insert(0) += 1;
         }
     }
-    ensure!(web.len() == 2 && application.len() == 2, "only {web:?} and {application:?} answer");
-    Ok(format!("{}; {}", even(&web)?, even(&application)?))
+    ensure!(
+        web.keys().eq(&expected) && application.len() == 2,
+        "{web:?} and {application:?} answer, and {expected:?} should"
+    );
+    // Who forwarded them, by the balancers' own counts: an address tells only who should.
+    let by: BTreeMap<String, u32> = BALANCERS
+        .iter()
+        .zip(forwarded(site, "www", &before)?)
+        .map(|(balancer, counts)| Ok(((*balancer).to_owned(), u32::try_from(counts.values().sum::<u64>())?)))
+        .collect::<Result<_>>()?;
+    Ok(format!("{}; {}; packets by {}", even(&web)?, even(&application)?, even(&by)?))
 }
 
 fn in_turn(site: &Site) -> Result<String> {
     let mut told = Vec::new();
-    for (balancer, address) in BALANCERS.iter().zip(PUBLIC) {
+    let expected = servers(site, "www-http")?;
+    for (instance, address) in ["public-a", "public-b"].into_iter().zip(PUBLIC) {
+        let balancer = master(site, instance)?;
+        let before = packets(site, "www-http")?;
         let mut counts: BTreeMap<String, u32> = BTreeMap::new();
         for line in ask(site, address, "http://www.foobar.com/", 101, "%{http_code} %header{x-server}\\n")? {
             let Some(server) = line.strip_prefix("301 ") else { bail!("{address} answers {line}") };
@@ -211,10 +273,53 @@ fn in_turn(site: &Site) -> Result<String> {
         }
         let (low, high) =
             (counts.values().min().copied().unwrap_or(0), counts.values().max().copied().unwrap_or(0));
-        ensure!(counts.len() == 2 && high - low <= 1, "{balancer}: {counts:?}");
+        ensure!(counts.keys().eq(&expected) && high - low <= 1, "{balancer}: {counts:?}");
+        // Nobody but the one that should has had a hand in it.
+        for (name, packets) in BALANCERS.iter().zip(forwarded(site, "www-http", &before)?) {
+            let all: u64 = packets.values().sum();
+            ensure!(
+                if *name == balancer { all >= 101 } else { all == 0 },
+                "{address} is {balancer}'s, but {name} forwarded {packets:?} packets"
+            );
+        }
         told.push(format!("{balancer}: {counts:?}"));
     }
+    ensure!(
+        told.iter().any(|t| t.starts_with("lb1")) && told.iter().any(|t| t.starts_with("lb2")),
+        "only {told:?}"
+    );
     Ok(told.join(", "))
+}
+
+/// The page, what it is drawn by and from, and that this is the node's own.
+fn dashboards(site: &Site) -> Result<String> {
+    let mut told = Vec::new();
+    for balancer in BALANCERS {
+        let plan = HOSTS.iter().find(|plan| plan.name == balancer).context("no such host")?;
+        let address = plan.addresses.iter().find(|a| a.starts_with("10.")).context("no inner address")?;
+        let get = |path: &str| {
+            let url = format!("http://{address}:9750{path}");
+            let said =
+                site.host("mon")?.call(&["curl", "-sS", "--max-time", "10", "-w", "\n%{http_code}", &url])?;
+            let (body, status) = said.rsplit_once('\n').context("no status")?;
+            ensure!(status == "200", "{balancer}: {url} answers {status}");
+            anyhow::Ok(body.to_owned())
+        };
+        let page = get("/")?;
+        for part in ["<title>lbd</title>", "/dashboard.js", "/dashboard.css"] {
+            ensure!(page.contains(part), "the page of {balancer} has no {part}: {page}");
+        }
+        for part in ["/dashboard.js", "/dashboard.css"] {
+            ensure!(!get(part)?.is_empty(), "{part} of {balancer} is empty");
+        }
+        let data: serde_json::Value = serde_json::from_str(&get("/api/snapshot.json")?)?;
+        ensure!(data["status"]["node"] == balancer, "{balancer} says that it is {}", data["status"]["node"]);
+        let services = data["services"].as_array().context("no services")?;
+        let names: Vec<_> = services.iter().map(|service| super::site::text(&service["name"])).collect();
+        ensure!(names.iter().any(|name| name == "www"), "the dashboard of {balancer} has only {names:?}");
+        told.push(format!("{balancer} with {}", names.join(", ")));
+    }
+    Ok(told.join("; "))
 }
 
 fn targets(site: &Site) -> Result<String> {
@@ -265,13 +370,17 @@ impl Drop for Load {
     }
 }
 
+/// While nobody takes writes: two browsers that only read, twenty times a second each on a machine that is idle, and a
+/// tenth of that on one that is not, for the six seconds at least that a write tries.
+const LEAST_READS: usize = 25;
+
 fn primary_dies(site: &Site) -> Result<String> {
     let (old, new) = match probe::primary(site)? {
         "db1" => ("db1", "db2"),
         _ => ("db2", "db1"),
     };
     read_by(site, new)?;
-    let load = Load::start(site, &["--browsers", "3", "--seconds", "300"])?;
+    let load = Load::start(site, &["--browsers", "3", "--readers", "2", "--seconds", "300"])?;
     wait_for("writes", Duration::from_secs(60), || enough(&load.records(), "write", 10, 0))?;
     let died = load::now_ms();
     site.place().kill_host(old)?;
@@ -294,10 +403,16 @@ fn primary_dies(site: &Site) -> Result<String> {
         .map(|r| r.began + r.millis)
         .min();
 
-    // Reads: those that began after the checks had found the server dead; one in flight may have waited, none failed.
+    // Reads: all since the death. They wait for nobody who writes, so there are many while nobody takes writes.
     let reads: Vec<&Record> = records.iter().filter(|r| r.what == "read" && r.began > died).collect();
     let broken: Vec<&Record> = reads.iter().copied().filter(|r| !r.error.is_empty()).collect();
     ensure!(broken.is_empty(), "{} of {} reads failed: {}", broken.len(), reads.len(), errors(&broken));
+    let meanwhile = reads.iter().filter(|r| r.began + r.millis < promoting).count();
+    ensure!(
+        meanwhile >= LEAST_READS,
+        "only {meanwhile} reads in the {:.1} s without a primary: this proves nothing",
+        promoting.saturating_sub(died) as f64 / 1000.0
+    );
     let silent = records.iter().filter(|r| {
         !r.error.is_empty()
             && r.began > died
@@ -322,7 +437,7 @@ fn primary_dies(site: &Site) -> Result<String> {
     probe::return_database(site, old, new)?;
     read_by(site, old)?;
     Ok(format!(
-        "{} reads without one failure, {refused} writes refused with a reason, writing again {:.1} s after the promotion, \
+        "{} reads without one failure, {meanwhile} of them while nobody took writes, {refused} writes refused with a reason, writing again {:.1} s after the promotion, \
          all of {} acknowledged notes are there, {old} is back and serves the reads",
         reads.len(),
         (first_write.unwrap_or(0).saturating_sub(promoting)) as f64 / 1000.0,
@@ -333,13 +448,9 @@ fn primary_dies(site: &Site) -> Result<String> {
 /// Until one database server alone gets reads, by the balancer that has their address.
 fn read_by(site: &Site, server: &str) -> Result<()> {
     wait_for(&format!("reads by {server}"), Duration::from_secs(30), || {
-        for balancer in BALANCERS {
-            if site.masters(balancer).is_ok_and(|masters| masters.iter().any(|name| name == "db")) {
-                let takers = site.takers(balancer, "db-read").map_err(|e| format!("{e:#}"))?;
-                return if takers == [server] { Ok(()) } else { Err(format!("{balancer}: {takers:?}")) };
-            }
-        }
-        Err("nobody has the address".to_owned())
+        let balancer = master(site, "db").map_err(|e| format!("{e:#}"))?;
+        let takers = site.takers(balancer, "db-read").map_err(|e| format!("{e:#}"))?;
+        if takers == [server] { Ok(()) } else { Err(format!("{balancer}: {takers:?}")) }
     })
     .map(|_| ())
 }

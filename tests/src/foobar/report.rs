@@ -12,6 +12,8 @@ pub struct Row {
     pub event: String,
     pub requests: usize,
     pub failed: usize,
+    /// Those that were begun again because a connection was lost, whatever came of them then.
+    pub retried: usize,
     /// The longest that a browser waited for one answer, in ms.
     pub longest: u64,
     /// Whether that is what was promised, and why not.
@@ -30,6 +32,7 @@ pub fn row(event: &str, records: &[&Record]) -> Row {
         event: event.to_owned(),
         requests: records.len(),
         failed: records.iter().filter(|r| !r.error.is_empty()).count(),
+        retried: records.iter().filter(|r| r.retried > 0).count(),
         longest: records.iter().map(|r| r.millis).max().unwrap_or(0),
         verdict: Ok(()),
         note: String::new(),
@@ -47,10 +50,23 @@ pub fn errors(records: &[&Record]) -> String {
     kinds.iter().take(4).map(|(kind, count)| format!("{count} x {kind}")).collect::<Vec<_>>().join("; ")
 }
 
+/// What lost a connection and was begun again, the most frequent first.
+pub fn retries(records: &[&Record]) -> String {
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    for record in records.iter().filter(|r| r.retried > 0) {
+        let age = record.began.saturating_sub(record.given_up);
+        let lost = if age > 0 { "on a kept connection" } else { "on a new connection" };
+        *kinds.entry(format!("{} {lost}, served by {}", record.what, record.address)).or_default() += 1;
+    }
+    let mut kinds: Vec<_> = kinds.into_iter().collect();
+    kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    kinds.iter().take(4).map(|(kind, count)| format!("{count} x {kind}")).collect::<Vec<_>>().join("; ")
+}
+
 /// The table in Markdown, which people can read as it is.
 pub fn table(rows: &[Row]) -> String {
     let mut out = String::from(
-        "| Event | Requests | Failed | Longest gap | As promised | |\n|---|---:|---:|---:|---|---|\n",
+        "| Event | Requests | Failed | Retried | Longest gap | As promised | |\n|---|---:|---:|---:|---:|---|---|\n",
     );
     for row in rows {
         let (verdict, why) = match &row.verdict {
@@ -61,10 +77,11 @@ pub fn table(rows: &[Row]) -> String {
             [row.note.as_str(), why].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join("; ");
         let _ = writeln!(
             out,
-            "| {} | {} | {} | {:.1} s | {verdict} | {} |",
+            "| {} | {} | {} | {} | {:.1} s | {verdict} | {} |",
             row.event,
             row.requests,
             row.failed,
+            row.retried,
             row.longest as f64 / 1000.0,
             note.replace('|', "/").replace('\n', " ")
         );
@@ -94,6 +111,10 @@ impl Findings {
     /// Looks at a promise, takes it down, and tells at once.
     pub fn check(&mut self, promise: &str, look: impl FnOnce() -> anyhow::Result<String>) {
         if self.only.as_ref().is_some_and(|only| !promise.contains(only.as_str())) {
+            return;
+        }
+        // What was asked for before somebody wanted the end; the rest is not looked at any more.
+        if super::stop::asked() {
             return;
         }
         let outcome = look().map_err(|error| format!("{error:#}"));
@@ -165,27 +186,18 @@ mod tests {
     use super::*;
 
     fn record(began: u64, millis: u64, error: &str) -> Record {
-        Record {
-            began,
-            millis,
-            browser: 0,
-            what: "look".to_owned(),
-            address: String::new(),
-            connected: 0,
-            server: String::new(),
-            application: String::new(),
-            error: error.to_owned(),
-            written: None,
-        }
+        Record { began, millis, what: "look".to_owned(), error: error.to_owned(), ..Record::default() }
     }
 
     #[test]
     fn a_request_belongs_to_every_event_that_it_touches() {
-        let records = [record(0, 10, ""), record(90, 20, "lost"), record(150, 10, ""), record(300, 5, "")];
+        let again = Record { retried: 2, ..record(150, 10, "") };
+        let records = [record(0, 10, ""), record(90, 20, "lost"), again, record(300, 5, "")];
         let touched = during(&records, 100, 200);
         assert_eq!(touched.len(), 2);
         let row = row("x", &touched);
-        assert_eq!((row.requests, row.failed, row.longest), (2, 1, 20));
+        assert_eq!((row.requests, row.failed, row.retried, row.longest), (2, 1, 1, 20));
+        assert!(table(&[row]).contains("| x | 2 | 1 | 1 | 0.0 s | yes |"));
     }
 
     #[test]

@@ -11,9 +11,11 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{
+    chaos,
     host::Host,
     report,
     site::{BALANCERS, Site},
+    stop,
 };
 
 /// Of one core, in percent: little, so that what answers is the limit and not this machine, on whose cores clients,
@@ -84,6 +86,7 @@ impl Drop for Limit {
 
 /// Measures and draws; whether it grew in proportion.
 pub fn scale(site: &Site, file: &Path) -> Result<bool> {
+    chaos::without_web3(site)?;
     let limits: Vec<Limit> =
         WEB.iter().map(|name| Limit::on(site, &site.host(name)?)).collect::<Result<_>>()?;
     for balancer in BALANCERS {
@@ -92,6 +95,7 @@ pub fn scale(site: &Site, file: &Path) -> Result<bool> {
     let average = report::load_average();
     let mut rounds = vec![Vec::new(); WEB.len()];
     let outcome = (0..ROUNDS * WEB.len()).try_for_each(|turn| {
+        stop::check()?;
         let index = turn % WEB.len();
         rounds[index].push(measure(site, index + 1)?);
         anyhow::Ok(())
@@ -101,20 +105,25 @@ pub fn scale(site: &Site, file: &Path) -> Result<bool> {
     outcome?;
     let measured: Vec<f64> = rounds.iter().map(|rates| mean(rates)).collect();
     let times: Vec<f64> = measured.iter().map(|rate| rate / measured[0]).collect();
-    fs::write(file, draw(&measured)).with_context(|| format!("cannot write {}", file.display()))?;
     println!("| Web servers | Connections a second | of one | rounds |\n|---:|---:|---:|---|");
     for (index, rate) in measured.iter().enumerate() {
         let all: Vec<String> = rounds[index].iter().map(|rate| format!("{rate:.0}")).collect();
         println!("| {} | {rate:.0} | {:.2} | {} |", index + 1, times[index], all.join(", "));
     }
     println!("\n{}", report::made_by("scale", &average));
-    println!("\n{}", file.display());
     let proportional = times.iter().enumerate().all(|(index, times)| {
         let wanted = (index + 1) as f64;
         (times - wanted).abs() <= wanted * TOLERANCE
     });
-    if !proportional {
-        println!("NOT in proportion (more than {:.0} % off)", TOLERANCE * 100.0);
+    if proportional {
+        fs::write(file, draw(&measured)).with_context(|| format!("cannot write {}", file.display()))?;
+        println!("\n{}", file.display());
+    } else {
+        println!(
+            "NOT in proportion (more than {:.0} % off): {} stays as it is",
+            TOLERANCE * 100.0,
+            file.display()
+        );
     }
     Ok(proportional)
 }

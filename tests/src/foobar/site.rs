@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{
     host::Host,
-    place::{HOSTS, Place, ROUTER},
+    place::{HOSTS, Place, ROUTER, ROUTER_ADDRESSES},
 };
 
 /// The hosts that run.
@@ -90,6 +90,16 @@ impl Site {
         Ok(backends.iter().filter(|b| b["slots"].as_u64() > Some(0)).map(|b| text(&b["name"])).collect())
     }
 
+    /// Packets of a service that a balancer has forwarded to each backend since its maps were made.
+    pub fn packets(&self, balancer: &str, service: &str) -> Result<BTreeMap<String, u64>> {
+        let shown = self.lbctl(balancer, &["service", "show", service])?;
+        let backends = shown["backends"].as_array().context("no backends")?;
+        backends
+            .iter()
+            .map(|b| Ok((text(&b["name"]), b["packets"].as_u64().context("a backend without a count")?)))
+            .collect()
+    }
+
     /// The instances of VRRP of which a balancer is master.
     pub fn masters(&self, balancer: &str) -> Result<Vec<String>> {
         let pair = self.lbctl(balancer, &["pair"])?;
@@ -110,10 +120,19 @@ impl Site {
 
     /// A program of this project on the client, beside what goes on.
     pub fn on_client(&self, words: &[&str]) -> Result<Child> {
+        self.on("client", words)
+    }
+
+    /// The same on another host.
+    pub fn on(&self, host: &str, words: &[&str]) -> Result<Child> {
         let all = [&["scenario", "foobar"], words].concat();
-        let mut command = self.host("client")?.command("sh");
+        let mut command = self.host(host)?.command("sh");
         command.args(["-c", "ulimit -n $(ulimit -Hn); exec \"$@\"", "sh"]).args(all);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start on the client")
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start on {host}"))
     }
 
     /// What is asked of Prometheus.
@@ -151,9 +170,10 @@ impl Site {
     /// Who runs, who serves, who is master.
     pub fn status(&self) -> String {
         let mut out = String::new();
-        for plan in HOSTS {
-            let _ = write!(out, "{:8} {:40}", plan.name, plan.addresses.join(" "));
-            match self.host(plan.name) {
+        let hosts = HOSTS.iter().map(|plan| (plan.name, plan.addresses));
+        for (name, addresses) in hosts.chain([(ROUTER, &ROUTER_ADDRESSES[..])]) {
+            let _ = write!(out, "{name:8} {:40}", addresses.join(" "));
+            match self.host(name) {
                 Err(_) => out.push_str(" gone\n"),
                 Ok(host) => {
                     for (service, _) in host.services() {

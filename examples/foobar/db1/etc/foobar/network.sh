@@ -1,15 +1,14 @@
 #!/bin/sh -e
 # db1: database server
-# On Debian the same belongs into /etc/network/interfaces; here it is a script, to be run once at boot.
-ip address add 10.0.3.11/24 dev eth0
-ip address add 2001:db8:3::11/64 dev eth0 nodad
+# foobar-network.service runs it at boot; running it again does no harm.
+ip address replace 10.0.3.11/24 dev eth0
+ip address replace 2001:db8:3::11/64 dev eth0 nodad
 ip link set eth0 up mtu 1600    # room for the header that the balancers put in front (28 bytes)
-ip route add default via 10.0.3.1 mtu 1500
-ip route add default via 2001:db8:3::1 dev eth0 mtu 1500
+ip route replace default via 10.0.3.1 mtu 1500
+ip route replace default via 2001:db8:3::1 dev eth0 mtu 1500
 
 # The addresses of the database tier, for writing and for reading; see web1 for the reasons.
-ip address add 10.0.0.20/32 dev lo
-ip address add 10.0.0.30/32 dev lo
-sysctl -q -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2
-sysctl -q -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.eth0.rp_filter=0
+ip address replace 10.0.0.20/32 dev lo
+ip address replace 10.0.0.30/32 dev lo
+sysctl -q -p /etc/sysctl.d/60-foobar.conf    # at boot it may have been read before eth0 was there
 lbctl decap attach eth0 --from 10.0.0.2 10.0.0.3
