@@ -104,7 +104,10 @@ fn a_group_goes_over_the_link_together() -> Result<()> {
     std::thread::sleep(Duration::from_millis(500));
     let output = one.lbctl_output(&["pair", "failover", "inside"]);
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && error.contains("On lb2 ") && error.contains(" is held"), "{output:?}");
+    assert!(
+        !output.status.success() && error.contains("On lb2 ") && error.contains(" is held"),
+        "{output:?}"
+    );
     stays(&one, "master");
     two.lbctl(&["pair", "hold", "--off"]);
     std::thread::sleep(Duration::from_millis(500));
@@ -131,7 +134,11 @@ fn an_owner_that_handed_over_stays_backup() -> Result<()> {
     stays(&one, "backup");
     stays(&two, "master");
     // It hears its successor, by whose silence it would be master again.
-    assert!(views(&one).iter().all(|view| view.handed_over && view.adverts_received > 0), "{:#?}", views(&one));
+    assert!(
+        views(&one).iter().all(|view| view.handed_over && view.adverts_received > 0),
+        "{:#?}",
+        views(&one)
+    );
     drop(two);
     wait_for(&one, "master")
 }

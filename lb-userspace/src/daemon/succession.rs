@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn who_would_not_take_over_is_no_successor() {
         let fit = ("public", Successor::Fit);
-        assert_eq!(told(Some(&[fit.clone()])).unwrap(), "public is handed over to the peer");
+        assert_eq!(told(Some(std::slice::from_ref(&fit))).unwrap(), "public is handed over to the peer");
         for (why, found, cure) in [
             (Unfit::Held, "On lb2 'inside' is held", "'lbctl pair hold --off'"),
             (Unfit::Fault, "On lb2 'inside' is in a fault", "'lbctl pair' there"),
