@@ -13,7 +13,7 @@ use crate::{
     },
     link::{Link, LinkEvent, PeerState, Role, Settings},
     model::VrrpName,
-    vrrp::{Peer, Phase, Vrrp},
+    vrrp::{Peer, Vrrp},
 };
 use std::{
     sync::Arc,
@@ -218,19 +218,11 @@ impl Engine {
             }
             LinkEvent::Wanted { peer, instance } => {
                 tracing::info!(%peer, %instance, "the peer asks for the master's role");
-                self.flush_mirror(&instance);
+                self.flush_masters(|name| *name == instance);
                 if let Some(words) = words {
                     words.make_way(instance);
                 }
             }
-        }
-    }
-
-    /// Before any planned change of master: what the peer lacks goes first.
-    pub(super) fn flush_masters(&mut self, which: impl Fn(&VrrpName) -> bool) {
-        let views = self.pair.views();
-        for view in views.iter().filter(|view| view.phase == Phase::Master && which(&view.spec.name)) {
-            self.flush_mirror(&view.spec.name);
         }
     }
 

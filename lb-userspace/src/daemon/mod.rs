@@ -48,6 +48,7 @@ mod run;
 mod save;
 mod sessions;
 mod sizes;
+mod succession;
 mod tell;
 mod trace;
 mod via;

@@ -150,8 +150,14 @@ impl Engine {
                 let _ = reply.send(Ok(view));
             }
             PairCommand::Failover { name, by, reply } => {
+                let message = match self.successor(&name) {
+                    Ok(message) => message,
+                    Err(error) => {
+                        let _ = reply.send(Err(CommandError::Conflict(error)));
+                        return;
+                    }
+                };
                 self.flush_masters(|master| *master == name);
-                let message = format!("{name} is handed over to the peer");
                 self.ask_pair(message, by, reply, |vrrp| vrrp.failover(name));
             }
             PairCommand::Hold { reply, .. } if self.pair.vrrp.is_none() && self.config.bgp.is_none() => {

@@ -3,8 +3,9 @@
 //!
 //! A silent way proves nothing: the network of the sync link may be cut while the master serves. So the heartbeats take
 //! the ways over the virtual routers' own interfaces as well, and a peer counts as silent when nothing comes on any of
-//! them. The verdict is told to VRRP only for routers on whose interface the heartbeats came until then: where the
-//! networks fail one after the other, or the way over the interface never worked, the advertisements decide alone.
+//! them. The verdict is told to VRRP only for routers on whose own interface the heartbeats came until then, as their
+//! destination tells: where the networks fail one after the other, or the way over the interface never worked, the
+//! advertisements decide alone.
 //!
 //! ```text
 //!   0  "lbdB", version 1, way (0: the link's, from 1: over interfaces), two octets of 0
@@ -15,7 +16,7 @@
 use super::{
     handle::{PeerId, Shared, lock},
     view::Reason,
-    wire::{BeatTerms, Status},
+    wire::{BeatTerms, InstanceStatus, Status},
 };
 use crate::{
     model::VrrpName,
@@ -23,9 +24,10 @@ use crate::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use nix::{
+    cmsg_space,
     poll::{PollFd, PollFlags, ppoll},
     sys::{
-        socket::{setsockopt, sockopt},
+        socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt},
         time::TimeSpec,
     },
 };
@@ -33,9 +35,9 @@ use ring::hmac;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{
     collections::BTreeMap,
-    io,
+    io::{self, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, AsRawFd as _},
     sync::Mutex,
     time::Duration,
 };
@@ -52,6 +54,8 @@ const MISSED: u32 = 3;
 const IDLE: Duration = Duration::from_millis(50);
 /// Datagrams read before the clock has its turn.
 const BATCH: usize = 256;
+/// This node's addresses that are remembered at most: those that a peer knew before a change count no more.
+const ARRIVALS: usize = 64;
 
 /// A heartbeat's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +108,8 @@ struct Met {
     status: Status,
     last: [u64; WAYS],
     heard: [Moment; WAYS],
+    /// When they last came to each address of this node.
+    arrived: BTreeMap<IpAddr, Moment>,
     interval: Duration,
     beating: bool,
     /// It has said farewell: its silence is no news.
@@ -124,19 +130,24 @@ impl Met {
         ways
     }
 
-    fn take(&mut self, beat: Beat, now: Moment) -> Result<(), Reason> {
+    fn take(&mut self, beat: Beat, to: IpAddr, now: Moment) -> Result<(), Reason> {
         let way = usize::from(beat.way);
         if beat.counter <= self.last[way] {
             return Err(Reason::BeatReplayed);
         }
         (self.last[way], self.heard[way]) = (beat.counter, now);
+        if self.arrived.len() >= ARRIVALS && !self.arrived.contains_key(&to) {
+            self.arrived.clear();
+        }
+        self.arrived.insert(to, now);
         self.interval = Duration::from_micros(beat.interval_us.into());
         self.beating = !self.interval.is_zero();
         Ok(())
     }
 
-    /// If it has just fallen silent: the routers that it was master of, and where that can be believed.
-    fn judge(&mut self, now: Moment) -> Option<Vec<VrrpName>> {
+    /// If it has just fallen silent: the routers that it was master of, and where that can be believed. `own`: this
+    /// node's routers.
+    fn judge(&mut self, now: Moment, own: &BTreeMap<VrrpName, InstanceStatus>) -> Option<Vec<VrrpName>> {
         let last = self.heard.into_iter().max().unwrap_or_default();
         let silence = self.interval * MISSED;
         if !self.beating || now.since(last) <= silence {
@@ -146,10 +157,15 @@ impl Met {
         if self.left {
             return Some(Vec::new());
         }
-        let over = self.heard[1..].iter().copied().max().unwrap_or_default();
-        let both = over != Moment(0) && last.since(over) <= silence;
+        let until_then = |heard: Moment| heard != Moment(0) && last.since(heard) <= silence;
+        // Where there is no way but the link's, its network may be what failed.
+        let both = self.heard[1..].iter().copied().any(until_then);
+        let came = |name: &VrrpName| {
+            let mut addresses = own.get(name).into_iter().flat_map(|instance| &instance.own);
+            addresses.any(|address| self.arrived.get(address).copied().is_some_and(until_then))
+        };
         let masters = self.status.instances.iter().filter(|(_, instance)| instance.state == "master");
-        Some(masters.filter(|_| both).map(|(name, _)| name.clone()).collect())
+        Some(masters.map(|(name, _)| name).filter(|name| both && came(name)).cloned().collect())
     }
 }
 
@@ -183,6 +199,7 @@ impl Beats {
             status,
             last: [0; WAYS],
             heard: [Moment(0); WAYS],
+            arrived: BTreeMap::new(),
             interval: Duration::ZERO,
             beating: false,
             left: false,
@@ -226,20 +243,25 @@ impl Beats {
         out
     }
 
-    fn take(&self, bytes: &[u8], now: Moment) -> Result<(), Reason> {
+    /// `to`: the address of this node that it came to.
+    fn take(&self, bytes: &[u8], to: IpAddr, now: Moment) -> Result<(), Reason> {
         let beat = Beat::decode(bytes).ok_or(Reason::Beat)?;
         let mut table = lock(&self.0);
         if let Some(met) = table.met.values_mut().find(|met| met.rx.0 == beat.id) {
-            return if Beat::is_by(&met.rx.1, bytes) { met.take(beat, now) } else { Err(Reason::Beat) };
+            return if Beat::is_by(&met.rx.1, bytes) { met.take(beat, to, now) } else { Err(Reason::Beat) };
         }
         let late = table.met.values().any(|met| met.before == Some(beat.id));
         if late { Ok(()) } else { Err(Reason::Beat) }
     }
 
-    fn judge(&self, now: Moment) -> Vec<(PeerId, Duration, Vec<VrrpName>)> {
+    fn judge(
+        &self,
+        now: Moment,
+        own: &BTreeMap<VrrpName, InstanceStatus>,
+    ) -> Vec<(PeerId, Duration, Vec<VrrpName>)> {
         let mut table = lock(&self.0);
         let silent = table.met.iter_mut().filter_map(|(name, met)| {
-            let routers = met.judge(now)?;
+            let routers = met.judge(now, own)?;
             Some((name.clone(), met.interval, routers))
         });
         silent.collect()
@@ -257,6 +279,10 @@ fn open(port: u16) -> io::Result<UdpSocket> {
         socket.set_nonblocking(true)?;
         if domain == Domain::IPV6 {
             socket.set_only_v6(false)?;
+            // For IPv4 too: then with an address mapped into IPv6.
+            setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+        } else {
+            setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
         }
         // Without privileges the highest that is left.
         setsockopt(&socket, sockopt::Priority, &6)?;
@@ -295,7 +321,8 @@ pub(super) fn run(shared: &Shared) {
         let Some((_, socket)) = &socket else { continue };
         read(shared, socket);
         let now = clock();
-        for (peer, interval, routers) in shared.beats.judge(now) {
+        let silent = shared.beats.judge(now, &shared.status.borrow().instances);
+        for (peer, interval, routers) in silent {
             tell(shared, &peer, interval, &routers);
         }
         if now >= next {
@@ -322,11 +349,38 @@ pub(super) fn run(shared: &Shared) {
 fn read(shared: &Shared, socket: &UdpSocket) {
     let mut buffer = [0; LENGTH + 1];
     for _ in 0..BATCH {
-        let Ok((length, from)) = socket.recv_from(&mut buffer) else { return };
-        if let Err(reason) = shared.beats.take(&buffer[..length], clock()) {
+        let Ok((length, from, to)) = receive(socket, &mut buffer) else { return };
+        if let Err(reason) = shared.beats.take(&buffer[..length], to, clock()) {
             shared.reject(reason, &from, &"a heartbeat of no effect");
         }
     }
+}
+
+/// Octets of the next datagram, where it came from, and to which address of this node.
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr, IpAddr)> {
+    let mut control = cmsg_space!(libc::in6_pktinfo, libc::in_pktinfo);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let (fd, flags) = (socket.as_raw_fd(), MsgFlags::MSG_DONTWAIT);
+    let message = recvmsg::<SockaddrStorage>(fd, &mut parts, Some(&mut control), flags)?;
+    let mut to = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    for control in message.cmsgs()? {
+        match control {
+            ControlMessageOwned::Ipv4PacketInfo(info) => {
+                to = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()).into();
+            }
+            ControlMessageOwned::Ipv6PacketInfo(info) => {
+                to = IpAddr::from(info.ipi6_addr.s6_addr).to_canonical();
+            }
+            _ => {}
+        }
+    }
+    let from = message.address.as_ref();
+    let four =
+        from.and_then(|from| from.as_sockaddr_in()).map(|from| SocketAddr::from((from.ip(), from.port())));
+    let six = from.and_then(|from| from.as_sockaddr_in6());
+    let six = six.map(|from| SocketAddr::from((from.ip().to_canonical(), from.port())));
+    let from = four.or(six).ok_or(io::ErrorKind::InvalidData)?;
+    Ok((message.bytes, from, to))
 }
 
 fn tell(shared: &Shared, peer: &PeerId, interval: Duration, routers: &[VrrpName]) {
@@ -344,117 +398,4 @@ fn mapped(socket: &UdpSocket, to: SocketAddr) -> SocketAddr {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::link::wire::InstanceStatus;
-
-    fn terms(id: u64) -> BeatTerms {
-        BeatTerms { id, key: STANDARD_NO_PAD.encode([id as u8; 32]), port: 9760, interval_us: 10_000 }
-    }
-
-    fn at(ms: u64) -> Moment {
-        Moment(ms * 1_000_000)
-    }
-
-    const TEN: Duration = Duration::from_millis(10);
-
-    /// Two that have met; the first one is master and is heard over its interface.
-    fn pair() -> (Beats, Beats) {
-        let (one, two) = (Beats::default(), Beats::default());
-        let address = |n| SocketAddr::from(([10, 9, 0, n], 9760));
-        one.meet(&"two".into(), address(2), &terms(1), &terms(2));
-        two.meet(&"one".into(), address(1), &terms(2), &terms(1));
-        let status = |state: &str, n| InstanceStatus {
-            state: state.to_owned(),
-            priority: 100,
-            own: vec![[10, 0, 0, n].into()],
-        };
-        let told = |state, n| Status {
-            services: String::new(),
-            instances: [("public".parse().unwrap(), status(state, n))].into(),
-        };
-        one.status("two", &told("backup", 2));
-        two.status("one", &told("master", 1));
-        (one, two)
-    }
-
-    #[test]
-    fn silence_on_every_way_is_told_once() {
-        let (one, two) = pair();
-        for ms in (0..100).step_by(10) {
-            let beats = one.due(TEN);
-            assert_eq!(beats.len(), 2, "the link's way and that over the interface");
-            assert_eq!(beats[1].0, SocketAddr::from(([10, 0, 0, 2], 9760)));
-            for (_, beat) in beats {
-                two.take(&beat, at(1000 + ms)).unwrap();
-            }
-            assert!(two.judge(at(1000 + ms)).is_empty());
-        }
-        assert_eq!(two.beating("one"), Some(true));
-        assert!(two.judge(at(1120)).is_empty(), "30 ms of silence are over only later");
-        let told = two.judge(at(1121));
-        assert_eq!(told, [("one".into(), TEN, vec!["public".parse().unwrap()])]);
-        assert!(two.judge(at(1200)).is_empty());
-        assert_eq!(two.beating("one"), Some(false));
-    }
-
-    /// Heartbeats come on both ways, and then, for a while, on one of them.
-    fn both_and_then(one: &Beats, two: &Beats, only: usize) {
-        let send = |ms, ways: &[usize]| {
-            let beats = one.due(TEN);
-            ways.iter().for_each(|way| two.take(&beats[*way].1, at(ms)).unwrap());
-        };
-        send(1000, &[0, 1]);
-        for ms in (1010..1200).step_by(10) {
-            send(ms, &[only]);
-            assert!(two.judge(at(ms)).is_empty());
-        }
-    }
-
-    #[test]
-    fn a_cut_network_is_no_dead_master() {
-        // The link's own network is cut: the other way goes on.
-        let (one, two) = pair();
-        both_and_then(&one, &two, 1);
-        // The way over the interface is cut first, then the link's: the advertisements decide.
-        let (one, two) = pair();
-        both_and_then(&one, &two, 0);
-        assert_eq!(two.judge(at(1300)), [("one".into(), TEN, vec![])]);
-        // Only the link's way ever worked.
-        let (one, two) = pair();
-        two.take(&one.due(TEN)[0].1, at(1000)).unwrap();
-        assert_eq!(two.judge(at(1100)), [("one".into(), TEN, vec![])]);
-        // It has said farewell, or that it sends no more.
-        let (one, two) = pair();
-        one.due(TEN).iter().for_each(|(_, beat)| two.take(beat, at(1000)).unwrap());
-        two.farewell("one");
-        assert_eq!(two.judge(at(1100)), [("one".into(), TEN, vec![])]);
-        let (one, two) = pair();
-        one.due(Duration::ZERO).iter().for_each(|(_, beat)| two.take(beat, at(1000)).unwrap());
-        assert!(two.judge(at(9000)).is_empty());
-        assert_eq!(two.beating("one"), None);
-    }
-
-    #[test]
-    fn forged_and_repeated_ones_have_no_effect() {
-        let (one, two) = pair();
-        let (_, beat) = one.due(TEN)[0];
-        for at_byte in 0..LENGTH {
-            let mut forged = beat;
-            forged[at_byte] ^= 1;
-            // Two octets are nobody's, but authenticated as well.
-            assert_eq!(two.take(&forged, at(1)), Err(Reason::Beat), "octet {at_byte}");
-        }
-        assert_eq!(two.take(&beat[..LENGTH - 1], at(1)), Err(Reason::Beat));
-        assert_eq!(two.take(&[], at(1)), Err(Reason::Beat));
-        assert_eq!(two.beating("one"), None, "nothing had an effect");
-        two.take(&beat, at(1)).unwrap();
-        assert_eq!(two.take(&beat, at(2)), Err(Reason::BeatReplayed));
-        // Of another connection: not even as a forgery while it may still be on its way.
-        two.meet(&"one".into(), ([10, 9, 0, 1], 9760).into(), &terms(5), &terms(6));
-        two.take(&beat, at(3)).unwrap();
-        assert_eq!(two.beating("one"), None);
-        two.meet(&"one".into(), ([10, 9, 0, 1], 9760).into(), &terms(7), &terms(8));
-        assert_eq!(two.take(&beat, at(4)), Err(Reason::Beat));
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@ use super::{
     beat::Beats,
     outbox::Outbox,
     task,
-    view::{LinkView, PeerState, Reason, Rejected, Traffic},
+    view::{LinkView, PeerState, Reason, Rejected, Successor, Traffic},
     wire::{Hello, MAX_FRAME, Message, Role, Status},
 };
 use crate::{
@@ -228,6 +228,16 @@ impl Link {
         self.shared.addressee(role, instance).is_some()
     }
 
+    /// Who would take over an instance that this node is master of, as far as the peers have told.
+    pub fn successor(&self, instance: &VrrpName) -> Successor {
+        let peers = lock(&self.shared.peers);
+        let told = |peer: &Arc<Peer>| {
+            let instance = lock(&peer.status).instances.get(instance).cloned()?;
+            Some((Arc::clone(&peer.name), instance))
+        };
+        Successor::among(peers.len(), peers.values().filter_map(told))
+    }
+
     /// Where words for this node's virtual routers go, and what they tell of themselves.
     pub fn connect_vrrp(&self, words: Words, mut views: watch::Receiver<Arc<Vec<RouterView>>>) {
         *lock(&self.shared.words) = Some(words);
@@ -276,7 +286,7 @@ impl Link {
         use super::wire::InstanceStatus;
         let each = instances.map(|(name, state, priority)| {
             let name = name.parse().expect("a name");
-            (name, InstanceStatus { state: state.to_owned(), priority, own: Vec::new() })
+            (name, InstanceStatus { state: state.to_owned(), priority, gated: false, own: Vec::new() })
         });
         self.shared.status.send_modify(|status| status.instances = each.into());
     }

@@ -17,5 +17,5 @@ mod view;
 pub mod wire;
 
 pub use handle::{Full, Link, LinkEvent, PeerId, Settings};
-pub use view::{LinkView, PeerState};
+pub use view::{LinkView, PeerState, Successor, Unfit};
 pub use wire::{Hello, MAX_FRAME, Role};

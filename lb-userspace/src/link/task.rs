@@ -76,6 +76,7 @@ pub(super) fn instances(views: &[RouterView]) -> BTreeMap<VrrpName, InstanceStat
     let status = |view: &RouterView| InstanceStatus {
         state: state(view).to_owned(),
         priority: view.priority,
+        gated: view.gated,
         own: view.own.clone(),
     };
     views.iter().map(|view| (view.spec.name.clone(), status(view))).collect()

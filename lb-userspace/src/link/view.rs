@@ -1,6 +1,6 @@
 //! What is seen of the link from outside.
 
-use super::wire::Status;
+use super::wire::{InstanceStatus, Status};
 use std::{
     net::SocketAddr,
     sync::{
@@ -120,9 +120,79 @@ pub struct LinkView {
     pub waiting: Vec<(SocketAddr, String)>,
 }
 
+/// Who would take over an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Successor {
+    Fit,
+    /// This peer is there and would not.
+    Unfit(Arc<str>, Unfit),
+    /// No peer is connected.
+    NoPeer,
+    /// None of the peers has an instance of that name.
+    NoInstance,
+}
+
+/// Why a peer that is there does not take over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unfit {
+    Held,
+    Fault,
+    /// It lacks the master's state.
+    Gated,
+    /// Its instance does not run.
+    Stopped,
+}
+
+impl Successor {
+    /// `peers`: how many are connected. `instances`: of those that have it, with the peer's name.
+    pub(super) fn among(peers: usize, instances: impl Iterator<Item = (Arc<str>, InstanceStatus)>) -> Self {
+        let mut found = if peers == 0 { Self::NoPeer } else { Self::NoInstance };
+        for (peer, instance) in instances {
+            let why = match instance.state.as_str() {
+                "held" => Unfit::Held,
+                "fault" => Unfit::Fault,
+                "init" => Unfit::Stopped,
+                "backup" if instance.gated => Unfit::Gated,
+                // Master already, or what a later version calls it.
+                _ => return Self::Fit,
+            };
+            if !matches!(found, Self::Unfit(..)) {
+                found = Self::Unfit(peer, why);
+            }
+        }
+        found
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_fit_peer_is_a_successor() {
+        let told = |name: &str, state: &str, gated| {
+            let instance = InstanceStatus { state: state.to_owned(), priority: 100, gated, own: Vec::new() };
+            (Arc::from(name), instance)
+        };
+        let among =
+            |peers, told: &[(Arc<str>, InstanceStatus)]| Successor::among(peers, told.iter().cloned());
+        assert_eq!(among(0, &[]), Successor::NoPeer);
+        assert_eq!(among(1, &[]), Successor::NoInstance);
+        assert_eq!(among(1, &[told("b", "backup", false)]), Successor::Fit);
+        assert_eq!(among(1, &[told("b", "master", false)]), Successor::Fit);
+        for (state, gated, why) in [
+            ("held", false, Unfit::Held),
+            ("held", true, Unfit::Held),
+            ("fault", true, Unfit::Fault),
+            ("init", false, Unfit::Stopped),
+            ("backup", true, Unfit::Gated),
+        ] {
+            let one = told("b", state, gated);
+            assert_eq!(among(1, std::slice::from_ref(&one)), Successor::Unfit("b".into(), why));
+            assert_eq!(among(2, &[one.clone(), told("c", "backup", false)]), Successor::Fit);
+            assert_eq!(among(2, &[one, told("c", "held", false)]), Successor::Unfit("b".into(), why));
+        }
+    }
 
     #[test]
     fn reasons_are_in_the_order_of_their_numbers() {

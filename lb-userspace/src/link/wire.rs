@@ -73,6 +73,9 @@ pub struct InstanceStatus {
     pub state: String,
     /// In force.
     pub priority: u8,
+    /// It lacks its peer's state, and takes nothing over from a living master.
+    #[serde(default)]
+    pub gated: bool,
     /// The node's own addresses on the router's interface, where heartbeats find it beside the link.
     #[serde(default)]
     pub own: Vec<std::net::IpAddr>,

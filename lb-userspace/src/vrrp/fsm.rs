@@ -12,13 +12,14 @@
 //! - *preemption* over the link: the better node asks the master to hand over (`AskMaster`, `MakeWay`), and takes the
 //!   role by itself only if that leads to nothing.
 //! - *gated*: it lacks the peer's state and leaves a living master alone until it has it. It takes over from a dead
-//!   one all the same: what it lacks is lost then.
+//!   one all the same: what it lacks is lost then. An owner listens like others whether there is one.
 //! - A backup that has just started is *unsure*: it may still have the addresses on its interface, from the time
 //!   before it was killed. They stay until a master is heard, so that a node that is alone loses nothing by a restart.
 //! - An advertisement of equal priority in another family than the first one decides no tie: else two nodes whose
 //!   addresses are ordered differently in the two families would throw each other out for ever.
 //! - *Together*: a member of a group (`[[vrrp_group]]`) does not become master by itself when its timer runs out: it is
-//!   *ready*, until it hears a master again. The group (`super::group`) says when all are.
+//!   *ready*, until it hears a master again. The group (`super::group`) says when all are. One that was asked to hand
+//!   over waits for its own answer where the others have theirs already, and leaves if none comes.
 //! - *Master lost*: a faster detector (BFD) says that the master is gone; no timer is waited for.
 
 mod words;
@@ -84,8 +85,8 @@ pub struct Backup {
     pub interval: Duration,
     /// When a master of lower priority is no longer left alone; none before one was heard.
     pub preempt_at: Option<Moment>,
-    /// No master was heard yet, see the module.
-    pub unsure: bool,
+    /// Since when it has run without having heard a master, see the module.
+    pub unsure: Option<Moment>,
     /// The timer ran out, and the rest of the group is waited for.
     pub ready: bool,
     /// The master, of lower priority, was asked to hand over.
@@ -104,11 +105,13 @@ pub struct Master {
     pub deaf: Option<Moment>,
     /// That one waits for the word that the addresses are announced.
     pub owes: bool,
+    /// The rest of its group was handed over: it leaves, whether the peer agrees or not.
+    pub follows: bool,
 }
 
 impl Master {
     const fn new(next: Moment) -> Self {
-        Self { next, handing_over: None, yields: false, deaf: None, owes: false }
+        Self { next, handing_over: None, yields: false, deaf: None, owes: false, follows: false }
     }
 }
 
@@ -181,6 +184,12 @@ impl Machine {
         matches!(self.state, State::Master(Master { handing_over: Some(_), .. }))
     }
 
+    /// Whether advertisements of lower priority are none for it (RFC 9568 section 7.1): it is the addresses' owner and has
+    /// them. One that has not, or gives them away, hears its successor like others.
+    pub fn owns(&self) -> bool {
+        self.priority() == OWNER_PRIORITY && self.phase() == Phase::Master && !self.is_handing_over()
+    }
+
     /// The priority in force. That of an owner is not touched, nor is another one made an owner's or a leaver's.
     pub fn priority(&self) -> u8 {
         if self.params.priority == OWNER_PRIORITY {
@@ -191,12 +200,24 @@ impl Machine {
     }
 
     /// As far as this one goes, its group may be master.
-    pub const fn ready(&self) -> bool {
+    pub fn ready(&self) -> bool {
         match self.state {
-            State::Backup(backup) => backup.ready && !self.held,
+            State::Backup(backup) => backup.ready && !self.stays(),
             State::Master(_) => true,
             State::Init | State::Fault => false,
         }
+    }
+
+    /// Whether the master, of lower priority, can be asked to hand over, and was not yet.
+    pub fn may_ask(&self) -> bool {
+        let asked = matches!(self.state, State::Backup(Backup { asked: true, .. }));
+        self.pending == Cause::Preempted && self.linked && !asked
+    }
+
+    /// It does not become master when its timer runs out: it is held, or the gate was closed after it heard a living
+    /// master of lower priority.
+    fn stays(&self) -> bool {
+        self.held || (self.gated && self.pending == Cause::Preempted)
     }
 
     /// When [`Event::Timer`] is due.
@@ -216,12 +237,10 @@ impl Machine {
             State::Init | State::Fault => {}
             State::Backup(backup) => {
                 // A master that was heard goes on in its own interval.
-                if backup.unsure {
+                if backup.unsure.is_some() {
                     backup.interval = self.params.interval;
                 }
-                let interval = backup.interval;
-                let wait = self.down(interval);
-                self.set_backup(|backup| backup.expires = now + wait);
+                self.restart_timer(now);
             }
             State::Master(_) => {
                 if self.priority() != before || self.params.interval != own {
@@ -249,16 +268,18 @@ impl Machine {
             (State::Backup(_), Event::HandoverRequested) if !self.held && !self.gated => {
                 self.take_over(now, out);
             }
-            (State::Backup(backup), Event::PeerSilent(interval)) if !backup.unsure && !self.held => {
+            (State::Backup(backup), Event::PeerSilent(interval)) if backup.unsure.is_none() && !self.held => {
                 // The order of several backups is that of the RFC, in the heartbeats' time.
                 let wait = skew(VrrpVersion::V3, self.priority(), interval);
                 self.pending = Cause::MasterSilentOnLink;
                 self.set_backup(|backup| backup.expires = backup.expires.min(now + wait));
             }
-            (State::Backup(backup), Event::GroupMaster) if !self.held && !self.gated => {
+            // A living master that a gated node leaves alone keeps its group from being ready.
+            (State::Backup(backup), Event::GroupMaster) if !self.held => {
                 let cause = if backup.ready { self.pending } else { Cause::Group };
                 self.become_master(cause, now, out);
             }
+            (State::Backup(_), Event::GroupAsk) if !self.stays() => self.ask(now, out),
             (State::Backup(backup), Event::MasterLost) => {
                 self.pending = Cause::MasterUnreachable;
                 self.yielded = false;
@@ -306,15 +327,21 @@ impl Machine {
                 self.yielded = master.yields;
                 self.become_backup(self.params.interval, now, Cause::HandedOver, out);
             }
-            (State::Master(_), Event::GroupBackup { handed_over }) => {
-                self.yielded |= handed_over;
+            (State::Master(master), Event::GroupBackup { handed_over: true, yields })
+                if master.handing_over.is_some() =>
+            {
+                let yields = master.yields || yields;
+                self.state = State::Master(Master { follows: true, yields, ..master });
+            }
+            (State::Master(_), Event::GroupBackup { handed_over, yields }) => {
+                self.yielded |= yields;
                 self.leave(now, if handed_over { Cause::HandedOver } else { Cause::Group }, out);
             }
 
             (State::Fault, Event::Recover) => {
                 self.failed = false;
                 let wait = self.down(self.params.interval);
-                self.enter_backup(self.params.interval, now + wait, false, Cause::Recovered, out);
+                self.enter_backup(self.params.interval, now + wait, None, Cause::Recovered, out);
             }
 
             // In every state where it is not handled above.
@@ -325,7 +352,8 @@ impl Machine {
             (State::Init | State::Master(_) | State::Fault, Event::Release) => self.held = false,
 
             // A timer that was overtaken; the refusal of a held or gated node; what is of no interest to it.
-            (State::Backup(_), Event::Timer | Event::HandoverRequested | Event::PeerSilent(_) | Event::GroupMaster)
+            (State::Backup(_), Event::Timer | Event::HandoverRequested | Event::PeerSilent(_) | Event::GroupMaster
+                | Event::GroupAsk)
             // What is under way already, or over.
             | (State::Master(_), Event::MakeWay | Event::Acquired | Event::HandoverRequested | Event::PeerSilent(_))
             // Nothing new.
@@ -338,9 +366,9 @@ impl Machine {
                 | Event::MakeWay | Event::Acquired)
             // The group is where it is already; a master listens to itself.
             | (State::Init | State::Backup(_) | State::Fault, Event::GroupBackup { .. })
-            | (State::Master(_), Event::GroupMaster | Event::MasterLost)
+            | (State::Master(_), Event::GroupMaster | Event::GroupAsk | Event::MasterLost)
             // Deaf.
-            | (State::Init | State::Fault, Event::GroupMaster | Event::MasterLost)
+            | (State::Init | State::Fault, Event::GroupMaster | Event::GroupAsk | Event::MasterLost)
             | (State::Init | State::Fault, Event::Advert(_) | Event::Timer | Event::HandoverRequested
                 | Event::PeerSilent(_)) => {}
         }
@@ -352,20 +380,20 @@ impl Machine {
             self.state = State::Fault;
             // There may be addresses of the time before.
             out.extend([Action::Release, Action::Entered(Phase::Fault, Cause::Failed)]);
-        } else if self.priority() == OWNER_PRIORITY && !self.held {
+        } else if self.priority() == OWNER_PRIORITY && !self.held && !self.gated {
             self.become_master(Cause::Owner, now, out);
         } else {
             let wait = self.params.startup_delay + self.down(self.params.interval);
-            self.enter_backup(self.params.interval, now + wait, true, Cause::Started, out);
+            self.enter_backup(self.params.interval, now + wait, Some(now), Cause::Started, out);
         }
     }
 
     /// RFC 9568 section 6.4.2, "If an ADVERTISEMENT is received".
     fn backup_hears(&mut self, backup: Backup, heard: Heard, now: Moment, out: &mut Vec<Action>) {
-        if backup.unsure {
+        if backup.unsure.is_some() {
             out.push(Action::Release);
         }
-        let mut next = Backup { unsure: false, ..backup };
+        let mut next = Backup { unsure: None, ..backup };
         if heard.priority == 0 {
             // "Set the Active_Down_Timer to Skew_Time": it is this node's turn, or that of a better one.
             next.expires = now + skew(self.params.version, self.priority(), backup.interval);
@@ -394,7 +422,9 @@ impl Machine {
 
     /// Whether a master of lower priority stays.
     fn leaves_alone(&self, backup: &mut Backup, now: Moment) -> bool {
-        if !self.params.preempt || self.yielded || self.held || self.gated {
+        // RFC 9568 section 6.1: the owner "always preempts independent of the setting of this flag".
+        let preempts = self.params.preempt || self.priority() == OWNER_PRIORITY;
+        if !preempts || self.yielded || self.held || self.gated {
             return true;
         }
         let at = *backup.preempt_at.get_or_insert(now + self.params.preempt_delay);
@@ -402,18 +432,27 @@ impl Machine {
     }
 
     fn expired(&mut self, backup: Backup, now: Moment, out: &mut Vec<Action>) {
-        if self.held {
-            let wait = self.down(backup.interval);
+        let wait = self.down(backup.interval);
+        if self.stays() {
             self.set_backup(|backup| backup.expires = now + wait);
+            if self.pending == Cause::Preempted {
+                // If it lives it is heard until then.
+                self.pending = Cause::MasterSilent;
+            }
         } else if self.params.grouped {
-            let wait = self.down(backup.interval);
             self.set_backup(|backup| (backup.expires, backup.ready) = (now + wait, true));
-        } else if self.pending == Cause::Preempted && self.linked && !backup.asked {
-            self.set_backup(|backup| (backup.asked, backup.expires) = (true, now + AGREEMENT));
-            out.push(Action::AskMaster);
+        } else if self.may_ask() {
+            self.ask(now, out);
         } else {
             self.become_master(self.pending, now, out);
         }
+    }
+
+    fn ask(&mut self, now: Moment, out: &mut Vec<Action>) {
+        self.set_backup(|backup| {
+            *backup = Backup { asked: true, ready: false, expires: now + AGREEMENT, ..*backup };
+        });
+        out.push(Action::AskMaster);
     }
 
     /// RFC 9568 section 6.4.3, "If an ADVERTISEMENT is received".
@@ -424,13 +463,13 @@ impl Machine {
         } else if heard.priority == 0 {
             // "Send an ADVERTISEMENT", so that no backup of a leaving master takes over.
             self.advertise(now, out);
+        } else if master.handing_over.is_some() {
+            self.yielded = master.yields;
+            self.become_backup(heard.interval, now, Cause::HandedOver, out);
         } else if heard.priority > own || (heard.priority == own && heard.order == Ordering::Greater) {
             self.become_backup(heard.interval, now, Cause::Superior(heard.source), out);
         } else if heard.priority == own && heard.order == Ordering::Equal {
             // The first family decides.
-        } else if master.handing_over.is_some() {
-            self.yielded = master.yields;
-            self.become_backup(heard.interval, now, Cause::HandedOver, out);
         } else {
             // "Send an ADVERTISEMENT immediately to assert the Active state"; and hosts may have believed the other.
             self.advertise(now, out);
@@ -440,7 +479,7 @@ impl Machine {
 
     fn master_timer(&mut self, master: Master, now: Moment, out: &mut Vec<Action>) {
         let unanswered = master.handing_over.is_some_and(|at| now >= at);
-        if unanswered && (master.yields || self.held) {
+        if unanswered && (master.yields || master.follows || self.held) {
             self.yielded = master.yields;
             self.leave(now, Cause::HandedOver, out);
             return;
@@ -477,7 +516,7 @@ impl Machine {
         match self.state {
             State::Master(_) => out.extend([Action::Send(0), Action::Release]),
             // Addresses of the time before.
-            State::Backup(Backup { unsure: true, .. }) => out.push(Action::Release),
+            State::Backup(Backup { unsure: Some(_), .. }) => out.push(Action::Release),
             State::Init | State::Backup(_) | State::Fault => {}
         }
     }
@@ -491,14 +530,14 @@ impl Machine {
     fn become_backup(&mut self, interval: Duration, now: Moment, cause: Cause, out: &mut Vec<Action>) {
         out.push(Action::Release);
         let wait = self.down(interval);
-        self.enter_backup(interval, now + wait, false, cause, out);
+        self.enter_backup(interval, now + wait, None, cause, out);
     }
 
     fn enter_backup(
         &mut self,
         interval: Duration,
         expires: Moment,
-        unsure: bool,
+        unsure: Option<Moment>,
         cause: Cause,
         out: &mut Vec<Action>,
     ) {
@@ -535,8 +574,10 @@ impl Machine {
 
     fn restart_timer(&mut self, now: Moment) {
         if let State::Backup(backup) = self.state {
+            // The delay of the start is not over by it.
+            let from = backup.unsure.map_or(now, |started| now.max(started + self.params.startup_delay));
             let wait = self.down(backup.interval);
-            self.set_backup(|backup| backup.expires = now + wait);
+            self.set_backup(|backup| backup.expires = from + wait);
         }
     }
 

@@ -113,7 +113,10 @@ impl Heartbeat {
             self.open_gate(now);
             for at in 0..self.routers.len() {
                 if self.routers[at].machine.deadline().is_some_and(|deadline| deadline <= now) {
-                    self.routers[at].machine.linked = self.reaches(Role::Want, at);
+                    // Where it is the last one that its group waits for, it is as if all timers had run out.
+                    for member in self.members(at) {
+                        self.routers[member].machine.linked = self.reaches(Role::Want, member);
+                    }
                     self.step(at, Event::Timer, now);
                 }
             }

@@ -4,6 +4,7 @@ use super::{
     Missing,
     fsm::{Cause, Phase},
     packet::Refusal,
+    timing::master_down,
 };
 use crate::{dataplane::LeaseWord, model::VrrpSpec};
 use std::{
@@ -12,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
     },
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 /// A virtual router as it is.
@@ -39,6 +40,14 @@ pub struct RouterView {
     pub counters: Arc<Counters>,
     /// Until when the dataplane answers without the daemon.
     pub lease: Option<LeaseWord>,
+}
+
+impl RouterView {
+    /// How long after a farewell that nobody answers this node is master again.
+    pub fn returns(&self) -> Duration {
+        let spec = &self.spec;
+        master_down(spec.version, self.priority, spec.advert_interval, spec.down_adverts)
+    }
 }
 
 /// Counted since the start of the daemon.

@@ -97,7 +97,8 @@ pub trait Pair {
     fn signal(&self, node: usize, signal: Signal);
     /// Waits for the end of a daemon that was told to end, or kills it, and forgets it.
     fn reap(&mut self, node: usize) -> Result<()>;
-    /// Hands over from a node to the other. `false`: it has no such command, or is not master at this moment.
+    /// Hands over from a node to the other. `false`: it has no such command, is not master at this moment, or its peer would
+    /// not take over.
     fn hand_over(&self, node: usize) -> Result<bool>;
     /// Whether each node believes of itself what it should: the first is master, the second backup.
     fn is_settled(&self) -> bool;
@@ -237,7 +238,8 @@ impl Pair for Lbd<'_> {
     fn hand_over(&self, node: usize) -> Result<bool> {
         let output = self.nodes[node].lbctl_output(&["pair", "failover", INSTANCE]);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        if output.status.success() || said.contains("is backup, not master") {
+        let cannot = ["is backup, not master", "nobody would take it"];
+        if output.status.success() || cannot.iter().any(|why| said.contains(why)) {
             return Ok(output.status.success());
         }
         let command = format!("lbctl pair failover {INSTANCE}");

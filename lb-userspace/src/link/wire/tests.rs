@@ -18,8 +18,12 @@ fn message() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(Message::Ping),
         any::<u64>().prop_map(Message::Pong),
         (name.clone(), any::<u8>(), "[a-f0-9]{0,64}").prop_map(|(name, priority, services)| {
-            let status =
-                InstanceStatus { state: "master".to_owned(), priority, own: vec![[10, 0, 0, 2].into()] };
+            let status = InstanceStatus {
+                state: "master".to_owned(),
+                priority,
+                gated: false,
+                own: vec![[10, 0, 0, 2].into()],
+            };
             Message::Status(Status { services, instances: [(name, status)].into() })
         }),
         (prop_oneof![Just(Role::TakeOver), Just(Role::Taken), Just(Role::Want)], name)

@@ -73,8 +73,10 @@ fn event(words: &[&str]) -> Event {
         ["handover-requested"] => Event::HandoverRequested,
         ["handover-granted"] => Event::HandoverGranted,
         ["group-master"] => Event::GroupMaster,
-        ["group-backup"] => Event::GroupBackup { handed_over: false },
-        ["group-backup", "handed-over"] => Event::GroupBackup { handed_over: true },
+        ["group-ask"] => Event::GroupAsk,
+        ["group-backup"] => Event::GroupBackup { handed_over: false, yields: false },
+        ["group-backup", "handed-over"] => Event::GroupBackup { handed_over: true, yields: false },
+        ["group-backup", "yields"] => Event::GroupBackup { handed_over: true, yields: true },
         ["master-lost"] => Event::MasterLost,
         ["make-way"] => Event::MakeWay,
         ["acquired"] => Event::Acquired,
@@ -194,6 +196,12 @@ fn states() -> Vec<(&'static str, Machine)> {
         step(&mut machine, Event::Advert(heard(50, Ordering::Less)), at(0));
         machine
     };
+    let ready = || {
+        let mut machine = after(&backup);
+        machine.params.grouped = true;
+        step(&mut machine, Event::Timer, at(5_000));
+        machine
+    };
     vec![
         ("init", fresh()),
         ("init, failed", after(&[Event::Fail])),
@@ -203,16 +211,34 @@ fn states() -> Vec<(&'static str, Machine)> {
         ("backup, gated", Machine { gated: true, ..after(&backup) }),
         ("backup, better than the master, linked", linked()),
         ("backup, yielded", after(&[&master[..], &[Event::HandOver { agreed: false }]].concat())),
-        ("backup, grouped and ready", {
-            let mut machine = after(&backup);
+        ("backup, grouped and ready", ready()),
+        ("backup, grouped and ready, gated", Machine { gated: true, ..ready() }),
+        ("backup, better than the master, gated since", Machine { gated: true, ..linked() }),
+        ("backup, grouped, has asked", {
+            let mut machine = linked();
             machine.params.grouped = true;
-            step(&mut machine, Event::Timer, at(5_000));
+            step(&mut machine, Event::GroupAsk, at(0));
+            machine
+        }),
+        ("backup, owner, gated at its start", {
+            let mut machine = Machine { gated: true, ..Machine::new(Params { priority: 255, ..params() }) };
+            step(&mut machine, Event::Start, at(0));
+            machine
+        }),
+        ("backup, owner, yielded", {
+            let mut machine = Machine::new(Params { priority: 255, ..params() });
+            step(&mut machine, Event::Start, at(0));
+            step(&mut machine, Event::HandOver { agreed: false }, at(0));
             machine
         }),
         ("master, taking over", after(&master[..2])),
         ("master", after(&master)),
         ("master, making way", after(&[&master[..], &[Event::MakeWay]].concat())),
         ("master, handing over", after(&[&master[..], &[Event::HandOver { agreed: true }]].concat())),
+        ("master, handing over, of a group that has", {
+            let left = Event::GroupBackup { handed_over: true, yields: false };
+            after(&[&master[..], &[Event::MakeWay, left]].concat())
+        }),
         ("fault", after(&[Event::Start, Event::Fail])),
     ]
 }
@@ -239,8 +265,10 @@ fn events() -> Vec<(&'static str, Event)> {
         ("handover requested", Event::HandoverRequested),
         ("handover granted", Event::HandoverGranted),
         ("group master", Event::GroupMaster),
-        ("group backup", Event::GroupBackup { handed_over: false }),
-        ("group backup, handed over", Event::GroupBackup { handed_over: true }),
+        ("group ask", Event::GroupAsk),
+        ("group backup", Event::GroupBackup { handed_over: false, yields: false }),
+        ("group backup, handed over", Event::GroupBackup { handed_over: true, yields: false }),
+        ("group backup, yields", Event::GroupBackup { handed_over: true, yields: true }),
         ("master lost", Event::MasterLost),
         ("make way", Event::MakeWay),
         ("acquired", Event::Acquired),
@@ -271,6 +299,24 @@ fn the_full_cross_product() {
     }
 }
 
+/// By RFC 9568 section 7.1 an owner listens to nobody; but here one can have given its addresses away.
+#[test]
+fn an_owner_hears_its_successor() {
+    let mut owner = Machine::new(Params { priority: OWNER_PRIORITY, ..params() });
+    assert!(!owner.owns());
+    step(&mut owner, Event::Start, at(0));
+    assert!(owner.owns());
+    step(&mut owner, Event::HandOver { agreed: true }, at(100));
+    assert!(!owner.owns(), "the successor's advertisement tells that it is master");
+    step(&mut owner, Event::HandoverGranted, at(200));
+    assert!(!owner.owns(), "unheard, the successor would be thrown out after three intervals");
+    assert_eq!(Machine::new(params()).priority(), 100);
+    let mut other = Machine::new(params());
+    step(&mut other, Event::Start, at(0));
+    step(&mut other, Event::Timer, at(4000));
+    assert!(other.phase() == Phase::Master && !other.owns());
+}
+
 // ---- what holds whatever comes ----------------------------------------------------------------------------
 
 fn any_event() -> impl Strategy<Value = Event> {
@@ -293,7 +339,9 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::HandoverRequested),
         1 => Just(Event::HandoverGranted),
         1 => Just(Event::GroupMaster),
-        1 => any::<bool>().prop_map(|handed_over| Event::GroupBackup { handed_over }),
+        1 => Just(Event::GroupAsk),
+        1 => (any::<bool>(), any::<bool>())
+            .prop_map(|(handed_over, yields)| Event::GroupBackup { handed_over, yields }),
         1 => Just(Event::MasterLost),
         1 => Just(Event::MakeWay),
         1 => Just(Event::Acquired),
@@ -337,7 +385,10 @@ proptest! {
                     }
                     Action::Announce => prop_assert!(has),
                     Action::AskPeer | Action::Grant => prop_assert_eq!(machine.phase(), Phase::Master),
-                    Action::AskMaster => prop_assert!(linked && machine.phase() == Phase::Backup),
+                    Action::AskMaster => {
+                        prop_assert!(machine.phase() == Phase::Backup && !machine.held);
+                        prop_assert!(linked || event == Event::GroupAsk, "the group knows whether it can ask");
+                    }
                 }
             }
             let master = machine.phase() == Phase::Master;

@@ -45,9 +45,12 @@ pub enum Event {
     PeerSilent(Duration),
     /// The group is master from now on.
     GroupMaster,
-    /// The group is not master any more. `handed_over`: by the operator.
+    /// The group, better than the master, asks it to hand over each of its members.
+    GroupAsk,
+    /// The group is not master any more. `handed_over`: the peer is. `yields`: by the operator's will.
     GroupBackup {
         handed_over: bool,
+        yields: bool,
     },
     /// A faster detector says that the master is gone.
     MasterLost,

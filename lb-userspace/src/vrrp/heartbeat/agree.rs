@@ -7,6 +7,7 @@ use super::{
         timing::Moment,
     },
     Heartbeat,
+    judge::gated,
     words::RequestError,
 };
 use crate::{link::wire::Role, model::VrrpName};
@@ -53,6 +54,7 @@ impl Heartbeat {
     /// Routers that were just made are meant as well.
     pub(super) fn set_gates(&mut self, now: Moment) {
         let (names, until) = &self.gate;
+        let names = gated(self.routers.iter().map(|router| &*router.spec), names);
         for router in &mut self.routers {
             let gated = now < *until && names.contains(&router.spec.name);
             self.changed |= gated != router.machine.gated;

@@ -1,7 +1,7 @@
 //! What the state of this node and the word of the peer mean for a virtual router. Pure.
 
 use super::super::{keeper::Interfaces, packet::Advert};
-use crate::model::{Family, VrrpSpec};
+use crate::model::{Family, VrrpName, VrrpSpec};
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 /// Something that a master should have.
@@ -59,6 +59,18 @@ pub(super) fn together<'a>(members: impl IntoIterator<Item = &'a [Missing]>) -> 
         }
     }
     all
+}
+
+/// What is closed for one member of a group is closed for all: which of these routers wait for the peer's state.
+pub(super) fn gated<'a>(
+    specs: impl Iterator<Item = &'a VrrpSpec> + Clone,
+    names: &[VrrpName],
+) -> BTreeSet<VrrpName> {
+    let named = |spec: &&VrrpSpec| names.contains(&spec.name);
+    let groups: BTreeSet<_> = specs.clone().filter(named).filter_map(|spec| spec.group.as_ref()).collect();
+    let waits =
+        |spec: &&VrrpSpec| named(spec) || spec.group.as_ref().is_some_and(|group| groups.contains(group));
+    specs.filter(waits).map(|spec| spec.name.clone()).collect()
 }
 
 /// Whether it is a fault, and what it adds to the priority.

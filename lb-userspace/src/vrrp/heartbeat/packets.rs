@@ -13,7 +13,7 @@ use super::{
     judge::mismatch,
     router::Router,
 };
-use crate::model::{Family, OWNER_PRIORITY};
+use crate::model::Family;
 use std::{
     cmp::Ordering,
     net::IpAddr,
@@ -65,7 +65,7 @@ impl Heartbeat {
         let local = self.interfaces.get(interface).map_or(&[][..], |interface| &interface.nets);
         let expect = Expect {
             version: router.spec.version,
-            owner: router.machine.priority() == OWNER_PRIORITY,
+            owner: router.machine.owns(),
             interval: router.spec.advert_interval,
             local,
             peers: &router.spec.unicast_peers,

@@ -3,7 +3,7 @@ use super::{
         keeper::{Interface, Interfaces},
         packet::Advert,
     },
-    judge::{Missing, effect, mismatch, missing, together},
+    judge::{Missing, effect, gated, mismatch, missing, together},
 };
 use crate::model::{Family, HeldBy, TrackSpec, Tracked, VrrpSpec, VrrpVersion};
 use std::time::Duration;
@@ -79,6 +79,24 @@ fn a_group_shares_what_is_missing_once() {
     assert_eq!(effect(&all), (true, -30));
     // Nothing overflows, however much is tracked.
     assert_eq!(effect(&vec![missing("x", i16::MAX); 3]), (false, i16::MIN));
+}
+
+#[test]
+fn a_gate_is_closed_for_a_whole_group() {
+    let named = |name: &str, group: Option<&str>| VrrpSpec {
+        name: name.parse().unwrap(),
+        group: group.map(|group| group.parse().unwrap()),
+        ..spec()
+    };
+    let specs = [named("a", Some("site")), named("b", Some("site")), named("c", None), named("d", None)];
+    let closed = |names: &[&str]| {
+        let names: Vec<_> = names.iter().map(|name| name.parse().unwrap()).collect();
+        let closed = gated(specs.iter(), &names).into_iter().map(|name| name.to_string());
+        closed.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(closed(&["a"]), "a b", "else one of them would be taken over and the other one refused");
+    assert_eq!(closed(&["c"]), "c");
+    assert_eq!(closed(&[]), "");
 }
 
 #[test]
