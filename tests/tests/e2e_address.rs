@@ -3,7 +3,9 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt as _,
     thread,
     time::{Duration, Instant},
 };
@@ -450,7 +452,22 @@ fn a_split_brain_is_seen_and_healed() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"));
     let topology = topology()?;
     let [lb1, lb2] = &topology.lb;
-    let one = start(&topology, 0, "dataplane")?;
+    // A command that writes down what it is told, as another user.
+    let open = tempfile::tempdir().expect("a directory");
+    let told = open.path().join("told");
+    let script = open.path().join("notify");
+    fs::write(&script, format!("#!/bin/sh\necho \"$1 $2 $4 $5 $6\" >> {}\n", told.display())).unwrap();
+    for (path, mode) in [(open.path(), 0o777), (script.as_path(), 0o755)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let hook = format!("[[notify]]\ncommand = [\"{}\"]\n", script.display());
+    let hears = |what: &str| {
+        let start = format!("PAIR public master master {what}");
+        wait_until(&format!("the command is told: {start}"), PATIENCE, || {
+            fs::read_to_string(&told).is_ok_and(|text| text.lines().any(|line| line.starts_with(&start)))
+        })
+    };
+    let one = start_with(&topology, 0, "dataplane", &hook)?;
     let two = start(&topology, 1, "dataplane")?;
     wait_for_state(&one, "master")?;
     wait_for_state(&two, "backup")?;
@@ -486,6 +503,7 @@ fn a_split_brain_is_seen_and_healed() -> Result<()> {
     assert_answers(&topology, &[lb1]);
     wait_until("it is counted", PATIENCE, || pair(&one).split_brains > before)?;
     one.process().wait_for_log("another node was master too", PATIENCE)?;
+    hears("split brain: ")?;
 
     // Somebody who is no router at all answers for the addresses.
     let stranger = [2, 0, 0, 0, 9, 9];
@@ -500,6 +518,7 @@ fn a_split_brain_is_seen_and_healed() -> Result<()> {
     capture.send_frame(&claim)?;
     wait_until("the claim is counted", PATIENCE, || pair(&one).address_claims > 0)?;
     one.process().wait_for_log("02:00:00:00:09:09", PATIENCE)?;
+    hears("192.0.2.10 is claimed by ")?;
     let announced = |frame: &lb_tests::lab::Frame| {
         !frame.outgoing && answer(&frame.bytes, topology.vip4()) == Some(lb1.interfaces[0].mac)
     };

@@ -2,7 +2,7 @@
 //! `LBD_ROUNDS=20` is the long form.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,15 +19,18 @@ use lb_tests::{
 };
 
 const CONNECTIONS: usize = 2_000;
+/// Of the cases that are there for what they forward by, not for the load.
+const FEW: usize = 200;
 const INTERVAL: Duration = Duration::from_millis(100);
 /// What moves with the address, so that replies find the balancer that is master.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 254);
 const POOL: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 250);
+const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
 /// TCP's own patience doubles with every loss; a connection that moves again by then is alive.
 const REVIVAL: Duration = Duration::from_secs(20);
 
-fn rounds() -> usize {
-    std::env::var("LBD_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2)
+fn rounds(default: usize) -> usize {
+    std::env::var("LBD_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
 /// How a service is made, and what happens a second before each fault.
@@ -37,6 +40,20 @@ struct Case {
     scheduler: &'static str,
     /// A backend is drained, or enabled again.
     change: bool,
+    /// The virtual address and the backends are of IPv6.
+    v6: bool,
+    connections: usize,
+    rounds: usize,
+}
+
+impl Case {
+    const fn new(forward: &'static str, scheduler: &'static str, change: bool) -> Self {
+        Self { forward, scheduler, change, v6: false, connections: CONNECTIONS, rounds: 2 }
+    }
+
+    const fn few(self) -> Self {
+        Self { connections: FEW, rounds: 1, ..self }
+    }
 }
 
 struct Pair<'t> {
@@ -104,18 +121,14 @@ impl Pair<'_> {
 fn assert_alive(load: &Load, what: &str) {
     let silent = load.silent_since(load.now(), REVIVAL);
     let shown = &silent[..silent.len().min(10)];
-    assert!(
-        silent.is_empty(),
-        "{what}: {} of {CONNECTIONS} connections do not go on: {shown:#?}",
-        silent.len()
-    );
+    assert!(silent.is_empty(), "{what}: {} connections do not go on: {shown:#?}", silent.len());
 }
 
 fn survive(case: Case) -> Result<()> {
     require!(Need::Root, Need::Tool("ip"), Need::Tool("bridge"));
-    let Case { forward, scheduler, change } = case;
+    let Case { forward, scheduler, change, v6, connections, rounds: least } = case;
     let rewritten = matches!(forward, "nat" | "snat");
-    let vip = IpAddr::from(VIP);
+    let vip = if v6 { IpAddr::from(VIP6) } else { IpAddr::from(VIP) };
     let topology = Topology::new(&Shape {
         vips: if rewritten { Vec::new() } else { vec![vip] },
         vips_on_link: true,
@@ -134,7 +147,8 @@ fn survive(case: Case) -> Result<()> {
         }
     }
     let nodes = [0, 1].map(|on: usize| {
-        let mut www = Service::www([vip]).forward(forward).nodes(&topology.backends);
+        let www = Service::www([vip]).forward(forward);
+        let mut www = if v6 { www.nodes6(&topology.backends) } else { www.nodes(&topology.backends) };
         www = www.extra(&format!("scheduler = \"{scheduler}\""));
         if forward == "snat" {
             www = www.extra(&format!("[service.snat]\naddresses = [\"{POOL}\"]"));
@@ -142,13 +156,14 @@ fn survive(case: Case) -> Result<()> {
         let own = match forward {
             "nat" => vec![format!("{VIP}/24"), format!("{GATEWAY}/16")],
             "snat" => vec![format!("{VIP}/24"), format!("{POOL}/16")],
+            _ if v6 => vec![format!("{VIP6}/64")],
             _ => vec![format!("{VIP}/24")],
         };
         let own: Vec<&str> = own.iter().map(String::as_str).collect();
         let rest = vrrp("public", 51, PRIORITIES[on], INTERVAL, &own) + &sync(&topology, on).expect("a key");
         let settings = Settings { on, rest, interfaces: vec!["eth0".to_owned()], ..Settings::of([www]) };
         let mut balancer = Balancer::prepare(&topology, settings).expect("a configuration");
-        if forward == "ipip" && on == 0 {
+        if matches!(forward, "ipip" | "gue") && on == 0 {
             balancer.decapsulate_for_both().expect("decapsulators");
         }
         balancer.restart().expect("a balancer");
@@ -157,10 +172,10 @@ fn survive(case: Case) -> Result<()> {
     let mut pair = Pair { topology: &topology, nodes, round: 0 };
     pair.wait_for(0, "master")?;
     let target = SocketAddr::new(vip, 80);
-    for round in 1..=rounds() {
+    for round in 1..=rounds(least) {
         let begun = Instant::now();
         let told = |what: &str| eprintln!("{:>6.1?} {what}", begun.elapsed());
-        let load = Load::open(&topology.client.ns, &[target], CONNECTIONS, &ledger).expect("connections");
+        let load = Load::open(&topology.client.ns, &[target], connections, &ledger).expect("connections");
         told("open");
         let before = |pair: &mut Pair<'_>| {
             if change {
@@ -195,25 +210,36 @@ fn survive(case: Case) -> Result<()> {
 
 #[test]
 fn maglev_with_a_change_of_backends() -> Result<()> {
-    survive(Case { forward: "dsr", scheduler: "maglev", change: true })
+    survive(Case::new("dsr", "maglev", true))
 }
 
 #[test]
 fn tunnelled() -> Result<()> {
-    survive(Case { forward: "ipip", scheduler: "maglev", change: false })
+    survive(Case::new("ipip", "maglev", false))
 }
 
 #[test]
 fn round_robin() -> Result<()> {
-    survive(Case { forward: "dsr", scheduler: "round-robin", change: true })
+    survive(Case::new("dsr", "round-robin", true))
 }
 
 #[test]
 fn nat() -> Result<()> {
-    survive(Case { forward: "nat", scheduler: "maglev", change: true })
+    survive(Case::new("nat", "maglev", true))
 }
 
 #[test]
 fn snat() -> Result<()> {
-    survive(Case { forward: "snat", scheduler: "maglev", change: true })
+    survive(Case::new("snat", "maglev", true))
+}
+
+#[test]
+fn snat_with_round_robin() -> Result<()> {
+    survive(Case::new("snat", "round-robin", true).few())
+}
+
+/// The neighbours learn of the new master by neighbour advertisements.
+#[test]
+fn tunnelled_by_gue_over_ipv6() -> Result<()> {
+    survive(Case { v6: true, ..Case::new("gue", "maglev", true).few() })
 }

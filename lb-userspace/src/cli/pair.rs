@@ -122,6 +122,9 @@ fn render_at(views: &[PairView], now: f64) -> String {
                 weight => writeln!(text, "{name}: {weight:+}: {cause}"),
             };
         }
+        for warning in &view.warnings {
+            let _ = writeln!(text, "{name}: warning: {}", printable(warning));
+        }
         if view.held {
             let by = view.hold_by.as_deref().map_or(String::new(), |by| format!(" by {}", printable(by)));
             let since =
@@ -147,7 +150,7 @@ fn render_at(views: &[PairView], now: f64) -> String {
             );
         }
         if view.split_brains > 0 {
-            let _ = writeln!(text, "{name}: heard another master {} times", view.split_brains);
+            let _ = writeln!(text, "{name}: there was another master {} times", view.split_brains);
         }
     }
     text
@@ -203,6 +206,7 @@ mod tests {
             address_claims: 0,
             held_by: "interface".to_owned(),
             lease: 3.0,
+            warnings: vec!["advertisements cannot be sent to 10.0.0.9: no route".to_owned()],
             transitions: [("backup".to_owned(), 2)].into(),
         };
         let expected = "\
@@ -210,6 +214,7 @@ NAME    ID  STATE   PRIORITY  ADDRESSES                       MASTER          SI
 public  51  backup  90 of 150 192.0.2.10/24, 2001:db8::10/64  10.0.0.3 (100)  1m 1s  10.0.0.3 is a better master
 public: -60: tracked interface eth1 is down
 public: fault: script check: ended with status 1
+public: warning: advertisements cannot be sent to 10.0.0.9: no route
 public: held by uid 0 (root) for 2m 0s; `lbctl pair hold --off` ends it
 public: BFD session fast with 10.0.0.3: up for 10s
 public: goes with the group site

@@ -73,7 +73,8 @@ pub struct PairView {
     pub waits_for_state: bool,
     pub adverts_sent: u64,
     pub adverts_received: u64,
-    /// Advertisements of other masters, of lower priority, while this node was master.
+    /// Advertisements of other masters, of lower priority, while this node was master; and the seconds in which both
+    /// nodes were, by the sync link.
     pub split_brains: u64,
     /// Claims of other nodes to addresses of this one, while it was master.
     #[serde(default)]
@@ -85,6 +86,9 @@ pub struct PairView {
     /// is not master.
     #[serde(default)]
     pub lease: f64,
+    /// What a master cannot do for the instance though it is no fault: e.g. send to one of several peers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// How often each state was entered since the daemon started.
     pub transitions: BTreeMap<String, u64>,
 }

@@ -17,6 +17,7 @@
 
 mod ahead;
 mod bgp;
+mod both;
 mod ejections;
 mod engine;
 mod entries;

@@ -41,6 +41,7 @@ pub(super) struct Pair {
     pub peer_services: Option<String>,
     holds: Holds,
     pub(super) handover: super::handover::Handover,
+    pub(super) both: super::both::Both,
     pub bfd: Option<Bfd>,
 }
 
@@ -286,16 +287,21 @@ async fn log(mut notices: NoticeReader, events: Bus, hooks: Notifier) {
             }
             Notice::SplitBrain { name, source } => {
                 let reason = format!("split brain: {source} was master too");
-                super::tell::pair(&events, name, "master", "master", reason);
+                hooks.tell(&super::tell::pair(&events, name, "master", "master", reason));
+            }
+            Notice::BothMasters { name, source } => {
+                let reason = format!("split brain: {source} says over the sync link that it is master too");
+                hooks.tell(&super::tell::pair(&events, name, "master", "master", reason));
             }
             Notice::Claimed { name, claim } => {
-                super::tell::pair(&events, name, "master", "master", claim.to_string());
+                hooks.tell(&super::tell::pair(&events, name, "master", "master", claim.to_string()));
             }
             Notice::Faults { .. }
             | Notice::Refused { .. }
             | Notice::Mismatch { .. }
             | Notice::Lend(_)
             | Notice::PutBack { .. }
+            | Notice::Promoted { .. }
             | Notice::Address { .. }
             | Notice::Send { .. }
             | Notice::Netlink(_)
@@ -317,6 +323,10 @@ fn refused(vrrp: &Vrrp) -> Vec<RefusedView> {
     counts.map(|(reason, packets)| RefusedView { reason: reason.to_owned(), packets }).collect()
 }
 
+fn unsent_warning(why: &str) -> String {
+    format!("advertisements cannot be sent {why}; who hears none takes the addresses")
+}
+
 fn view(router: &RouterView, pair: &Pair) -> PairView {
     let RouterView {
         spec,
@@ -331,6 +341,7 @@ fn view(router: &RouterView, pair: &Pair) -> PairView {
         gated,
         counters,
         lease,
+        unsent,
         own: _,
     } = router;
     let hold = pair.holds.of(&spec.name).filter(|_| *held);
@@ -366,6 +377,7 @@ fn view(router: &RouterView, pair: &Pair) -> PairView {
         address_claims: counters.claims.load(Relaxed),
         held_by: spec.held_by.name().to_owned(),
         lease: lease.as_ref().map_or(0.0, |lease| lease.remaining().as_secs_f64()),
+        warnings: unsent.iter().map(|why| unsent_warning(why)).collect(),
         transitions: counters.transitions().map(|(phase, count)| (phase.name().to_owned(), count)).collect(),
     }
 }

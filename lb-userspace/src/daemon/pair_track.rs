@@ -95,6 +95,7 @@ impl Engine {
             Err(error) => tracing::error!(%error, "cannot see whether the program is still attached"),
         }
         self.track_pair();
+        self.look_for_two_masters();
     }
 }
 

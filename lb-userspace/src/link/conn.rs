@@ -377,8 +377,8 @@ fn seal(item: Item, tx: &mut Direction, bytes: &mut Vec<u8>) -> Result<(), Broke
     }
 }
 
-/// A limit on frames. A word of the link behind them makes it yield: a hand-over waits for what is queued, and that
-/// is bounded.
+/// A limit on frames. A word of a hand-over behind them makes it yield: the word waits for what is queued, and that is
+/// bounded.
 struct Bucket {
     tokens: f64,
     filled: Instant,

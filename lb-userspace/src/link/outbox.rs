@@ -1,4 +1,5 @@
-//! What waits to be sent to one peer: in order, bounded.
+//! What waits to be sent to one peer, bounded: frames and the words of a hand-over in their order; the link's other words
+//! before them.
 
 use super::{noise::Session, wire::Message};
 use std::{
@@ -21,9 +22,11 @@ pub(super) enum Item {
 
 #[derive(Default)]
 struct Queue {
+    /// The link's care for itself, which is about no frame: pings, the node's state, new keys.
+    front: VecDeque<Item>,
     items: VecDeque<Item>,
     bytes: usize,
-    /// Messages other than frames: they let the bandwidth's limit go until they are sent.
+    /// Words of a hand-over, and farewells, among the frames: they let the bandwidth's limit go until they are sent.
     urgent: usize,
     /// Somebody was refused and is to be told when there is room.
     refused: bool,
@@ -57,22 +60,27 @@ impl Outbox {
         true
     }
 
-    /// Behind what waits already. The link's own words are few: they need no room.
+    /// Words of a hand-over go behind the frames that wait, others before them. They are few: they need no room.
     pub(super) fn push(&self, message: Message) {
-        self.push_item(Item::Message(message));
+        let ordered = matches!(message, Message::Role(..) | Message::Close(_));
+        self.push_item(Item::Message(message), ordered);
     }
 
     pub(super) fn push_switch(&self, message: Message, session: Session) {
-        self.push_item(Item::Switch(message, Box::new(session)));
+        self.push_item(Item::Switch(message, Box::new(session)), false);
     }
 
-    fn push_item(&self, item: Item) {
+    fn push_item(&self, item: Item, ordered: bool) {
         let mut queue = self.lock();
         if queue.closed {
             return;
         }
-        queue.urgent += 1;
-        queue.items.push_back(item);
+        if ordered {
+            queue.urgent += 1;
+            queue.items.push_back(item);
+        } else {
+            queue.front.push_back(item);
+        }
         drop(queue);
         self.filled.notify_one();
     }
@@ -91,6 +99,9 @@ impl Outbox {
     /// The same, if there is any.
     pub(super) fn try_pop(&self) -> Option<(Item, bool)> {
         let mut queue = self.lock();
+        if let Some(word) = queue.front.pop_front() {
+            return Some((word, false));
+        }
         let item = queue.items.pop_front()?;
         match &item {
             Item::Frame(frame) => queue.bytes -= frame.len() + OVERHEAD,
@@ -101,14 +112,15 @@ impl Outbox {
         Some((item, room))
     }
 
-    /// Whether a word of the link waits, be it behind frames.
+    /// Whether a word of a hand-over waits, be it behind frames.
     pub(super) fn is_urgent(&self) -> bool {
-        self.words() > 0
+        self.lock().urgent > 0
     }
 
-    /// Words of the link that wait.
+    /// Words of any kind that wait.
     pub(super) fn words(&self) -> usize {
-        self.lock().urgent
+        let queue = self.lock();
+        queue.front.len() + queue.urgent
     }
 
     /// Bytes that wait.
@@ -121,13 +133,14 @@ impl Outbox {
         let mut queue = self.lock();
         queue.closed = true;
         queue.items.clear();
+        queue.front.clear();
         (queue.bytes, queue.urgent) = (0, 0);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::wire::Role, *};
 
     #[tokio::test]
     async fn frames_are_bounded_and_in_order_with_words() {
@@ -138,9 +151,14 @@ mod tests {
             taken += 1;
         }
         assert_eq!(taken, QUEUE_BYTES / (60_000 + OVERHEAD));
-        assert!(!outbox.is_urgent());
+        // Pings are before them and lift no limit; words of a hand-over are behind them.
+        let role = || Message::Role(Role::TakeOver, "public".parse().unwrap());
         outbox.push(Message::Ping(5));
+        assert!(!outbox.is_urgent());
+        outbox.push(role());
         assert!(outbox.is_urgent());
+        assert_eq!(outbox.words(), 2);
+        assert!(matches!(outbox.pop().await, (Item::Message(Message::Ping(5)), false)));
         let mut told = 0;
         for _ in 0..taken {
             let (item, room) = outbox.pop().await;
@@ -148,8 +166,9 @@ mod tests {
             told += usize::from(room);
         }
         assert_eq!(told, 1, "room is told once");
-        assert!(matches!(outbox.pop().await, (Item::Message(Message::Ping(5)), false)));
-        assert_eq!((outbox.bytes(), outbox.is_urgent()), (0, false));
+        assert!(matches!(outbox.pop().await, (Item::Message(message), false) if message == role()));
+        assert_eq!((outbox.bytes(), outbox.words()), (0, 0));
+        assert!(!outbox.is_urgent());
         // Small ones are bounded too.
         let mut count = 0;
         while outbox.push_frame(Vec::new()) {

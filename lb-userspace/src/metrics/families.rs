@@ -354,7 +354,7 @@ pub(super) static VRRP_SPLIT_BRAINS: Family<1> = Family::new(
     Counter,
     "lbd_vrrp_split_brains_total",
     ["instance"],
-    "Advertisements of another, lesser master that came while this node was master.",
+    "Advertisements of a lesser master that came while this node was master, and seconds in which both were, by the sync link.",
 );
 pub(super) static VRRP_CLAIMS: Family<1> = Family::new(
     Counter,

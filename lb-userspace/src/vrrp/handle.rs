@@ -107,9 +107,10 @@ impl Vrrp {
         self.inbox.send(Request::PeerAlive(alive))
     }
 
-    /// The peer says by another way than VRRP that it is master: a split brain, if this node is master, too.
-    pub fn peer_is_master(&self, name: VrrpName, source: IpAddr) -> Result<(), RequestError> {
-        self.inbox.send(Request::PeerMaster(name, source))
+    /// The peer of that address and priority says by another way than VRRP, and has said for longer than any change of
+    /// master takes, that it is master: a split brain, if this node is master, too.
+    pub fn peer_is_master(&self, name: VrrpName, source: IpAddr, priority: u8) -> Result<(), RequestError> {
+        self.inbox.send(Request::PeerMaster(name, (source, priority)))
     }
 
     /// Another node said that an address is its own.

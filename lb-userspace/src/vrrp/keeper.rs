@@ -5,6 +5,7 @@
 //! thread: its orders are one atomic word for each virtual router, of which the latest counts.
 
 mod lend;
+mod promote;
 
 use super::{
     announce::{Schedule, frames},
@@ -25,7 +26,7 @@ use nix::{
     sys::time::TimeSpec,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     net::{IpAddr, Ipv6Addr},
     sync::{
@@ -193,6 +194,8 @@ pub(super) struct Keeper {
     acquired: Vec<VrrpName>,
     complained: BTreeMap<VrrpName, String>,
     lent: lend::Lent,
+    /// Interfaces whose secondary addresses cannot be kept, which was said.
+    unpromoted: BTreeSet<String>,
 }
 
 impl Keeper {
@@ -222,6 +225,7 @@ impl Keeper {
             acquired: Vec::new(),
             complained: BTreeMap::new(),
             lent: lend::Lent::adopt(addresses),
+            unpromoted: BTreeSet::new(),
         };
         Ok((keeper, waker))
     }
@@ -430,6 +434,7 @@ impl Keeper {
             }
         }
         for (name, index, net) in put_back {
+            self.promote(index);
             match self.requests.add(index, net) {
                 Ok(added) => {
                     if added {
@@ -457,11 +462,18 @@ impl Keeper {
     /// Does what was ordered.
     fn apply_all(&mut self, now: Moment) {
         let routers: Vec<_> = self.kept.values().map(|kept| (Arc::clone(&kept.spec), kept.wish)).collect();
+        // What goes first: where the kernel takes more off with it, that is put on again in this turn.
+        for (spec, wish) in &routers {
+            match wish {
+                Wish::Absent => self.remove_all(spec, &spec.addresses),
+                Wish::Keep if spec.held_by == HeldBy::Dataplane => self.clear_interface(&spec.name),
+                Wish::AsIs | Wish::Keep => {}
+            }
+        }
         for (spec, wish) in routers {
             match wish {
-                Wish::AsIs => {}
-                Wish::Absent => self.remove_all(&spec, &spec.addresses),
-                Wish::Keep if spec.held_by == HeldBy::Dataplane => self.clear_interface(&spec.name),
+                Wish::AsIs | Wish::Absent => {}
+                Wish::Keep if spec.held_by == HeldBy::Dataplane => {}
                 Wish::Keep => {
                     if self.index(&spec.interface).is_none() {
                         self.look_at = now;
@@ -470,6 +482,7 @@ impl Keeper {
                         self.acquired.retain(|name| *name != spec.name);
                         continue;
                     };
+                    self.promote(index);
                     for net in &spec.addresses {
                         match self.requests.add(index, *net) {
                             Ok(_) => {}
@@ -487,6 +500,10 @@ impl Keeper {
 
     fn remove_all(&mut self, spec: &VrrpSpec, addresses: &[IpNet]) {
         let Some(index) = self.index(&spec.interface) else { return };
+        let there = |net: &IpNet| self.addresses.iter().any(|a| a.index == index && a.net == *net);
+        if spec.held_by == HeldBy::Interface || addresses.iter().any(there) {
+            self.promote(index);
+        }
         for net in addresses {
             if let Err(error) = self.requests.remove(index, *net) {
                 self.complain(&spec.name, *net, &error);

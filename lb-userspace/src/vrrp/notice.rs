@@ -30,12 +30,16 @@ pub enum Notice {
     Mismatch { name: VrrpName, source: IpAddr, text: String },
     /// Another master of lower priority was heard.
     SplitBrain { name: VrrpName, source: IpAddr },
+    /// The peer says over the link that it is master, as this node is: neither leaves.
+    BothMasters { name: VrrpName, source: IpAddr },
     /// Another node says that an address is its own which this node holds.
     Claimed { name: VrrpName, claim: Claim },
     /// The dataplane could not be told of the addresses.
     Lend(String),
     /// Somebody had removed an address.
     PutBack { name: VrrpName, address: IpAddr },
+    /// The kernel would take the other virtual addresses of a network off with the first one: whether it was told not to.
+    Promoted { interface: String, error: Option<String> },
     /// An address could not be changed.
     Address { name: VrrpName, text: String },
     /// An advertisement could not be sent.
@@ -105,6 +109,12 @@ impl Notice {
             Self::SplitBrain { name, source } => {
                 tracing::warn!(instance = %name, %source, "vrrp: another node was master too; it is told to leave");
             }
+            Self::BothMasters { name, source } => tracing::error!(
+                instance = %name,
+                peer = %source,
+                "vrrp: both nodes are master: the sync link is up, but their advertisements (IP protocol 112) do not get \
+                 through; look for a packet filter between them"
+            ),
             Self::Claimed { name, claim } => {
                 tracing::warn!(instance = %name, %claim, "another node answers for a virtual address of this one");
             }
@@ -115,6 +125,17 @@ impl Notice {
             Self::PutBack { name, address } => {
                 tracing::warn!(instance = %name, %address, "somebody removed a virtual address; it is put back");
             }
+            Self::Promoted { interface, error: None } => tracing::info!(
+                interface,
+                "vrrp: net.ipv4.conf.{interface}.promote_secondaries is 1 now: addresses of a network no longer go with its \
+                 first one"
+            ),
+            Self::Promoted { interface, error: Some(error) } => tracing::warn!(
+                interface,
+                error,
+                "vrrp: net.ipv4.conf.{interface}.promote_secondaries cannot be set to 1: with the first virtual address of \
+                 a network the kernel takes the others off; they are put on again at once"
+            ),
             Self::Address { name, text } => {
                 tracing::error!(instance = %name, text, "cannot change a virtual address");
             }

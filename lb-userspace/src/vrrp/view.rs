@@ -40,6 +40,8 @@ pub struct RouterView {
     pub counters: Arc<Counters>,
     /// Until when the dataplane answers without the daemon.
     pub lease: Option<LeaseWord>,
+    /// Whom a master's advertisements cannot be sent to, and why.
+    pub unsent: Option<String>,
 }
 
 impl RouterView {

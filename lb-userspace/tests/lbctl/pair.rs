@@ -59,6 +59,7 @@ fn public() -> PairView {
         address_claims: 0,
         held_by: "interface".to_owned(),
         lease: 3.0,
+        warnings: Vec::new(),
         transitions: [("backup".to_owned(), 1), ("master".to_owned(), 1)].into(),
     }
 }

@@ -167,17 +167,14 @@ fn reason(name: &str) -> &'static str {
             "VRRP has no authentication any more (RFC 9568 section 9): both nodes of the pair must be lbd, or the other go without it"
         }
         "virtual_ipaddress_excluded" => {
-            "lbd announces every address that it has: add them to addresses, up to 20 of a kind"
+            "lbd announces every address that it has: add them to addresses, up to 80 of each family"
         }
         "virtual_routes" | "virtual_rules" => "lbd sets addresses only, no routes and rules",
-        "notify"
-        | "notify_master"
-        | "notify_backup"
-        | "notify_fault"
-        | "notify_stop"
-        | "notify_deleted"
-        | "notify_master_rx_lower_pri" => {
+        "notify" | "notify_master" | "notify_backup" | "notify_fault" | "notify_stop" | "notify_deleted" => {
             "write the command as a [[notify]], which is told of every change of every instance"
+        }
+        "notify_master_rx_lower_pri" => {
+            "write the command as a [[notify]], which is told of another master as PAIR from master to master"
         }
         "smtp_alert" => "lbd sends no mail: have an alert made from its metrics",
         "lvs_sync_daemon_interface" | "lvs_sync_daemon_inteface" => NO_SYNC_DAEMON,

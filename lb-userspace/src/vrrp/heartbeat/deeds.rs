@@ -10,10 +10,17 @@ use super::{
         wake::clock,
     },
     Heartbeat, NOTICE_PERIOD,
-    router::send,
+    router::{Sent, send},
 };
 use crate::link::wire::Role;
-use std::{net::IpAddr, sync::atomic::Ordering::Relaxed, time::SystemTime};
+use std::{
+    net::IpAddr,
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, SystemTime},
+};
+
+/// One notice of advertisements that cannot be sent in this time.
+const UNSENT_PERIOD: Duration = Duration::from_secs(60);
 
 impl Heartbeat {
     pub(super) fn step(&mut self, at: usize, event: Event, now: Moment) {
@@ -111,22 +118,26 @@ impl Heartbeat {
     pub(super) fn send(&mut self, at: usize, priority: u8) {
         let router = &self.routers[at];
         let Some(interface) = self.interfaces.get(&router.spec.interface) else { return };
-        let result = send(router, interface, priority);
+        let Sent { reached, failed } = send(router, interface, priority);
         let router = &mut self.routers[at];
         let counter = if priority == 0 { &router.counters.sent_zero } else { &router.counters.sent };
         counter.fetch_add(1, Relaxed);
-        match result {
-            Ok(()) => {
-                router.send_failed = false;
-                if priority > 0 && router.machine.phase() == Phase::Master {
-                    self.renew(at, clock());
-                }
-            }
-            Err(text) if !router.send_failed => {
-                router.send_failed = true;
-                self.notices.send(Notice::Send { name: router.spec.name.clone(), text });
-            }
-            Err(_) => {}
+        // Who hears it, in either family, stays backup: a destination that cannot be sent to takes nobody's right to answer.
+        if reached && priority > 0 && router.machine.phase() == Phase::Master {
+            self.renew(at, clock());
+        }
+        self.note_unsent(at, failed);
+    }
+
+    fn note_unsent(&mut self, at: usize, failed: Option<String>) {
+        let router = &mut self.routers[at];
+        self.changed |= router.unsent != failed;
+        router.unsent = failed;
+        let Some(text) = &router.unsent else { return };
+        let now = clock();
+        if router.unsent_told.is_none_or(|told| now.since(told) >= UNSENT_PERIOD) {
+            router.unsent_told = Some(now);
+            self.notices.send(Notice::Send { name: router.spec.name.clone(), text: text.clone() });
         }
     }
 }

@@ -54,10 +54,17 @@ impl Heartbeat {
         }
     }
 
-    pub(super) fn peer_is_master(&mut self, name: &VrrpName, source: IpAddr, now: Moment) {
-        let at = self.masters().find(|at| self.routers[*at].spec.name == *name);
-        if let Some(at) = at {
-            self.split_brain(at, source, now);
+    /// Seen over the link: the advertisements of one or both do not get through, and VRRP cannot settle it.
+    pub(super) fn peer_is_master(&mut self, name: &VrrpName, (source, priority): (IpAddr, u8), now: Moment) {
+        let Some(at) = self.masters().find(|at| self.routers[*at].spec.name == *name) else { return };
+        let router = &mut self.routers[at];
+        router.counters.split_brains.fetch_add(1, Relaxed);
+        if router.split_told.is_none_or(|told| now.since(told) >= NOTICE_PERIOD) {
+            router.split_told = Some(now);
+            self.notices.send(Notice::BothMasters { name: router.spec.name.clone(), source });
+        }
+        // Of two that answer, hosts had better believe the same one.
+        if router.machine.priority() > priority {
             self.say(at, Wish::Keep);
         }
     }

@@ -40,7 +40,9 @@ pub(super) struct Router {
     pub(super) counters: Arc<Counters>,
     /// What was last said of the peer's configuration.
     pub(super) mismatch: Option<String>,
-    pub(super) send_failed: bool,
+    /// Whom the last advertisement could not be sent to, and why.
+    pub(super) unsent: Option<String>,
+    pub(super) unsent_told: Option<Moment>,
     pub(super) split_told: Option<Moment>,
     /// They are told when it is no longer master.
     pub(super) handed: Vec<Handed>,
@@ -62,7 +64,8 @@ impl Router {
             cause: Cause::Stopped,
             counters: Arc::default(),
             mismatch: None,
-            send_failed: false,
+            unsent: None,
+            unsent_told: None,
             split_told: None,
             handed: Vec::new(),
             claim_told: None,
@@ -108,15 +111,25 @@ impl Router {
             own: own(interfaces.get(&self.spec.interface)),
             counters: Arc::clone(&self.counters),
             lease: self.order.lease().cloned(),
+            unsent: self.unsent.clone().filter(|_| phase == Phase::Master),
         }
     }
 }
 
+/// What became of an advertisement.
+#[derive(Debug, Default)]
+pub(super) struct Sent {
+    /// It went out to somebody, in some family.
+    pub reached: bool,
+    /// To whom it did not, and why.
+    pub failed: Option<String>,
+}
+
 /// One advertisement of each family to everybody.
-pub(super) fn send(router: &Router, interface: &Interface, priority: u8) -> Result<(), String> {
+pub(super) fn send(router: &Router, interface: &Interface, priority: u8) -> Sent {
     let spec = &router.spec;
     let form = if spec.pseudo_header { ChecksumForm::Pseudo } else { ChecksumForm::Plain };
-    let mut result = Ok(());
+    let (mut reached, mut failed) = (false, Vec::new());
     for family in spec.families() {
         let advert = Advert {
             version: spec.version,
@@ -131,10 +144,11 @@ pub(super) fn send(router: &Router, interface: &Interface, priority: u8) -> Resu
                 continue;
             };
             let bytes = advert.encode(form, source, destination);
-            if let Err(error) = port.send(source, destination, &bytes) {
-                result = Err(format!("to {destination}: {error}"));
+            match port.send(source, destination, &bytes) {
+                Ok(()) => reached = true,
+                Err(error) => failed.push(format!("to {destination}: {error}")),
             }
         }
     }
-    result
+    Sent { reached, failed: (!failed.is_empty()).then(|| failed.join("; ")) }
 }

@@ -60,7 +60,8 @@ pub(in super::super) enum Request {
     LeaveAll(mpsc::SyncSender<()>),
     /// See [`super::super::Vrrp::peer_alive`].
     PeerAlive(bool),
-    PeerMaster(VrrpName, IpAddr),
+    /// With the peer's address on the link, and its priority.
+    PeerMaster(VrrpName, (IpAddr, u8)),
     Claimed(Claim),
     Stop,
 }
@@ -137,7 +138,7 @@ impl Heartbeat {
                 let _ = reply.send(self.hold(name, on, now));
             }
             Request::PeerAlive(alive) => self.peer_alive(alive, now),
-            Request::PeerMaster(name, source) => self.peer_is_master(&name, source, now),
+            Request::PeerMaster(name, peer) => self.peer_is_master(&name, peer, now),
             Request::Claimed(claim) => self.claimed(claim, now),
             Request::Stop => {
                 for at in 0..self.routers.len() {
