@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lb_userspace::control::api::{ChangeView, ConfigView, DropView, ExplainView, ServiceView, StatusView};
@@ -386,6 +386,22 @@ impl<'t> Balancer<'t> {
         let (out, err) = (text(&output.stdout), text(&output.stderr));
         assert!(output.status.success(), "lbctl {}: {}\n{out}{err}", arguments.join(" "), output.status);
         out
+    }
+
+    /// Hands an instance over as soon as the peer has what it needs for it; what lbctl said of why not, where it cannot.
+    pub fn hand_over(&self, instance: &str) -> std::result::Result<(), String> {
+        let begun = Instant::now();
+        loop {
+            let output = self.lbctl_output(&["pair", "failover", instance]);
+            let said = text(&output.stderr);
+            if output.status.success() {
+                return Ok(());
+            }
+            if !said.contains("try again in a moment") || begun.elapsed() > START {
+                return Err(said);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// `lbctl -o json` with these arguments, read into the API's types.

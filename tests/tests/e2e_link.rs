@@ -136,7 +136,7 @@ fn a_planned_change_of_master_costs_nothing() -> Result<()> {
     for _ in 0..RUNS {
         // By the operator, and back by the end of it.
         failovers.push(watch(&topology, || {
-            one.lbctl(&["pair", "failover", "public"]);
+            one.hand_over("public").expect("a hand-over");
             assert_eq!(pair(&one).state, "backup", "the answer comes when it is done");
             wait_for_state(&two, "master")
         })?);

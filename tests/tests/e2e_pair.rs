@@ -170,11 +170,11 @@ fn two_masters_that_do_not_hear_each_other_know_by_the_link() -> Result<()> {
     wait_for_state(&two, "backup")?;
     wait_for_peer(&two, "master")?;
     // What is agreed is no split brain, though both are master for a moment.
-    one.lbctl(&["pair", "failover", "public"]);
+    one.hand_over("public").expect("a hand-over");
     wait_for_state(&two, "master")?;
     wait_for_state(&one, "backup")?;
     wait_for_peer(&one, "master")?;
-    two.lbctl(&["pair", "failover", "public"]);
+    two.hand_over("public").expect("a hand-over");
     wait_for_state(&one, "master")?;
     wait_for_state(&two, "backup")?;
 

@@ -129,7 +129,7 @@ fn an_owner_that_handed_over_stays_backup() -> Result<()> {
     wait_for(&one, "master")?;
     let two = Balancer::start(&topology, node(&topology, 1, 100, ""))?;
     wait_for_pair(&one, &two)?;
-    one.lbctl(&["pair", "failover", "public"]);
+    one.hand_over("public").expect("a hand-over");
     wait_for(&two, "master")?;
     stays(&one, "backup");
     stays(&two, "master");

@@ -111,7 +111,7 @@ impl Pair<'_> {
         if self.taken_back(from) {
             return Ok(());
         }
-        self.nodes[from].lbctl(&["pair", "failover", "public"]);
+        self.nodes[from].hand_over("public").expect("a hand-over");
         self.wait_for(1 - from, "master")?;
         self.wait_for(from, "backup")
     }

@@ -192,7 +192,7 @@ fn survives(forward: &'static str, scheduler: &str) -> Result<()> {
     wait_for_state(&one, "left", "master")?;
     wait_for_state(&two, "left", "backup")?;
     goes_on(&crowd, 3, "after its return");
-    one.lbctl(&["pair", "failover", "left"]);
+    one.hand_over("left").expect("a hand-over");
     wait_for_state(&two, "left", "master")?;
     goes_on(&crowd, 3, "after a hand-over");
     let report = crowd.leave();

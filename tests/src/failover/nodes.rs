@@ -236,15 +236,11 @@ impl Pair for Lbd<'_> {
     }
 
     fn hand_over(&self, node: usize) -> Result<bool> {
-        let output = self.nodes[node].lbctl_output(&["pair", "failover", INSTANCE]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let cannot = ["is backup, not master", "nobody would take it"];
-        if output.status.success() || cannot.iter().any(|why| said.contains(why)) {
-            return Ok(output.status.success());
+        match self.nodes[node].hand_over(INSTANCE) {
+            Ok(()) => Ok(true),
+            Err(said) if said.contains("is backup, not master") => Ok(false),
+            Err(said) => Err(Error::Refused(said)),
         }
-        let command = format!("lbctl pair failover {INSTANCE}");
-        let ns = self.topology.lb[node].ns.name().to_owned();
-        Err(Error::Failed { ns, command, status: output.status, output: said })
     }
 
     fn is_settled(&self) -> bool {

@@ -420,7 +420,12 @@ pub fn weigh(site: &Site, line: &str) -> Result<()> {
 
 fn hand_over(site: &Site, from: &str, to: &str) -> Result<()> {
     for instance in ["public-b", "db"] {
-        site.host(from)?.call(&["lbctl", "pair", "failover", instance])?;
+        // A balancer that has just come back takes nothing over until it has the other one's state.
+        wait_for(&format!("{instance} to be handed over"), PATIENCE, || {
+            site.host(from)
+                .and_then(|host| host.call(&["lbctl", "pair", "failover", instance]))
+                .map_err(|error| format!("{error:#}"))
+        })?;
     }
     wait_for(&format!("the addresses on {to}"), PATIENCE, || {
         let masters = site.masters(to).map_err(|e| format!("{e:#}"))?;

@@ -59,6 +59,8 @@ pub enum Error {
     Failed { ns: String, command: String, status: ExitStatus, output: String },
     #[error("waited {waited:?} in vain: {what}")]
     Timeout { what: String, waited: Duration },
+    #[error("lbctl refused: {0}")]
+    Refused(String),
     #[error("ping of {target} from {ns}: {source}")]
     Ping { ns: String, target: IpAddr, source: io::Error },
     #[error("{ns}: cannot listen on {address}: {source}")]
