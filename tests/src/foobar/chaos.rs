@@ -424,6 +424,7 @@ fn hand_over(site: &Site, from: &str, to: &str) -> Result<()> {
         wait_for(&format!("{instance} to be handed over"), PATIENCE, || {
             site.host(from)
                 .and_then(|host| host.call(&["lbctl", "pair", "failover", instance]))
+                .map(drop)
                 .map_err(|error| format!("{error:#}"))
         })?;
     }
