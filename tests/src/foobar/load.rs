@@ -485,3 +485,58 @@ impl Connection {
         Ok(answer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use nix::sys::socket::{setsockopt, sockopt};
+
+    use super::*;
+
+    /// A kept connection, and the server's end of it.
+    fn pair() -> (Connection, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(address).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        let name = rustls::pki_types::ServerName::try_from(SITE).unwrap();
+        let session = ClientConnection::new(Arc::new(config), name).unwrap();
+        let stream = BufReader::new(StreamOwned::new(session, stream));
+        (Connection { stream, address, begun: 7, server: String::new() }, server)
+    }
+
+    fn becomes(connection: &Connection, wanted: impl Fn(&Kept) -> bool) -> bool {
+        (0..100).any(|_| {
+            thread::sleep(Duration::from_millis(10));
+            wanted(&connection.kept())
+        })
+    }
+
+    #[test]
+    fn an_orderly_end_is_told_from_a_lost_connection() {
+        let (connection, server) = pair();
+        assert!(matches!(connection.kept(), Kept::Open));
+        drop(server);
+        assert!(becomes(&connection, |kept| matches!(kept, Kept::Ended)));
+        let (connection, server) = pair();
+        // Closing then sends a RST.
+        setsockopt(&server, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
+        drop(server);
+        assert!(becomes(&connection, |kept| matches!(kept, Kept::Lost)));
+    }
+
+    #[test]
+    fn a_request_tells_when_the_first_lost_connection_was_begun() {
+        let mut trouble = Trouble::default();
+        trouble.lost(7);
+        trouble.lost(9);
+        assert_eq!((trouble.retried, trouble.given_up, trouble.reopened), (2, 7, 0));
+    }
+}
