@@ -260,7 +260,7 @@ fn one_family_that_cannot_be_checked_does_not_hide_the_other() -> Result<()> {
     require!(Need::Root, Need::Tool("ip"), Need::Path("/dev/net/tun"));
     let topology = Topology::new(&Shape { backends: 2, ..Shape::default() })?;
     let _servers = web_servers(&topology, 0)?;
-    topology.lb[0].ns.ip("-6 addr flush dev eth0\n")?;
+    topology.lb[0].ns.exec("ip", &["-6", "addr", "flush", "dev", "eth0"])?;
     let play = Play::begin(&topology, &Stage::of("dsr", false))?;
     play.both_up();
     let (web2, v4) = (&topology.backends[1], topology.vip4());
