@@ -96,7 +96,10 @@ fn udp_hears_routers_that_know_no_way() -> Result<()> {
     for address in ["10.7.1.9:53", "[2001:db8:7:1::9]:53"] {
         let result = host.check_at(&udp(None), address.parse().expect("an address"), LONG);
         let failure = result.expect_err("nobody is there");
-        assert!(!failure.is_local() && failure.to_string().contains("cannot be reached"), "{address}: {failure}");
+        assert!(
+            !failure.is_local() && failure.to_string().contains("cannot be reached"),
+            "{address}: {failure}"
+        );
     }
     Ok(())
 }
