@@ -10,7 +10,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::Path,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime},
 };
 
 const FILE: &str = "names.json";
@@ -38,14 +38,12 @@ pub(super) fn remembered(state_dir: &Path) -> Names {
         Ok(kept) => Names { answers: Answers::remembered(kept), ..Names::default() },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Names::default(),
         Err(error) => {
-            let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            let aside = path.with_extension(format!("json.corrupt-{seconds}"));
-            let moved = fs::rename(&path, &aside)
-                .map_or_else(|error| error.to_string(), |()| aside.display().to_string());
-            tracing::warn!(
-                file = %path.display(), %error, moved,
-                "the last answers of DNS cannot be read; the file was moved aside, and they are asked again"
-            );
+            let file = path.display();
+            tracing::warn!(%file, %error, "the last answers of DNS cannot be read; they are asked again");
+            match state::set_aside(&path, SystemTime::now()) {
+                Ok(to) => tracing::warn!(%file, to = %to.display(), "the file was moved aside"),
+                Err(error) => tracing::warn!(%file, %error, "the file could not be moved aside"),
+            }
             Names::default()
         }
     }

@@ -31,4 +31,4 @@ pub use hold::{Hold, Holds};
 pub use names::{Answers, queries};
 pub use record::{Part, Record};
 pub use save::{SaveError, Saved, save};
-pub use store::{Loaded, Outcome, StateDir, StateError};
+pub use store::{Loaded, Outcome, StateDir, StateError, set_aside};

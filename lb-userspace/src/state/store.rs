@@ -147,7 +147,7 @@ impl StateDir {
         };
         match decoded {
             Ok(changes) => Ok(Loaded { changes, outcome: Outcome::Read }),
-            Err(why) => match self.set_aside(now) {
+            Err(why) => match set_aside(&path, now) {
                 Ok(moved_to) => {
                     let outcome = Outcome::SetAside { file: path, moved_to, why };
                     // No revision that somebody remembers may come again; there is no change a second for decades.
@@ -157,21 +157,6 @@ impl StateDir {
                 Err(source) => Err(StateError::SetAside { path, why, source }),
             },
         }
-    }
-
-    /// Moves the file to a name that nothing has yet.
-    fn set_aside(&self, now: SystemTime) -> io::Result<PathBuf> {
-        let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let name = |i: u32| match i {
-            0 => format!("{FILE}.corrupt-{seconds}"),
-            i => format!("{FILE}.corrupt-{seconds}-{i}"),
-        };
-        // One daemon owns the directory, so that nobody takes the name in between.
-        let free = (0..).map(|i| self.path.join(name(i))).find(|to| fs::symlink_metadata(to).is_err());
-        let to = free.ok_or(io::ErrorKind::AlreadyExists)?;
-        fs::rename(self.file(), &to)?;
-        sync_directory(&self.path)?;
-        Ok(to)
     }
 
     /// Replaces the file: after a crash at any moment it holds either the old changes or the new.
@@ -223,6 +208,25 @@ fn write_new(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io
     file.set_permissions(Permissions::from_mode(0o640))?;
     write(&mut file)?;
     file.sync_all()
+}
+
+/// Moves a file of the directory to a name that nothing has yet, and says which.
+pub fn set_aside(file: &Path, now: SystemTime) -> io::Result<PathBuf> {
+    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let name = |i: u32| {
+        let mut name = file.as_os_str().to_owned();
+        name.push(match i {
+            0 => format!(".corrupt-{seconds}"),
+            i => format!(".corrupt-{seconds}-{i}"),
+        });
+        PathBuf::from(name)
+    };
+    // One daemon owns the directory, so that nobody takes the name in between.
+    let free = (0..).map(name).find(|to| fs::symlink_metadata(to).is_err());
+    let to = free.ok_or(io::ErrorKind::AlreadyExists)?;
+    fs::rename(file, &to)?;
+    sync_directory(file.parent().unwrap_or(Path::new("/")))?;
+    Ok(to)
 }
 
 /// Makes a rename last.
