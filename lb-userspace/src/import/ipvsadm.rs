@@ -141,7 +141,7 @@ pub(super) const UNWEIGHTED: &str =
 
 /// Whether a scheduler of IPVS looks at weights other than 0.
 pub(super) fn heeds_weights(name: &str) -> bool {
-    !matches!(name, "rr" | "lc" | "nq")
+    !matches!(name, "rr" | "lc")
 }
 
 /// The scheduler of lbd for one of IPVS, and what is different about it; `with_port`: of those that hash, over the source
